@@ -1,0 +1,1 @@
+"""The key process: PSKs, Diffie-Hellman, SKEYID, KEYMAT, and the rules for their use."""

@@ -1,0 +1,102 @@
+"""What the monitor needs of whoever carries ESP: the kernel's XFRM or the userspace ESP process.
+
+Both stand behind the same few verbs, so that `service.py` decides and never cares who executes.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from privsep.algorithms import ChildSuite
+from privsep.errors import PrivsepError
+from privsep.tasks import Future
+from privsep.types import Endpoint, Mode, Spi, TrafficSelector
+
+REPLAY_WINDOW = 64
+"""Packets; RFC 4303 section 3.4.3 asks for 32 at least and prefers 64."""
+
+
+class DataplaneError(PrivsepError):
+    """The kernel or the ESP process refused. The text has no keys."""
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class Policy:
+    """Traffic of one child that must be protected. `number` (the kernel's reqid) ties SAs to it; 1 to 65535."""
+
+    number: int
+    mode: Mode
+    local: Endpoint
+    remote: Endpoint
+    local_ts: tuple[TrafficSelector, ...]
+    remote_ts: tuple[TrafficSelector, ...]
+
+
+@dataclass(slots=True, frozen=True, kw_only=True, repr=False)
+class Pair:
+    """The two SAs of a child. Has no repr: it holds keys. Encryption keys end with the salt (RFC 4106 section 8.1)."""
+
+    policy: Policy
+    """Its `number` and `mode`; `local_ts`/`remote_ts` below are what was negotiated."""
+    spi_in: Spi
+    spi_out: Spi
+    suite: ChildSuite
+    encryption_in: bytes
+    integrity_in: bytes
+    encryption_out: bytes
+    integrity_out: bytes
+    local: Endpoint
+    remote: Endpoint
+    encap: bool
+    local_ts: tuple[TrafficSelector, ...]
+    remote_ts: tuple[TrafficSelector, ...]
+    lifetime: int
+    """Seconds until the data plane itself ends it, whatever the worker does."""
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class Traffic:
+    """Counters of a pair since it was installed."""
+
+    bytes_in: int
+    bytes_out: int
+    packets_in: int
+    packets_out: int
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class Events:
+    """What a data plane reports."""
+
+    acquired: Callable[[int], None]
+    """A packet matched the policy of that number and found no SA."""
+    expired: Callable[[Spi, bool], None]
+    """(inbound SPI, hard): a lifetime ended; after a hard one the pair is gone."""
+
+
+class Dataplane(Protocol):
+    """Futures resolve with None or raise DataplaneError."""
+
+    name: str
+    """"kernel" or "userspace"."""
+
+    def allocate_spi(self, local: Endpoint, remote: Endpoint) -> Spi:
+        """Reserve an inbound SPI; DataplaneError if there is none."""
+
+    def release_spi(self, spi: Spi, local: Endpoint, remote: Endpoint) -> None:
+        """Give an allocated SPI that was not installed back."""
+
+    def add_policy(self, policy: Policy) -> Future[None]:
+        """From now on the policy's traffic goes protected or not at all."""
+
+    def remove_policy(self, policy: Policy) -> Future[None]:
+        """Only at the end of the daemon, or when the child leaves the configuration."""
+
+    def install(self, pair: Pair) -> Future[None]:
+        """Both SAs or none. Never replaces an existing outbound SA."""
+
+    def remove(self, pair: Pair) -> Future[None]:
+        """Both SAs; harmless when they are gone. The policy stays."""
+
+    def traffic(self, pair: Pair) -> Future[Traffic]:
+        """Counters; DataplaneError when the pair is gone."""

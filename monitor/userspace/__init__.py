@@ -1,0 +1,1 @@
+"""ESP without a kernel that has it: a process of its own, under its own uid."""

@@ -1,0 +1,1 @@
+"""The kernel data plane: XFRM over netlink."""

@@ -1,0 +1,1 @@
+"""The privsep-ike command (CONTRACT: command line)."""

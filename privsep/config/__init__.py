@@ -1,0 +1,1 @@
+"""gateway.toml: the model and its loader."""

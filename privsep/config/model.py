@@ -1,0 +1,131 @@
+"""The configuration as values. The loader makes them from TOML; nothing here can hold a secret.
+
+Every process reads the same bytes of gateway.toml and builds this whole model; each then uses its slice (the monitor
+selectors and addresses, the worker proposals and timers, keyd identities and authentication).
+"""
+
+import ipaddress
+from dataclasses import dataclass
+from enum import Enum
+
+from privsep.algorithms import ChildSuite, IkeSuite
+from privsep.types import Address, Auth, Identity, Mode, Network, TrafficSelector
+
+
+class DataplaneChoice(Enum):
+    """`gateway.dataplane`: who carries ESP."""
+
+    AUTO = "auto"
+    KERNEL = "kernel"
+    USERSPACE = "userspace"
+
+
+class Encap(Enum):
+    """`connection.encap`: UDP encapsulation when NAT is seen, always, or never (RFC 3948)."""
+
+    AUTO = "auto"
+    FORCE = "force"
+    OFF = "off"
+
+
+class Start(Enum):
+    """`child.start`: negotiate at once, on the first packet, or when the peer or the operator asks."""
+
+    UP = "up"
+    TRAP = "trap"
+    WAIT = "wait"
+
+
+class Layer(Enum):
+    """Sandbox steps that `gateway.absent` may name as missing on this machine; every other step is mandatory."""
+
+    LANDLOCK = "landlock"
+    MLOCK = "mlock"
+    NETNS = "netns"
+
+
+@dataclass(slots=True, frozen=True)
+class RemoteAny:
+    """`remote = "any"`."""
+
+
+Remote = Address | Network | RemoteAny
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class Users:
+    """The unprivileged users, resolved: numeric uids; the gid of each is the same number's or user's primary gid."""
+
+    worker: tuple[int, int]
+    keyd: tuple[int, int]
+    userspace: tuple[int, int]
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class Child:
+    """`[connection.NAME.child.NAME]`. `lifetime` in seconds."""
+
+    name: str
+    local_ts: tuple[TrafficSelector, ...]
+    remote_ts: tuple[TrafficSelector, ...]
+    mode: Mode
+    suites: tuple[ChildSuite, ...]
+    lifetime: int
+    start: Start
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class Connection:
+    """`[connection.NAME]`. `lifetime` in seconds; `local` is None where any of our addresses will do."""
+
+    name: str
+    local: Address | None
+    remote: Remote
+    local_id: Identity
+    remote_id: Identity | None
+    """None accepts any identity that the secret proves."""
+    auth: Auth
+    suites: tuple[IkeSuite, ...]
+    lifetime: int
+    encap: Encap
+    children: tuple[Child, ...]
+
+    def child(self, name: str) -> Child | None:
+        """The child of that name, or None."""
+        return next((child for child in self.children if child.name == name), None)
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class Gateway:
+    """The whole of gateway.toml."""
+
+    listen: tuple[Address, ...]
+    """Empty: all addresses, IPv4 and IPv6."""
+    dataplane: DataplaneChoice
+    users: Users
+    absent: frozenset[Layer]
+    connections: tuple[Connection, ...]
+
+    def connection(self, name: str) -> Connection | None:
+        """The connection of that name, or None."""
+        return next((connection for connection in self.connections if connection.name == name), None)
+
+    def candidates(self, local: Address, remote: Address) -> tuple[Connection, ...]:
+        """Connections that two addresses may belong to, the most specific first (exact remote, longest prefix, any)."""
+        found = [
+            (specificity, connection)
+            for connection in self.connections
+            if connection.local in (None, local) and (specificity := _specificity(connection.remote, remote)) >= 0
+        ]
+        return tuple(connection for _, connection in sorted(found, key=lambda pair: -pair[0]))
+
+
+def _specificity(configured: Remote, actual: Address) -> int:
+    """Longer is more specific: 129 an exact address, 1 to 128 a prefix, 0 any; -1 no match."""
+    match configured:
+        case RemoteAny():
+            return 0
+        case ipaddress.IPv4Network() | ipaddress.IPv6Network():
+            return configured.prefixlen if configured.version == actual.version and actual in configured else -1
+        case _:
+            return 129 if configured == actual else -1

@@ -1,0 +1,1 @@
+"""Confinement steps, each applied or fatal."""

@@ -1,0 +1,96 @@
+"""What the monitor tells the userspace ESP process, and what that reports back."""
+
+from dataclasses import dataclass
+
+from privsep.algorithms import ChildSuite
+from privsep.schema.codec import U16, U63, SpiField, Table
+from privsep.schema.install import Selectors
+from privsep.schema.keymat import Key
+from privsep.types import Endpoint, Mode
+
+
+@dataclass(slots=True, frozen=True, kw_only=True, repr=False)
+class AddPair:
+    """Both SAs of one child (RFC 4303). Has no repr: it holds keys. Answer: Ok or Failed."""
+
+    spi_in: SpiField
+    spi_out: SpiField
+    suite: ChildSuite
+    mode: Mode
+    policy: U16
+    """Which policy (the number given with AddPolicy) the pair serves; a newer pair of a policy sends in place of an older."""
+    encryption_in: Key
+    integrity_in: Key
+    encryption_out: Key
+    integrity_out: Key
+    local: Endpoint
+    remote: Endpoint
+    encap: bool
+    local_ts: Selectors
+    remote_ts: Selectors
+    replay_window: U16
+    lifetime_s: U63
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class RemovePair:
+    """Answer: Ok, also when there is no such pair."""
+
+    spi_in: SpiField
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class AddPolicy:
+    """Packets between these selectors need an SA; without one they are dropped and reported once in a while. Answer: Ok."""
+
+    policy: U16
+    local_ts: Selectors
+    remote_ts: Selectors
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class ReadCounters:
+    """Answer: Counters."""
+
+    spi_in: SpiField
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class Ok:
+    """The request took effect."""
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class Failed:
+    """The request did not take effect (an SPI exists already, a key of wrong length, an unknown policy)."""
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class Counters:
+    """Traffic of one pair since it was added; octets are of the inner packets."""
+
+    bytes_in: U63
+    bytes_out: U63
+    packets_in: U63
+    packets_out: U63
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class Trapped:
+    """Event: a packet matched a policy that has no SA. Sequence 0."""
+
+    policy: U16
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class PairExpired:
+    """Event: lifetime or sequence numbers ended (RFC 4303 section 3.3.3); the pair is removed. Sequence 0."""
+
+    spi_in: SpiField
+
+
+Request = AddPair | RemovePair | AddPolicy | ReadCounters
+Reply = Ok | Failed | Counters | Trapped | PairExpired
+
+REQUESTS: Table[Request] = Table({1: AddPair, 2: RemovePair, 3: AddPolicy, 4: ReadCounters})
+REPLIES: Table[Reply] = Table({1: Ok, 2: Failed, 3: Counters, 4: Trapped, 5: PairExpired})

@@ -1,0 +1,333 @@
+"""What the worker may ask keyd, and what keyd answers: the whole of it.
+
+No operation returns a key, a prf output or a signature over octets of the caller's choosing. Phase 2 plaintext is
+handed out only after its HASH was verified, and HASH, nonce and KE payloads of ours are made in keyd (RFC 2409
+section 5.5), so that the worker can compose neither.
+
+Main Mode (RFC 2409 section 5.4), where `seal`/`open` of the authentication messages obey the order of the role::
+
+    initiator: IkeOffer -> IkeAgree -> AuthSeal -> AuthOpen
+    responder: IkeAnswer            -> AuthOpen -> AuthSeal
+
+Quick Mode, one handle for each message id::
+
+    initiator: QuickOffer -> QuickFinish -> QuickAccept
+    responder: QuickOpen  -> QuickAnswer -> QuickConfirm
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Annotated
+
+from privsep.algorithms import ChildSuite, Group, IkeSuite
+from privsep.schema.codec import (
+    U8,
+    U32,
+    Blob,
+    CookieField,
+    Handle,
+    Length,
+    Name,
+    NonceField,
+    PublicValue,
+    SpiField,
+    Table,
+)
+from privsep.types import Address, Identity
+
+
+class Refusal(Enum):
+    """Why keyd says no without anybody being at fault in our house. A request out of order gets no answer: keyd ends."""
+
+    NO_CONNECTION = "no connection is configured for these addresses with this proposal"
+    NO_SECRET = "no pre-shared key is configured for this peer"
+    BAD_PUBLIC_VALUE = "the peer's public value is not in the group"
+    AUTHENTICATION_FAILED = "the peer's message does not decrypt or its HASH is wrong"
+    UNKNOWN_IDENTITY = "the peer proved an identity that no connection accepts"
+    BAD_HASH = "the message does not decrypt or its HASH is wrong"
+    REUSED_MESSAGE_ID = "the message id was used before"
+    BAD_PROPOSAL = "the suite is not among the connection's proposals"
+    EXPIRED = "the IKE SA is past its lifetime"
+    QUOTA = "too many handles are open"
+    UNKNOWN_HANDLE = "the handle is not known any more"
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class IkeOffer:
+    """Main Mode initiator, after message 2 chose the suite: make our KE and Ni. Answer: IkeKeys."""
+
+    connection: Name
+    suite: IkeSuite
+    cky_i: CookieField
+    cky_r: CookieField
+    sai_b: Blob
+    local: Address
+    remote: Address
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class IkeAgree:
+    """Main Mode initiator, message 4: the peer's KE and Nr; derives SKEYID (RFC 2409 section 5). Answer: Done."""
+
+    ike: Handle
+    ke: PublicValue
+    nonce: NonceField
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class IkeAnswer:
+    """Main Mode responder, message 3: the peer's KE and Ni; makes ours, derives SKEYID. Answer: IkeKeys.
+
+    keyd takes the most specific connection of the address pair whose proposals hold the suite; its PSK is used.
+    """
+
+    suite: IkeSuite
+    cky_i: CookieField
+    cky_r: CookieField
+    sai_b: Blob
+    local: Address
+    remote: Address
+    ke: PublicValue
+    nonce: NonceField
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class AuthSeal:
+    """Our identity and HASH, sealed: keyd composes both, then appends the chain `payloads`. Answer: Sealed."""
+
+    ike: Handle
+    next_payload: U8
+    """Type of the first payload of `payloads`; 0 with an empty chain."""
+    payloads: Blob
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class AuthOpen:
+    """The peer's identity and HASH: decrypted, verified, the most specific connection selected. Answer: Authenticated."""
+
+    ike: Handle
+    ciphertext: Blob
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class InfoSeal:
+    """An Informational message under a new message id (RFC 2409 section 5.7): keyd prepends HASH(1). Answer: SealedNew."""
+
+    ike: Handle
+    next_payload: U8
+    payloads: Blob
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class InfoOpen:
+    """The peer's Informational message. Answer: Opened, the payloads after HASH(1)."""
+
+    ike: Handle
+    message_id: U32
+    ciphertext: Blob
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class QuickOffer:
+    """Quick Mode message 1: HASH(1), SA, Ni [, KE] [, ids]. Answer: QuickOffered.
+
+    `sa` is an SA payload's body; `ids` the bodies of IDci and IDcr or empty; `payloads` a chain appended at the end.
+    """
+
+    ike: Handle
+    child: Name
+    sa: Blob
+    group: Group | None
+    ids: Annotated[tuple[Annotated[bytes, Length(4, 1024)], ...], Length(0, 2)]
+    next_payload: U8
+    payloads: Blob
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class QuickFinish:
+    """Quick Mode message 2 at the initiator: HASH(2) verified, Nr and KE kept. Answer: Opened (with all payloads)."""
+
+    quick: Handle
+    ciphertext: Blob
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class QuickAccept:
+    """Quick Mode message 3: KEYMAT for the accepted suite, and HASH(3). Answer: QuickKeyed; `keymat` is redeemable."""
+
+    quick: Handle
+    suite: ChildSuite
+    spi_in: SpiField
+    spi_out: SpiField
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class QuickOpen:
+    """Quick Mode message 1 at the responder: HASH(1) verified, Ni and KE kept. Answer: QuickOpened."""
+
+    ike: Handle
+    message_id: U32
+    ciphertext: Blob
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class QuickAnswer:
+    """Quick Mode message 2: HASH(2), SA, Nr [, KE] [, ids]; KEYMAT derived. Answer: QuickKeyed; not yet redeemable."""
+
+    quick: Handle
+    child: Name
+    sa: Blob
+    suite: ChildSuite
+    spi_in: SpiField
+    spi_out: SpiField
+    ids: Annotated[tuple[Annotated[bytes, Length(4, 1024)], ...], Length(0, 2)]
+    next_payload: U8
+    payloads: Blob
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class QuickConfirm:
+    """Quick Mode message 3 at the responder: HASH(3) verified, `keymat` becomes redeemable. Answer: Done."""
+
+    quick: Handle
+    ciphertext: Blob
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class Drop:
+    """Wipe a handle and all that hangs on it, except keymat that waits for the monitor. Answer: Done."""
+
+    handle: Handle
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class Done:
+    """The request took effect."""
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class Refused:
+    """The request did not take effect."""
+
+    why: Refusal
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class IkeKeys:
+    """A new IKE SA in the making, our public value and our nonce."""
+
+    ike: Handle
+    ke: PublicValue
+    nonce: NonceField
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class Sealed:
+    """An encrypted body; the first payload in it is the one the operation names (ID for AuthSeal, HASH else)."""
+
+    ciphertext: Blob
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class SealedNew:
+    """An encrypted body under a message id that keyd chose."""
+
+    message_id: U32
+    ciphertext: Blob
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class Authenticated:
+    """The peer proved `identity`; `connection` is the most specific one that accepts it."""
+
+    connection: Name
+    identity: Identity
+    next_payload: U8
+    payloads: Blob
+    """The chain after ID and HASH."""
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class Opened:
+    """Verified plaintext: the chain after the HASH payload."""
+
+    next_payload: U8
+    payloads: Blob
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class QuickOffered:
+    """A Quick Mode that we began, with message 1."""
+
+    quick: Handle
+    message_id: U32
+    ciphertext: Blob
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class QuickOpened:
+    """A Quick Mode that the peer began, with the chain after HASH(1)."""
+
+    quick: Handle
+    next_payload: U8
+    payloads: Blob
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class QuickKeyed:
+    """KEYMAT waits in keyd under `keymat` for the monitor; `ciphertext` is the message to send."""
+
+    keymat: Handle
+    ciphertext: Blob
+
+
+Request = (
+    IkeOffer
+    | IkeAgree
+    | IkeAnswer
+    | AuthSeal
+    | AuthOpen
+    | InfoSeal
+    | InfoOpen
+    | QuickOffer
+    | QuickFinish
+    | QuickAccept
+    | QuickOpen
+    | QuickAnswer
+    | QuickConfirm
+    | Drop
+)
+Reply = Done | Refused | IkeKeys | Sealed | SealedNew | Authenticated | Opened | QuickOffered | QuickOpened | QuickKeyed
+
+REQUESTS: Table[Request] = Table(
+    {
+        1: IkeOffer,
+        2: IkeAgree,
+        3: IkeAnswer,
+        4: AuthSeal,
+        5: AuthOpen,
+        6: InfoSeal,
+        7: InfoOpen,
+        8: QuickOffer,
+        9: QuickFinish,
+        10: QuickAccept,
+        11: QuickOpen,
+        12: QuickAnswer,
+        13: QuickConfirm,
+        14: Drop,
+    }
+)
+REPLIES: Table[Reply] = Table(
+    {
+        1: Done,
+        2: Refused,
+        3: IkeKeys,
+        4: Sealed,
+        5: SealedNew,
+        6: Authenticated,
+        7: Opened,
+        8: QuickOffered,
+        9: QuickOpened,
+        10: QuickKeyed,
+    }
+)

@@ -1,0 +1,1 @@
+"""The unprivileged network process: parses what the world sends, holds no key."""

@@ -1,0 +1,1 @@
+"""ISAKMP on the wire: header, payloads, attributes."""
