@@ -1,1 +1,1 @@
-"""The privileged process: supervises the others, decides on every SA with its own eyes, alone touches the data plane."""
+"""The privileged process: supervises the others, judges every SA with its own eyes, alone touches the data plane."""

@@ -1,1 +1,1 @@
-"""What every process shares: vocabulary, schemas, channels, configuration, sandboxing. Imports none of the processes."""
+"""What every process shares: vocabulary, schemas, channels, configuration, sandboxing. Imports no process."""

@@ -105,7 +105,7 @@ class EspCipher(Enum):
 
 
 class Integrity(Enum):
-    """Integrity of ESP and AH: keyword, attribute number, AH transform, key octets, ICV octets (RFC 4868 section 2.3)."""
+    """Integrity of ESP and AH: keyword, attribute number, AH transform, key and ICV octets (RFC 4868 section 2.3)."""
 
     HMAC_SHA1 = ("sha1", AuthenticationAlgorithm.HMAC_SHA1, AhTransform.SHA1, 20, 12)
     HMAC_SHA2_256 = ("sha256", AuthenticationAlgorithm.HMAC_SHA2_256, AhTransform.SHA2_256, 32, 16)

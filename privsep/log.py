@@ -32,7 +32,7 @@ def set_threshold(level: Level) -> None:
 
 
 def escape(text: str, limit: int = MAX_VALUE) -> str:
-    """Printable ASCII, capped; everything else as \\xNN, so that a line stays one line and a terminal stays sane."""
+    r"""Printable ASCII, capped; everything else as \\xNN, so that a line stays one line and a terminal stays sane."""
     cut = text[:limit]
     safe = "".join(c if " " <= c <= "~" and c != "\\" else c.encode("unicode_escape").decode() for c in cut)
     return safe + ("..." if len(text) > limit else "")

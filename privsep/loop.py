@@ -27,7 +27,7 @@ class Timer:
 
 
 class Loop:
-    """Level-triggered readiness. Callbacks must not block; an exception from one ends the process (DESIGN section 3)."""
+    """Level-triggered readiness. Callbacks must not block; an exception from one ends the process."""
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
@@ -36,6 +36,11 @@ class Loop:
         self._timers: list[tuple[float, int, Timer]] = []
         self._order = itertools.count()
         self._stopping = False
+        self._before_poll: Callback | None = None
+
+    def before_poll(self, callback: Callback) -> None:
+        """Call once a round before waiting: for sources whose readiness is edge-triggered, as ZeroMQ's is."""
+        self._before_poll = callback
 
     def now(self) -> float:
         """Seconds of the monotonic clock."""
@@ -83,6 +88,8 @@ class Loop:
         self._stopping = False
         while not self._stopping:
             self._run_timers()
+            if self._before_poll is not None:
+                self._before_poll()
             if self._stopping:
                 return
             for fd, mask in self._epoll.poll(self._timeout()):

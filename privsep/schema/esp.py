@@ -18,7 +18,7 @@ class AddPair:
     suite: ChildSuite
     mode: Mode
     policy: U16
-    """Which policy (the number given with AddPolicy) the pair serves; a newer pair of a policy sends in place of an older."""
+    """The number given with AddPolicy. Of several pairs of a policy, the newest sends."""
     encryption_in: Key
     integrity_in: Key
     encryption_out: Key
@@ -41,7 +41,7 @@ class RemovePair:
 
 @dataclass(slots=True, frozen=True, kw_only=True)
 class AddPolicy:
-    """Packets between these selectors need an SA; without one they are dropped and reported once in a while. Answer: Ok."""
+    """Packets between these selectors need an SA; without one they are dropped and reported. Answer: Ok."""
 
     policy: U16
     local_ts: Selectors

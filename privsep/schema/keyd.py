@@ -37,10 +37,10 @@ from privsep.types import Address, Identity
 
 
 class Refusal(Enum):
-    """Why keyd says no without anybody being at fault in our house. A request out of order gets no answer: keyd ends."""
+    """Why keyd says no with nobody at fault in our house. A request out of order gets no answer: keyd ends."""
 
     NO_CONNECTION = "no connection is configured for these addresses with this proposal"
-    NO_SECRET = "no pre-shared key is configured for this peer"
+    NO_PSK = "no pre-shared key is configured for this peer"
     BAD_PUBLIC_VALUE = "the peer's public value is not in the group"
     AUTHENTICATION_FAILED = "the peer's message does not decrypt or its HASH is wrong"
     UNKNOWN_IDENTITY = "the peer proved an identity that no connection accepts"
@@ -103,7 +103,7 @@ class AuthSeal:
 
 @dataclass(slots=True, frozen=True, kw_only=True)
 class AuthOpen:
-    """The peer's identity and HASH: decrypted, verified, the most specific connection selected. Answer: Authenticated."""
+    """The peer's identity and HASH: decrypted, verified, the connection selected. Answer: Authenticated."""
 
     ike: Handle
     ciphertext: Blob
@@ -111,7 +111,7 @@ class AuthOpen:
 
 @dataclass(slots=True, frozen=True, kw_only=True)
 class InfoSeal:
-    """An Informational message under a new message id (RFC 2409 section 5.7): keyd prepends HASH(1). Answer: SealedNew."""
+    """An Informational message under a new message id (RFC 2409 section 5.7): keyd adds HASH(1). Answer: SealedNew."""
 
     ike: Handle
     next_payload: U8

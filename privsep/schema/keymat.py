@@ -24,7 +24,7 @@ class Redeem:
 
 @dataclass(slots=True, frozen=True, kw_only=True, repr=False)
 class Redeemed:
-    """KEYMAT of one child SA pair with all that it was derived for (RFC 2409 section 5.5). Has no repr: it holds keys."""
+    """KEYMAT of one child SA pair and what it was derived for (RFC 2409 section 5.5). Has no repr: it holds keys."""
 
     connection: Name
     child: Name
