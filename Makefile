@@ -1,0 +1,50 @@
+# make demo: the main job on this machine.  make test: the tests.  Both set everything up first.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: demo test unit setup peers lint types contracts check bench lock clean
+
+demo: $(VENV)/ready
+	$(BIN)/privsep-ike demo
+
+test: $(VENV)/ready
+	$(BIN)/pytest
+
+setup: $(VENV)/ready
+
+$(VENV)/ready: requirements-dev.lock pyproject.toml .ci/packages
+	.ci/system base
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --require-hashes -r requirements-dev.lock
+	$(BIN)/pip install --quiet --no-deps --editable .
+	touch $@
+
+# other IKE daemons, for the interoperability tests and the benchmark
+peers: $(VENV)/ready
+	.ci/system peers
+
+lint: $(VENV)/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/ready
+	$(BIN)/mypy
+
+contracts: $(VENV)/ready
+	$(BIN)/lint-imports
+
+check: lint types contracts
+
+bench: $(VENV)/ready
+	.ci/system peers
+	$(BIN)/python tests/bench/bench.py
+
+# the lock files, from pyproject.toml's ranges
+lock: $(VENV)/ready
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 pyproject.toml -o requirements.lock
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --extra dev pyproject.toml -o requirements-dev.lock
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info
