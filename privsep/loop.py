@@ -11,6 +11,9 @@ from collections.abc import Callable
 
 Callback = Callable[[], None]
 
+MAX_WAIT = 86400.0
+"""Seconds; epoll takes its timeout as an int of milliseconds, which a long lifetime would overflow."""
+
 
 class Timer:
     """A pending call; `cancel` forgets it."""
@@ -36,10 +39,13 @@ class Loop:
         self._timers: list[tuple[float, int, Timer]] = []
         self._order = itertools.count()
         self._stopping = False
-        self._before_poll: Callback | None = None
+        self._before_poll: Callable[[], bool] | None = None
 
-    def before_poll(self, callback: Callback) -> None:
-        """Call once a round before waiting: for sources whose readiness is edge-triggered, as ZeroMQ's is."""
+    def before_poll(self, callback: Callable[[], bool]) -> None:
+        """Call once a round before waiting; True from it means that there is more to do at once.
+
+        For sources whose readiness is edge-triggered, as ZeroMQ's is, and for work that fills idle time.
+        """
         self._before_poll = callback
 
     def now(self) -> float:
@@ -88,11 +94,10 @@ class Loop:
         self._stopping = False
         while not self._stopping:
             self._run_timers()
-            if self._before_poll is not None:
-                self._before_poll()
+            busy = self._before_poll() if self._before_poll is not None else False
             if self._stopping:
                 return
-            for fd, mask in self._epoll.poll(self._timeout()):
+            for fd, mask in self._epoll.poll(0.0 if busy else self._timeout()):
                 if mask & select.EPOLLOUT and (writer := self._writers.get(fd)):
                     writer()
                 if mask & ~select.EPOLLOUT and (reader := self._readers.get(fd)):
@@ -103,7 +108,7 @@ class Loop:
     def _timeout(self) -> float:
         while self._timers and self._timers[0][2].callback is None:
             heapq.heappop(self._timers)
-        return max(0.0, self._timers[0][0] - self.now()) if self._timers else -1.0
+        return min(MAX_WAIT, max(0.0, self._timers[0][0] - self.now())) if self._timers else -1.0
 
     def _run_timers(self) -> None:
         now = self.now()

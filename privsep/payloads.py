@@ -44,12 +44,14 @@ def split_chain(first: int, data: bytes, *, padding: bool = False) -> list[tuple
 def join_chain(payloads: Iterable[tuple[int, bytes]]) -> Chain:
     """The chain of (type, body) pairs."""
     listed = list(payloads)
+    if not listed:
+        return PayloadType.NONE, b""
     kinds = [kind for kind, _ in listed][1:] + [PayloadType.NONE]
     data = b"".join(
         bytes((following, 0)) + (len(body) + GENERIC_HEADER).to_bytes(2, "big") + body
         for following, (_, body) in zip(kinds, listed, strict=True)
     )
-    return (listed[0][0] if listed else PayloadType.NONE), data
+    return listed[0][0], data
 
 
 def only(payloads: list[tuple[int, bytes]], kind: PayloadType) -> bytes:

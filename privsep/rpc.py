@@ -1,0 +1,142 @@
+"""The hot channel between worker and keyd: one ZeroMQ PAIR over a unix socket, pipelined, never blocking.
+
+keyd binds, the worker connects once, and both lock down after the handshake. Neither reconnects: a lost channel
+ends the epoch (docs/architecture.md). Frames and messages are bounded, foreign uids are turned away by libzmq itself
+(IPC_FILTER_UID), and the directory of the socket is closed to everybody else.
+
+ZeroMQ's descriptor is edge-triggered: after any readiness, and after our own sends, the socket must be read until it is
+empty. `Loop.before_poll` does that once a round.
+"""
+
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+import zmq
+
+from privsep.errors import ChannelClosed
+from privsep.loop import Loop
+from privsep.schema.codec import MAX_FRAME, SchemaError, Table
+
+In = TypeVar("In")
+Out = TypeVar("Out")
+
+HIGH_WATER = 8192
+"""Frames queued in one direction; the worker's budgets stay far below."""
+HANDSHAKE_MS = 5000
+BATCH = 64
+"""Frames taken in one round, so that other sources get their turn."""
+
+
+def _socket(context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socket[bytes]:
+    sock = context.socket(zmq.PAIR)
+    sock.setsockopt(zmq.LINGER, 0)
+    sock.setsockopt(zmq.MAXMSGSIZE, MAX_FRAME)
+    sock.setsockopt(zmq.SNDHWM, HIGH_WATER)
+    sock.setsockopt(zmq.RCVHWM, HIGH_WATER)
+    sock.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
+    return sock
+
+
+def _descriptor(sock: zmq.Socket[bytes]) -> int:
+    return int(sock.getsockopt(zmq.FD))
+
+
+def _nothing() -> None:
+    """Readiness only ends the wait; `Loop.before_poll` does the reading."""
+
+
+class Wire:
+    """A PAIR socket with its monitor socket, before it is put on a loop."""
+
+    def __init__(self) -> None:
+        # one I/O thread; it and the reaper exist before lockdown and are covered by seccomp's TSYNC
+        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
+        self.sock = _socket(self.context)
+        self.state = self.sock.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
+
+    def bind(self, path: str, uid: int) -> None:
+        """Listen for the one process of that uid."""
+        self.sock.setsockopt(zmq.IPC_FILTER_UID, uid)
+        self.sock.bind(f"ipc://{path}")
+
+    def stop_listening(self) -> None:
+        """Take the endpoint's name away; the connection stays."""
+        self.sock.unbind(self.sock.getsockopt(zmq.LAST_ENDPOINT))
+
+    def connect(self, path: str) -> None:
+        """Connect, once."""
+        self.sock.setsockopt(zmq.RECONNECT_IVL, -1)
+        self.sock.connect(f"ipc://{path}")
+
+    def await_handshake(self, seconds: float) -> bool:
+        """Wait for the other side; before lockdown only."""
+        if not self.state.poll(int(seconds * 1000)):
+            return False
+        return self._event() == zmq.EVENT_HANDSHAKE_SUCCEEDED
+
+    def _event(self) -> int:
+        frame = self.state.recv_multipart(zmq.NOBLOCK)[0]
+        return int.from_bytes(frame[:2], "little")
+
+
+class Peer(Generic[In, Out]):
+    """A `Wire` on a loop, with typed messages. `on_close(reason)` is called once when it is lost or violated."""
+
+    def __init__(
+        self,
+        wire: Wire,
+        loop: Loop,
+        incoming: Table[In],
+        outgoing: Table[Out],
+        handler: Callable[[In, int], None],
+        on_close: Callable[[str], None],
+    ) -> None:
+        self._sock = wire.sock
+        self._state = wire.state
+        self._incoming = incoming
+        self._outgoing = outgoing
+        self._handler = handler
+        self._on_close = on_close
+        self._closed = False
+        loop.on_readable(_descriptor(self._sock), _nothing)
+        loop.on_readable(_descriptor(self._state), self._lost)
+        loop.before_poll(self.pump)
+        # ZeroMQ signals only a reader that has seen its queue empty
+        self._lost()
+
+    def send(self, message: Out, sequence: int) -> None:
+        """Queue a frame; the other end not reading ends the channel."""
+        if self._closed:
+            raise ChannelClosed
+        try:
+            self._sock.send(self._outgoing.encode(message, sequence), zmq.NOBLOCK)
+        except zmq.Again:
+            self.close("the other end does not read")
+
+    def pump(self) -> bool:
+        """Handle what has arrived, a bounded number of frames; True when more may be waiting."""
+        for _ in range(BATCH):
+            if self._closed:
+                return False
+            try:
+                frame = self._sock.recv(zmq.NOBLOCK)
+            except zmq.Again:
+                return False
+            try:
+                message, sequence = self._incoming.decode(frame)
+            except SchemaError as error:
+                self.close(f"violation: {error}")
+                return False
+            self._handler(message, sequence)
+        return True
+
+    def _lost(self) -> None:
+        # the monitor socket speaks only of a lost connection once the handshake is over
+        if int(self._state.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
+            self.close("the other end is gone")
+
+    def close(self, reason: str) -> None:
+        """Report the end, once."""
+        if not self._closed:
+            self._closed = True
+            self._on_close(reason)

@@ -1,0 +1,166 @@
+"""The typed messages between our processes: what is not exactly one message of the table is refused."""
+
+import dataclasses
+import ipaddress
+from typing import get_args
+
+import msgpack
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from privsep.algorithms import ChildSuite, IkeSuite
+from privsep.iana import IdType
+from privsep.schema import esp, install, keyd, keymat
+from privsep.schema.codec import MAX_FRAME, MAX_SEQUENCE, SchemaError, Table
+from privsep.types import Endpoint, Identity, TrafficSelector
+
+DROP = keyd.Drop(handle=b"h" * 16)
+OFFER = keyd.IkeOffer(
+    connection="paris",
+    suite=IkeSuite.parse("aes256-sha256-modp2048"),
+    cky_i=b"i" * 8,
+    cky_r=b"r" * 8,
+    sai_b=b"sa",
+    local=ipaddress.ip_address("192.0.2.1"),
+    remote=ipaddress.ip_address("2001:db8::1"),
+)
+INSTALL = install.Install(
+    keymat=b"k" * 16,
+    local=Endpoint(ipaddress.ip_address("192.0.2.1"), 500),
+    remote=Endpoint(ipaddress.ip_address("192.0.2.2"), 500),
+    encap=False,
+    local_ts=(TrafficSelector(ipaddress.ip_network("10.1.0.0/16")),),
+    remote_ts=(TrafficSelector(ipaddress.ip_network("2001:db8::/32"), 6, 443),),
+)
+AUTHENTICATED = keyd.Authenticated(
+    connection="paris", identity=Identity(IdType.FQDN, b"gw.example.org"), next_payload=0, payloads=b""
+)
+ACCEPT = keyd.QuickAccept(
+    quick=b"q" * 16, suite=ChildSuite.parse("aes256gcm16-modp2048"), spi_in=300, spi_out=2**32 - 1
+)
+
+CASES = [
+    (keyd.REQUESTS, DROP),
+    (keyd.REQUESTS, OFFER),
+    (keyd.REQUESTS, ACCEPT),
+    (keyd.REPLIES, AUTHENTICATED),
+    (keyd.REPLIES, keyd.Refused(why=keyd.Refusal.BAD_HASH)),
+    (install.FROM_WORKER, INSTALL),
+    (keymat.REQUESTS, keymat.Redeem(keymat=b"k" * 16)),
+]
+
+
+def frame_of(table: Table, message: object, sequence: int = 7) -> list:
+    return msgpack.unpackb(table.encode(message, sequence), use_list=True)
+
+
+@pytest.mark.parametrize(("table", "message"), CASES)
+def test_a_message_comes_back_equal(table, message):
+    assert table.decode(table.encode(message, 41)) == (message, 41)
+
+
+@pytest.mark.parametrize(("table", "message"), CASES)
+def test_a_truncated_or_lengthened_frame_is_refused(table, message):
+    frame = table.encode(message, 1)
+    for cut in range(len(frame)):
+        with pytest.raises(SchemaError):
+            table.decode(frame[:cut])
+    with pytest.raises(SchemaError):
+        table.decode(frame + b"\xc0")
+
+
+@pytest.mark.parametrize(("table", "message"), CASES)
+def test_a_surplus_or_missing_field_is_refused(table, message):
+    values = frame_of(table, message)
+    with pytest.raises(SchemaError):
+        table.decode(msgpack.packb([*values, None]))
+    with pytest.raises(SchemaError):
+        table.decode(msgpack.packb(values[:-1]))
+
+
+@pytest.mark.parametrize("stranger", [None, True, 1, -1, 2**40, 1.5, "text", "x" * 65, b"", b"b" * 17, (), (1, 2), {}])
+def test_a_field_of_another_type_or_size_is_refused(stranger):
+    """`True` is not 1, text is not bytes, and nothing is coerced (DESIGN section 2)."""
+    for table, message in CASES:
+        for position, field in enumerate(dataclasses.fields(message)):
+            values = frame_of(table, message)
+            if values[position + 2] == stranger and type(values[position + 2]) is type(stranger):
+                continue
+            if field.name in ("sai_b", "payloads") and type(stranger) is bytes:
+                continue
+            if field.name == "next_payload" and type(stranger) is int and 0 <= stranger < 256:
+                continue
+            values[position + 2] = stranger
+            if field.name in ("connection",) and stranger == "text":
+                continue
+            with pytest.raises(SchemaError):
+                table.decode(msgpack.packb(values))
+
+
+@pytest.mark.parametrize(
+    "bomb",
+    [
+        b"\x91" * 2000 + b"\xc0",
+        b"\xdd\xff\xff\xff\xff",
+        b"\xdf\xff\xff\xff\xff",
+        b"\xc6\xff\xff\xff\xff",
+        b"\xdb\xff\xff\xff\xff",
+        b"\xc9\xff\xff\xff\xff\x01",
+        msgpack.packb([14, 1, msgpack.ExtType(1, b"x" * 16)]),
+        msgpack.packb([14, 1, msgpack.Timestamp(1)]),
+        msgpack.packb({14: 1}),
+        msgpack.packb([14, 1, b"h" * 16]) * 2,
+        msgpack.packb([14.0, 1, b"h" * 16]),
+        msgpack.packb([14, True, b"h" * 16]),
+        msgpack.packb([14, -1, b"h" * 16]),
+        msgpack.packb([14, MAX_SEQUENCE + 1, b"h" * 16]),
+        msgpack.packb([99, 1, b"h" * 16]),
+        b"",
+        b"\xc1",
+        bytes(MAX_FRAME + 1),
+    ],
+)
+def test_bombs_and_strangers_are_refused(bomb):
+    with pytest.raises(SchemaError):
+        keyd.REQUESTS.decode(bomb)
+
+
+@given(st.binary(max_size=400))
+def test_random_octets_never_raise_anything_else(data):
+    for table in (keyd.REQUESTS, keyd.REPLIES, install.FROM_WORKER, install.FROM_MONITOR, keymat.REPLIES, esp.REQUESTS):
+        try:
+            table.decode(data)
+        except SchemaError:
+            continue
+
+
+def test_selectors_with_host_bits_are_refused():
+    values = frame_of(install.FROM_WORKER, INSTALL)
+    values[6] = [[bytes((10, 1, 0, 1)), 16, 0, 0]]
+    with pytest.raises(SchemaError):
+        install.FROM_WORKER.decode(msgpack.packb(values))
+
+
+def test_text_with_control_characters_is_refused():
+    progress = install.Progress(order=1, text="fine")
+    values = frame_of(install.FROM_WORKER, progress)
+    values[3] = "line\nanother"
+    with pytest.raises(SchemaError):
+        install.FROM_WORKER.decode(msgpack.packb(values))
+
+
+def test_no_answer_to_the_worker_has_room_for_a_key():
+    """The worker's channels carry no field that is a key: the only octets are handles, public values, and messages."""
+    allowed = {"ike", "ke", "nonce", "ciphertext", "payloads", "quick", "keymat"}
+    for reply in get_args(keyd.Reply):
+        for field in dataclasses.fields(reply):
+            if "bytes" in str(field.type) or field.type in ():
+                assert field.name in allowed
+    for name in vars(install):
+        assert "Key" not in name
+
+
+def test_messages_that_hold_keys_do_not_show_them():
+    assert keymat.Redeemed.__repr__ is object.__repr__
+    assert esp.AddPair.__repr__ is object.__repr__
