@@ -1,0 +1,102 @@
+"""keyd's process: read the secrets as root, become nobody, talk to the worker and the monitor, hold the rules.
+
+Started by the monitor only. Order matters: secrets are read before the uid is dropped, the endpoint is bound after it
+(its owner is what the worker may trust), and nothing of the worker's is decoded before the last step of lockdown.
+"""
+
+import argparse
+import os
+import socket
+import sys
+import time
+
+from keyd import credentials, sandbox
+from keyd.service import Service
+from privsep.channel import Channel
+from privsep.config import loader
+from privsep.errors import Violation
+from privsep.log import Level, event
+from privsep.loop import Loop
+from privsep.rpc import Peer, Wire
+from privsep.sandbox.confine import become_user, lock_down, seal_interpreter
+from privsep.schema import keyd, keymat
+from privsep.spawn import read_config
+
+WORKER_SECONDS = 30.0
+"""How long the worker may take to connect; it starts when we report ready."""
+
+
+def main() -> int:
+    """Serve one worker until it ends or misbehaves; the exit status is 1 for a violation."""
+    parser = argparse.ArgumentParser("keyd")
+    parser.add_argument("--monitor-fd", type=int, required=True)
+    parser.add_argument("--config-fd", type=int, required=True)
+    parser.add_argument("--config", required=True, help="name for messages; the content comes by --config-fd")
+    parser.add_argument("--secrets", required=True)
+    parser.add_argument("--endpoint", required=True)
+    parser.add_argument("--root", required=True)
+    arguments = parser.parse_args()
+
+    gateway = loader.load(read_config(arguments.config_fd), arguments.config)
+    uid, gid = gateway.users.keyd
+    confinement = sandbox.confinement(uid, gid, arguments.root, gateway.absent)
+    service = Service(gateway, credentials.load(arguments.secrets, gateway), time.monotonic, os.urandom)
+    become_user(confinement)
+
+    loop = Loop()
+    end = _End(loop)
+    monitor = Channel(
+        socket.socket(fileno=arguments.monitor_fd),
+        loop,
+        keymat.REQUESTS,
+        keymat.REPLIES,
+        lambda request, sequence: monitor.send(service.redeem(request), sequence),
+        end.quietly,
+    )
+    # only the worker's group passes the directory, only its uid is accepted
+    os.umask(0o117)
+    wire = Wire()
+    wire.bind(arguments.endpoint, gateway.users.worker[0])
+    monitor.send(keymat.Ready())
+    if not wire.await_handshake(WORKER_SECONDS):
+        event(Level.ERROR, "worker_absent", seconds=WORKER_SECONDS)
+        return 1
+    wire.stop_listening()
+    worker = Peer(
+        wire,
+        loop,
+        keyd.REQUESTS,
+        keyd.REPLIES,
+        lambda request, sequence: worker.send(service.handle(request), sequence),
+        end.loudly,
+    )
+    seal_interpreter()
+    lock_down(confinement)
+    loop.before_poll(lambda: worker.pump() or service.idle())
+    try:
+        loop.run()
+    except Violation as violation:
+        end.loudly(f"violation: {violation}")
+    return end.status
+
+
+class _End:
+    """How this process came to its end."""
+
+    def __init__(self, loop: Loop) -> None:
+        self._loop = loop
+        self.status = 0
+
+    def quietly(self, reason: str) -> None:
+        """The monitor ended, or ended us."""
+        self._loop.stop()
+
+    def loudly(self, reason: str) -> None:
+        """The worker is gone or asked what no honest worker asks: every handle dies with this process."""
+        event(Level.ERROR, "epoch_ends", reason=reason)
+        self.status = 1
+        self._loop.stop()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

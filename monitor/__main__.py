@@ -1,0 +1,43 @@
+"""`privsep-ike run` ends up here: read the policy, open what needs root, give up the rest, supervise."""
+
+import argparse
+import sys
+
+from monitor import sandbox
+from monitor.daemon import Daemon
+from privsep.config import handover, loader
+from privsep.errors import OperatorError
+from privsep.log import Level, event
+from privsep.sandbox.confine import become_user, begin_monitor, lock_down
+
+CONFIGURATION_INVALID = 3
+
+
+def main() -> int:
+    """Exit code as CONTRACT.md says: 0, 1, or 3 for a configuration that is not valid."""
+    parser = argparse.ArgumentParser("monitor")
+    parser.add_argument("--config", required=True)
+    parser.add_argument("--secrets", required=True)
+    parser.add_argument("--run-dir", required=True)
+    arguments = parser.parse_args()
+    try:
+        text = handover.read_file(arguments.config)
+        gateway = loader.load(text, arguments.config)
+    except OperatorError as error:
+        print(error, file=sys.stderr)
+        return CONFIGURATION_INVALID
+    try:
+        daemon = Daemon(
+            gateway, config=arguments.config, text=text, secrets=arguments.secrets, run_dir=arguments.run_dir
+        )
+    except OperatorError as error:
+        event(Level.ERROR, "cannot-start", reason=error)
+        return 1
+    confinement = sandbox.confinement(0, 0, "/", gateway.absent)
+    become_user(confinement)
+    lock_down(confinement)
+    return daemon.run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

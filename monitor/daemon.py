@@ -1,0 +1,284 @@
+"""The daemon put together: sockets, data plane, service, supervisor, operator's socket, and who inherits what.
+
+Everything that needs more privilege than the monitor keeps is made in `Daemon.__init__`, before lockdown.
+"""
+
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from monitor import control
+from monitor.commands import Commands
+from monitor.dataplane import Events
+from monitor.logpipe import LogPipe
+from monitor.notify import Notifier
+from monitor.plane import choose
+from monitor.redeemer import Redeemer
+from monitor.service import Service
+from monitor.sockets import Plane, open_listeners
+from monitor.supervisor import Supervisor
+from privsep import log
+from privsep.channel import Channel, pair
+from privsep.config import handover
+from privsep.config.model import Gateway
+from privsep.errors import ChannelClosed, OperatorError
+from privsep.log import Level
+from privsep.loop import Loop
+from privsep.schema import install, keymat
+from privsep.schema.install import MonitorReply, MonitorRequest, WorkerReply, WorkerRequest
+from privsep.schema.keymat import Redeem
+from privsep.spawn import Child, spawn
+from privsep.tasks import Future
+from privsep.types import Spi
+
+CHANNEL_FD, CONFIG_FD, FIRST_FD = 3, 4, 5
+"""Descriptor numbers of a child: its channel to us, the configuration, then what it serves."""
+
+
+class Directories:
+    """RUN_DIR: the control socket, an empty root for every child, and the place where keyd and the worker meet."""
+
+    def __init__(self, run_dir: str, gateway: Gateway) -> None:
+        """OperatorError when they cannot be made."""
+        self.run_dir = Path(run_dir).absolute()
+        self.root = self.run_dir / "empty"
+        self.meeting = self.run_dir / "keyd"
+        keyd_uid, _ = gateway.users.keyd
+        _, worker_gid = gateway.users.worker
+        try:
+            for path, mode in ((self.run_dir, 0o755), (self.root, 0o555), (self.meeting, 0o700)):
+                path.mkdir(mode=mode, exist_ok=True)
+                path.chmod(mode)
+            for leftover in self.meeting.iterdir():
+                leftover.unlink()
+            # keyd makes its socket here; set-group-id hands it to the worker's group, and nobody else passes
+            os.chown(self.meeting, keyd_uid, worker_gid)
+            self.meeting.chmod(0o2710)
+        except OSError as error:
+            raise OperatorError(f"{error.filename}: {error.strerror}; --run-dir must be root's to use") from error
+
+
+class Daemon:
+    """One for the life of the monitor. Implements `monitor.supervisor.Hooks`."""
+
+    def __init__(self, gateway: Gateway, *, config: str, text: str, secrets: str, run_dir: str) -> None:
+        """`text` is the content of the file `config`; keyd reads `secrets`, nobody else does."""
+        self.loop = Loop()
+        self._gateway = gateway
+        self._config = config
+        self._secrets = os.path.abspath(secrets)
+        self._directories = Directories(run_dir, gateway)
+        self._control_socket = control.listen(self._directories.run_dir)
+        self._notifier = Notifier.from_environment()
+        self._config_fd = handover.publish(text)
+        self._log_pipes: list[LogPipe] = []
+        self._worker: Channel[WorkerRequest | WorkerReply, MonitorRequest | MonitorReply] | None = None
+        self._keyd: Channel[keymat.Reply, Redeem] | None = None
+        self._redeemer: Redeemer | None = None
+
+        self._plane = choose(gateway, self.loop, Events(acquired=self._acquired, expired=self._expired), self._lost)
+        kind = Plane.USERSPACE if self._plane.userspace is not None else Plane.KERNEL
+        self._listeners = open_listeners(gateway.listen, kind)
+        self._service = Service(
+            gateway, self._plane.dataplane, self._redeem, self._to_worker, self.loop, self._log_event
+        )
+        self._supervisor = Supervisor(
+            self.loop,
+            self._log_event,
+            self,
+            self._start_keyd,
+            self._start_worker,
+            self._start_userspace if self._plane.userspace is not None else None,
+        )
+        self._commands = Commands(self._service, self.loop, self._plane.reason, self._processes)
+        self._control = control.Control(self._control_socket, self.loop, self._commands.serve, self._log_event)
+        self._signals = self._catch_signals()
+
+    def run(self) -> int:
+        """Serve until SIGTERM or SIGINT; 0 for a clean end."""
+        self._log_event(Level.NOTICE, "dataplane", kind=self._plane.dataplane.name, why=self._plane.reason)
+        self._supervisor.start()
+        started = self._service.start()
+        started.on_done(lambda: _raise_error(started))
+        self.loop.run()
+        return 1 if self._supervisor.failed else 0
+
+    # monitor.supervisor.Hooks
+
+    def epoch_began(self) -> None:
+        """keyd and the worker run."""
+        self._service.epoch_began()
+        self._notifier.ready()
+
+    def epoch_ended(self) -> None:
+        """Their channels are of no use any more."""
+        self._service.epoch_ended()
+        for channel in (self._worker, self._keyd):
+            if channel is not None:
+                channel.close("the epoch is over")
+        if self._redeemer is not None:
+            self._redeemer.close()
+        self._worker = self._keyd = self._redeemer = None
+
+    def drain(self) -> Future[None]:
+        """DELETE to the peers, SAs and policies removed."""
+        self._notifier.stopping()
+        return self._service.stop()
+
+    def stopped(self) -> None:
+        """No child is left."""
+        self._control.close()
+        self._plane.close()
+        for pipe in self._log_pipes:
+            pipe.close()
+        self.loop.stop()
+
+    # children
+
+    def _start_keyd(self) -> Child:
+        ours, theirs = pair()
+        arguments = [
+            *("--channel", str(CHANNEL_FD), "--config-fd", str(CONFIG_FD), "--config", self._config),
+            *("--secrets", self._secrets, "--workplace", str(self._directories.meeting)),
+            *("--root", str(self._directories.root)),
+        ]
+        child = self._spawn("keyd", "keyd", arguments, {CHANNEL_FD: theirs.fileno(), CONFIG_FD: self._config_fd})
+        theirs.close()
+        self._redeemer = Redeemer(self._to_keyd, self._supervisor.keyd_ready)
+        self._keyd = Channel(
+            ours,
+            self.loop,
+            keymat.REPLIES,
+            keymat.REQUESTS,
+            self._supervisor.guarded(self._redeemer.handle),
+            self._channel_closed("keyd"),
+        )
+        return child
+
+    def _start_worker(self) -> Child:
+        ours, theirs = pair()
+        sockets = self._listeners.ike + self._listeners.natt
+        fds = {number: sock.fileno() for number, sock in enumerate(sockets, FIRST_FD)}
+        arguments = [
+            *("--channel", str(CHANNEL_FD), "--config-fd", str(CONFIG_FD), "--config", self._config),
+            *("--workplace", str(self._directories.meeting), "--root", str(self._directories.root)),
+            *("--udp", *map(str, fds)),
+        ]
+        inherited = {CHANNEL_FD: theirs.fileno(), CONFIG_FD: self._config_fd, **fds}
+        child = self._spawn("worker", "worker", arguments, inherited)
+        theirs.close()
+        self._worker = Channel(
+            ours,
+            self.loop,
+            install.FROM_WORKER,
+            install.FROM_MONITOR,
+            self._supervisor.guarded(self._service.from_worker),
+            self._channel_closed("worker"),
+        )
+        return child
+
+    def _start_userspace(self) -> Child:
+        userspace = self._plane.userspace
+        if userspace is None:
+            raise RuntimeError("the kernel carries ESP")
+        ours, theirs = pair()
+        raw, udp = self._listeners.esp_raw, self._listeners.esp_udp
+        tun_fd = FIRST_FD - 1
+        udp_fds = {number: sock.fileno() for number, sock in enumerate(udp, FIRST_FD)}
+        raw_fds = {number: sock.fileno() for number, sock in enumerate(raw, FIRST_FD + len(udp))}
+        uid, gid = self._gateway.users.userspace
+        arguments = [
+            *("--channel", str(CHANNEL_FD), "--tun", str(tun_fd), "--uid", str(uid), "--gid", str(gid)),
+            *("--root", str(self._directories.root)),
+            *(("--udp", *map(str, udp_fds)) if udp_fds else ()),
+            *(("--raw", *map(str, raw_fds)) if raw_fds else ()),
+            *(("--absent", *sorted(layer.value for layer in self._gateway.absent)) if self._gateway.absent else ()),
+        ]
+        inherited = {CHANNEL_FD: theirs.fileno(), tun_fd: userspace.tun, **udp_fds, **raw_fds}
+        child = self._spawn("monitor.userspace", "userspace", arguments, inherited)
+        theirs.close()
+        userspace.dataplane.connect(ours)
+        return child
+
+    def _spawn(self, module: str, name: str, arguments: list[str], fds: dict[int, int]) -> Child:
+        child = spawn(module, args=arguments, fds=fds)
+        self._log_pipes.append(LogPipe(child.log, self.loop, name, _write_line))
+        # closed pipes of earlier children
+        self._log_pipes = [pipe for pipe in self._log_pipes if pipe.is_open]
+        return child
+
+    def _processes(self) -> dict[str, int]:
+        return {"monitor": os.getpid(), **self._supervisor.processes()}
+
+    # channels
+
+    def _channel_closed(self, name: str) -> Callable[[str], None]:
+        return lambda reason: self._supervisor.end_epoch(f"channel to {name}: {reason}")
+
+    def _to_worker(self, message: MonitorRequest | MonitorReply, sequence: int) -> None:
+        if self._worker is None:
+            raise ChannelClosed
+        self._worker.send(message, sequence)
+
+    def _to_keyd(self, request: Redeem, sequence: int) -> None:
+        if self._keyd is None:
+            raise ChannelClosed
+        self._keyd.send(request, sequence)
+
+    def _redeem(self, request: Redeem) -> Future[keymat.Reply]:
+        if self._redeemer is None:
+            future: Future[keymat.Reply] = Future()
+            future.set_error(ChannelClosed())
+            return future
+        return self._redeemer.redeem(request)
+
+    # events
+
+    def _acquired(self, policy: int) -> None:
+        self._service.acquired(policy)
+
+    def _expired(self, spi: Spi, hard: bool) -> None:  # noqa: FBT001
+        self._service.expired(spi, hard)
+
+    def _lost(self, reason: str) -> None:
+        self._log_event(Level.ERROR, "dataplane-lost", reason=reason)
+
+    def _log_event(self, level: Level, code: str, **fields: object) -> None:
+        log.event(level, code, **fields)
+        self._commands.log(level, code, **fields)
+
+    def _catch_signals(self) -> tuple[socket.socket, socket.socket]:
+        """Signals become octets on a socket of the loop; a handler that does nothing keeps the default action away."""
+        reader, writer = socket.socketpair()
+        for end in (reader, writer):
+            end.setblocking(False)
+        signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, lambda *_: None)
+
+        def readable() -> None:
+            numbers = reader.recv(64)
+            if signal.SIGTERM in numbers or signal.SIGINT in numbers:
+                self._supervisor.stop()
+            elif signal.SIGHUP in numbers:
+                self._log_event(Level.WARNING, "reload-unsupported", instead="restart the daemon")
+
+        self.loop.on_readable(reader.fileno(), readable)
+        return reader, writer
+
+
+def _write_line(line: str) -> None:
+    try:
+        sys.stderr.write(line + "\n")
+        sys.stderr.flush()
+    except (BlockingIOError, BrokenPipeError):
+        return
+
+
+def _raise_error(future: Future[None]) -> None:
+    """A failure to start is the daemon's."""
+    if future.error is not None:
+        raise future.error

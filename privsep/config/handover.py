@@ -1,0 +1,53 @@
+"""The same bytes of gateway.toml for every process: the monitor reads the file once, its children inherit a sealed copy.
+
+A file that changes later, between two starts of a child, thus cannot make two processes see different policies.
+"""
+
+import fcntl
+import os
+
+from privsep.errors import OperatorError
+
+MAX_CONFIG = 4 << 20
+"""Octets; some ten thousand connections."""
+
+_F_ADD_SEALS = 1033
+_F_SEAL_ALL = 0x0001 | 0x0002 | 0x0004 | 0x0008
+"""<linux/fcntl.h>: no more seals, no shrinking, no growing, no writing."""
+
+
+def read_file(path: str) -> str:
+    """The text of a configuration file; OperatorError with the path when it cannot be had."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read(MAX_CONFIG + 1)
+    except OSError as error:
+        raise OperatorError(f"{path}: {error.strerror}") from error
+    return _decode(data, path)
+
+
+def _decode(data: bytes, path: str) -> str:
+    if len(data) > MAX_CONFIG:
+        raise OperatorError(f"{path}: longer than {MAX_CONFIG} octets")
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise OperatorError(f"{path}:{line}: not UTF-8; TOML files are UTF-8") from error
+
+
+def publish(text: str) -> int:
+    """A sealed descriptor of the text, for children to inherit."""
+    fd = os.memfd_create("gateway.toml", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.write(fd, text.encode())
+    fcntl.fcntl(fd, _F_ADD_SEALS, _F_SEAL_ALL)
+    return fd
+
+
+def receive(fd: int, path: str) -> str:
+    """The text behind an inherited descriptor, which is closed; `path` is for messages only."""
+    try:
+        # the offset is shared with all who inherited it, so it is not used
+        return _decode(os.pread(fd, MAX_CONFIG + 1, 0), path)
+    finally:
+        os.close(fd)

@@ -1,0 +1,102 @@
+"""Against Debian's strongSwan, with pings through its user-space ESP (kernel-libipsec) and ours."""
+
+import pytest
+
+pytestmark = [pytest.mark.interop, pytest.mark.root]
+
+SUITES = [
+    ("aes256-sha256-modp2048", "aes256gcm16-modp2048"),
+    ("aes256-sha256-modp2048", "aes128-sha256"),
+    ("aes128-sha256-curve25519", "aes128gcm16-curve25519"),
+    ("aes128-sha256-curve25519", "aes256-sha256"),
+    ("3des-sha1-modp1536", "aes128-sha1-modp1536"),
+    ("aes192-sha384-ecp384", "aes192gcm16-ecp384"),
+    ("aes256-sha512-modp3072", "aes256-sha512"),
+    ("aes256-sha256-ecp256", "aes256-sha384-ecp256"),
+]
+FEW = SUITES[:4]
+
+
+def assert_traffic_passes(network, wiretap) -> None:
+    assert network.left.ping(network.right.inner) == 3
+    assert network.right.ping(network.left.inner) == 3
+    counts = wiretap.counts()
+    assert counts["encrypted"] >= 12
+    assert counts["cleartext"] == 0
+
+
+@pytest.mark.parametrize(("ike", "esp"), SUITES)
+def test_we_initiate_main_and_quick_mode_rfc2409_5_4(network, ours, strongswan, wiretap, ike, esp):
+    strongswan.start(ike, esp)
+    ours.start(ike, esp)
+    ours.cli("up", "peer/net")
+    (sa,) = ours.status()["ike_sas"]
+    assert (sa["role"], sa["state"], sa["proposal"]) == ("initiator", "established", ike)
+    assert [child["proposal"] for child in sa["children"]] == [esp]
+    assert_traffic_passes(network, wiretap)
+    (child,) = ours.children()
+    assert child["packets_in"] >= 6
+    assert child["packets_out"] >= 6
+
+
+@pytest.mark.parametrize(("ike", "esp"), FEW)
+def test_strongswan_initiates_rfc2409_5_4(network, ours, strongswan, wiretap, ike, esp):
+    ours.start(ike, esp)
+    strongswan.start(ike, esp)
+    strongswan.swanctl("--initiate", "--child", "net", "--timeout", "20")
+    (sa,) = ours.status()["ike_sas"]
+    assert (sa["role"], sa["state"]) == ("responder", "established")
+    assert_traffic_passes(network, wiretap)
+
+
+def test_our_deletion_reaches_strongswan_rfc2408_3_15(network, ours, strongswan):
+    strongswan.start(*SUITES[0])
+    ours.start(*SUITES[0])
+    ours.cli("up", "peer/net")
+    ours.cli("down", "peer/net")
+    assert network.wait_for(lambda: "INSTALLED" not in strongswan.swanctl("--list-sas"))
+    ours.cli("down", "peer")
+    assert network.wait_for(lambda: "ESTABLISHED" not in strongswan.swanctl("--list-sas"))
+
+
+def test_our_shutdown_deletes_at_strongswan(network, ours, strongswan):
+    strongswan.start(*SUITES[0])
+    ours.start(*SUITES[0])
+    ours.cli("up", "peer/net")
+    assert ours.stop() == 0
+    assert network.wait_for(lambda: "ESTABLISHED" not in strongswan.swanctl("--list-sas"))
+
+
+def test_strongswans_deletion_removes_our_sas_and_nothing_passes_in_clear(network, ours, strongswan, wiretap):
+    strongswan.start(*SUITES[0])
+    ours.start(*SUITES[0])
+    ours.cli("up", "peer/net")
+    strongswan.swanctl("--terminate", "--ike", "peer", "--timeout", "10")
+    assert network.wait_for(lambda: ours.children() == [])
+    assert network.left.ping(network.right.inner, count=1) == 0
+    assert wiretap.counts()["cleartext"] == 0
+
+
+def test_a_wrong_psk_is_reported_as_such_when_we_initiate(network, ours, strongswan):
+    strongswan.start(*SUITES[0], psk="another secret entirely")
+    ours.start(*SUITES[0])
+    done = ours.cli("up", "peer/net", "--timeout", "20", check=False)
+    assert done.returncode in (1, 5)
+    assert "pre-shared key for 192.0.2.2 probably differs" in done.stdout + done.stderr
+    assert ours.children() == []
+
+
+def test_a_wrong_psk_is_reported_as_such_when_strongswan_initiates(network, ours, strongswan):
+    ours.start(*SUITES[0])
+    strongswan.start(*SUITES[0], psk="another secret entirely")
+    strongswan.swanctl("--initiate", "--child", "net", "--timeout", "5", check=False)
+    assert network.wait_for(lambda: "probably differs" in ours.text()), ours.text()
+    assert ours.children() == []
+
+
+def test_no_common_proposal_is_told_to_the_operator(network, ours, strongswan):
+    strongswan.start("aes128-sha1-modp1536", "aes128-sha1")
+    ours.start(*SUITES[0])
+    done = ours.cli("up", "peer/net", "--timeout", "20", check=False)
+    assert done.returncode == 1
+    assert "NO_PROPOSAL_CHOSEN" in done.stdout + done.stderr or "no proposal" in (done.stdout + done.stderr).lower()
