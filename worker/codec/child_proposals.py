@@ -1,0 +1,220 @@
+"""Phase 2 proposals: ChildSuites to SA payload and back (RFC 2407 section 4.5, RFC 2409 section 5.5, RFC 4106).
+
+Several suites are transforms of one ESP proposal with one SPI. Our configured order decides, as in phase 1.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from privsep.algorithms import ChildSuite, EspCipher, Group, Integrity
+from privsep.errors import PeerError
+from privsep.iana import EncapsulationMode, IpsecAttribute, LifeType, NotifyType, ProtocolId
+from privsep.types import Mode, Spi
+from worker.codec.association import (
+    Attribute,
+    Proposal,
+    SecurityAssociation,
+    Transform,
+    encode_attributes,
+    parse_attributes,
+)
+from worker.codec.payloads import Notification
+from worker.codec.terms import CHILD_LIFE, IKE_LIFE, Terms, chosen, life_attributes, numbers, read_terms
+
+SPI_OCTETS = 4
+FIRST_SPI = 256
+"""RFC 4303 section 2.1 reserves what is below."""
+
+_GROUP = int(IpsecAttribute.GROUP_DESCRIPTION)
+_ENCAPSULATION = int(IpsecAttribute.ENCAPSULATION_MODE)
+_INTEGRITY = int(IpsecAttribute.AUTHENTICATION_ALGORITHM)
+_KEY_LENGTH = int(IpsecAttribute.KEY_LENGTH)
+_CLASSES = frozenset({_GROUP, _ENCAPSULATION, _INTEGRITY, _KEY_LENGTH})
+
+_Value = int | bytes | None
+_CIPHERS: dict[tuple[int, _Value], EspCipher] = {(int(cipher.number), cipher.key_bits): cipher for cipher in EspCipher}
+_INTEGRITIES: dict[_Value, Integrity | None] = {int(each.number): each for each in Integrity} | {None: None}
+_GROUPS: dict[_Value, Group | None] = {int(group.number): group for group in Group} | {None: None}
+_ENCAPSULATIONS = {
+    (Mode.TUNNEL, False): EncapsulationMode.TUNNEL,
+    (Mode.TRANSPORT, False): EncapsulationMode.TRANSPORT,
+    (Mode.TUNNEL, True): EncapsulationMode.UDP_TUNNEL,
+    (Mode.TRANSPORT, True): EncapsulationMode.UDP_TRANSPORT,
+}
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class ChildSelection:
+    """What Quick Mode agreed on. `suite.group` says whether there must be KE payloads.
+
+    `lifetime` (seconds) and `kilobytes` are what was offered; the shorter of it and ours counts.
+    """
+
+    suite: ChildSuite
+    spi: Spi
+    """The peer's: our outbound SPI."""
+    lifetime: int
+    kilobytes: int | None
+    proposal: Proposal
+    transform: Transform
+
+    def answer(self, spi: Spi) -> SecurityAssociation:
+        """The SA payload of message 2: the chosen transform unchanged, with our inbound SPI (RFC 2408 section 4.2)."""
+        only = Proposal(
+            self.proposal.number, self.proposal.protocol, spi.to_bytes(SPI_OCTETS, "big"), (self.transform,)
+        )
+        return SecurityAssociation((only,))
+
+
+def encapsulation_mode(mode: Mode, *, udp: bool) -> EncapsulationMode:
+    """The attribute's value, with UDP encapsulation (RFC 3947 section 5.1) or without."""
+    return _ENCAPSULATIONS[mode, udp]
+
+
+def offer_child(
+    suites: Iterable[ChildSuite], group: Group | None, encapsulation: EncapsulationMode, spi: Spi, lifetime: int
+) -> SecurityAssociation:
+    """All suites with this PFS group: every transform of a Quick Mode names the group of its KE payload (RFC 2409
+    section 5.5), so suites of other groups wait for an exchange of their own. ValueError if none is left.
+    """
+    life = life_attributes(lifetime, CHILD_LIFE)
+    offered = [suite for suite in suites if suite.group is group]
+    if not offered:
+        raise ValueError("no suite has this group")
+    transforms = tuple(_transform(number, suite, encapsulation, life) for number, suite in enumerate(offered, 1))
+    return SecurityAssociation((Proposal(1, ProtocolId.ESP, spi.to_bytes(SPI_OCTETS, "big"), transforms),))
+
+
+def _transform(
+    number: int, suite: ChildSuite, encapsulation: EncapsulationMode, life: tuple[Attribute, Attribute]
+) -> Transform:
+    """RFC 2407 section 4.4.4 and 4.5; AES always has its key length (RFC 3602 section 5.3, RFC 4106 section 8.4)."""
+    if suite.protocol is not ProtocolId.ESP or suite.cipher is None:
+        raise ValueError("only ESP with a cipher can be offered")
+    attributes = [Attribute(_ENCAPSULATION, encapsulation), Attribute(_KEY_LENGTH, suite.cipher.key_bits)]
+    if suite.integrity is not None:
+        attributes.append(Attribute(_INTEGRITY, suite.integrity.number))
+    if suite.group is not None:
+        attributes.append(Attribute(_GROUP, suite.group.number))
+    return Transform(number, suite.cipher.number, (*attributes, *life))
+
+
+def select_child(
+    sa: SecurityAssociation, suites: Sequence[ChildSuite], encapsulation: EncapsulationMode
+) -> ChildSelection | None:
+    """The first of our suites that the peer offers with this encapsulation, or None (NO-PROPOSAL-CHOSEN).
+
+    Passed over: other protocols, bundles (a proposal number that stands several times, RFC 2408 section 4.2), reserved
+    SPIs, and transforms with anything that we do not know (they could not be answered unchanged and agreed to).
+    """
+    bundles = Counter(proposal.number for proposal in sa.proposals)
+    offers: dict[ChildSuite, tuple[Proposal, Transform, Terms]] = {}
+    groups = set()
+    for proposal in sa.proposals:
+        for transform in proposal.transforms:
+            terms = read_terms(transform.attributes, CHILD_LIFE)
+            groups.add(terms.values.get(_GROUP))
+            suite = _suite(proposal, transform, terms)
+            if (
+                suite is not None
+                and bundles[proposal.number] == 1
+                and terms.values.get(_ENCAPSULATION) == encapsulation
+                and _valid(proposal.spi)
+            ):
+                offers.setdefault(suite, (proposal, transform, terms))
+    if len(groups) > 1:
+        raise PeerError("proposals of one Quick Mode differ in their group", NotifyType.BAD_PROPOSAL_SYNTAX)
+    for suite in suites:
+        if suite in offers:
+            return _selection(suite, *offers[suite])
+    return None
+
+
+def accepted_child(offer: SecurityAssociation, answer: SecurityAssociation) -> ChildSelection:
+    """What the responder chose of our offer; PeerError if it is not one of our transforms, unmodified.
+
+    Its SPI must be valid and not ours: with equal SPIs both directions would share KEYMAT (RFC 2409 section 5.5).
+    """
+    proposal, transform, terms = chosen(offer, answer, CHILD_LIFE)
+    suite = _suite(proposal, transform, terms)
+    if suite is None:
+        raise PeerError("answer is not what we offered", NotifyType.BAD_PROPOSAL_SYNTAX)
+    if not _valid(proposal.spi) or proposal.spi == offer.proposals[0].spi:
+        raise PeerError("SPI is reserved, of wrong length, or ours", NotifyType.INVALID_SPI)
+    return _selection(suite, proposal, transform, terms)
+
+
+def _selection(suite: ChildSuite, proposal: Proposal, transform: Transform, terms: Terms) -> ChildSelection:
+    return ChildSelection(
+        suite=suite,
+        spi=Spi(int.from_bytes(proposal.spi, "big")),
+        lifetime=terms.seconds,
+        kilobytes=terms.kilobytes,
+        proposal=proposal,
+        transform=transform,
+    )
+
+
+def _valid(spi: bytes) -> bool:
+    return len(spi) == SPI_OCTETS and int.from_bytes(spi, "big") >= FIRST_SPI
+
+
+def _suite(proposal: Proposal, transform: Transform, terms: Terms) -> ChildSuite | None:
+    """The suite that a transform means, if it means nothing else besides."""
+    values = terms.values
+    group, integrity = values.get(_GROUP), values.get(_INTEGRITY)
+    cipher = _CIPHERS.get((transform.transform_id, values.get(_KEY_LENGTH)))
+    if (
+        proposal.protocol != ProtocolId.ESP
+        or cipher is None
+        or not values.keys() <= _CLASSES
+        or group not in _GROUPS
+        or integrity not in _INTEGRITIES
+        # a combined-mode cipher takes no integrity algorithm, every other one needs it
+        or (cipher.icv != 0) != (integrity is None)
+    ):
+        return None
+    return ChildSuite(ProtocolId.ESP, cipher, _INTEGRITIES[integrity], _GROUPS[group])
+
+
+def describe_child(sa: SecurityAssociation) -> tuple[str, ...]:
+    """Each transform as the keyword an operator would configure, or its numbers, with its encapsulation."""
+    return tuple(_describe(proposal, transform) for proposal in sa.proposals for transform in proposal.transforms)
+
+
+def _describe(proposal: Proposal, transform: Transform) -> str:
+    try:
+        terms = read_terms(transform.attributes, CHILD_LIFE)
+    except PeerError as error:
+        return error.reason
+    get = terms.values.get
+    suite = _suite(proposal, transform, terms)
+    if suite is None:
+        what = numbers(
+            protocol=proposal.protocol,
+            transform=transform.transform_id,
+            bits=get(_KEY_LENGTH),
+            integrity=get(_INTEGRITY),
+            group=get(_GROUP),
+        )
+    else:
+        what = str(suite)
+    mode = get(_ENCAPSULATION)
+    return f"{what} {numbers(mode=next((each.name for each in EncapsulationMode if each == mode), mode))}"
+
+
+def responder_lifetime(spi: Spi, seconds: int) -> Notification:
+    """RESPONDER-LIFETIME: our SA ends earlier than the peer offered (RFC 2407 sections 4.5.4 and 4.6.3.1)."""
+    return Notification(
+        protocol=ProtocolId.ESP,
+        type=NotifyType.RESPONDER_LIFETIME,
+        spi=spi.to_bytes(SPI_OCTETS, "big"),
+        data=encode_attributes(life_attributes(seconds, CHILD_LIFE)),
+    )
+
+
+def notified_lifetime(notification: Notification) -> int | None:
+    """Seconds that a peer's RESPONDER-LIFETIME gives, for an IPsec or an ISAKMP SA; None if it gives none."""
+    life = IKE_LIFE if notification.protocol == ProtocolId.ISAKMP else CHILD_LIFE
+    return read_terms(parse_attributes(notification.data), life).lifetimes.get(LifeType.SECONDS) or None
