@@ -13,14 +13,13 @@ import time
 from keyd import credentials, sandbox
 from keyd.service import Service
 from privsep.channel import Channel
-from privsep.config import loader
+from privsep.config import handover, loader
 from privsep.errors import Violation
 from privsep.log import Level, event
 from privsep.loop import Loop
-from privsep.rpc import Peer, Wire
-from privsep.sandbox.confine import become_user, lock_down, seal_interpreter
+from privsep.rpc import ENDPOINT, Peer, Wire
+from privsep.sandbox.confine import become_user, begin, lock_down
 from privsep.schema import keyd, keymat
-from privsep.spawn import read_config
 
 WORKER_SECONDS = 30.0
 """How long the worker may take to connect; it starts when we report ready."""
@@ -29,34 +28,35 @@ WORKER_SECONDS = 30.0
 def main() -> int:
     """Serve one worker until it ends or misbehaves; the exit status is 1 for a violation."""
     parser = argparse.ArgumentParser("keyd")
-    parser.add_argument("--monitor-fd", type=int, required=True)
+    parser.add_argument("--channel", type=int, required=True, help="SOCK_SEQPACKET to the monitor")
     parser.add_argument("--config-fd", type=int, required=True)
     parser.add_argument("--config", required=True, help="name for messages; the content comes by --config-fd")
     parser.add_argument("--secrets", required=True)
-    parser.add_argument("--endpoint", required=True)
+    parser.add_argument("--workplace", required=True, help="the directory where the worker finds us")
     parser.add_argument("--root", required=True)
     arguments = parser.parse_args()
 
-    gateway = loader.load(read_config(arguments.config_fd), arguments.config)
+    begin()
+    gateway = loader.load(handover.receive(arguments.config_fd, arguments.config), arguments.config)
     uid, gid = gateway.users.keyd
     confinement = sandbox.confinement(uid, gid, arguments.root, gateway.absent)
     service = Service(gateway, credentials.load(arguments.secrets, gateway), time.monotonic, os.urandom)
-    become_user(confinement)
+    become_user(confinement, arguments.workplace)
 
     loop = Loop()
     end = _End(loop)
     monitor = Channel(
-        socket.socket(fileno=arguments.monitor_fd),
+        socket.socket(fileno=arguments.channel),
         loop,
         keymat.REQUESTS,
         keymat.REPLIES,
         lambda request, sequence: monitor.send(service.redeem(request), sequence),
         end.quietly,
     )
-    # only the worker's group passes the directory, only its uid is accepted
+    # the directory admits the worker's group, which the socket inherits; libzmq admits its uid
     os.umask(0o117)
     wire = Wire()
-    wire.bind(arguments.endpoint, gateway.users.worker[0])
+    wire.bind(ENDPOINT, gateway.users.worker[0])
     monitor.send(keymat.Ready())
     if not wire.await_handshake(WORKER_SECONDS):
         event(Level.ERROR, "worker_absent", seconds=WORKER_SECONDS)
@@ -70,7 +70,6 @@ def main() -> int:
         lambda request, sequence: worker.send(service.handle(request), sequence),
         end.loudly,
     )
-    seal_interpreter()
     lock_down(confinement)
     loop.before_poll(lambda: worker.pump() or service.idle())
     try:

@@ -20,6 +20,7 @@ from monitor.redeemer import Redeemer
 from monitor.service import Service
 from monitor.sockets import Plane, open_listeners
 from monitor.supervisor import Supervisor
+from monitor.waiting import run
 from privsep import log
 from privsep.channel import Channel, pair
 from privsep.config import handover
@@ -74,7 +75,7 @@ class Daemon:
         self._control_socket = control.listen(self._directories.run_dir)
         self._notifier = Notifier.from_environment()
         self._config_fd = handover.publish(text)
-        self._log_pipes: list[LogPipe] = []
+        self._log_pipes: dict[str, LogPipe] = {}
         self._worker: Channel[WorkerRequest | WorkerReply, MonitorRequest | MonitorReply] | None = None
         self._keyd: Channel[keymat.Reply, Redeem] | None = None
         self._redeemer: Redeemer | None = None
@@ -101,10 +102,13 @@ class Daemon:
         """Serve until SIGTERM or SIGINT; 0 for a clean end."""
         self._log_event(Level.NOTICE, "dataplane", kind=self._plane.dataplane.name, why=self._plane.reason)
         self._supervisor.start()
-        started = self._service.start()
-        started.on_done(lambda: _raise_error(started))
+        run(self._place_policies())
         self.loop.run()
         return 1 if self._supervisor.failed else 0
+
+    async def _place_policies(self) -> None:
+        """A policy that cannot be placed ends the daemon: it would mean clear text."""
+        await self._service.start()
 
     # monitor.supervisor.Hooks
 
@@ -132,7 +136,7 @@ class Daemon:
         """No child is left."""
         self._control.close()
         self._plane.close()
-        for pipe in self._log_pipes:
+        for pipe in self._log_pipes.values():
             pipe.close()
         self.loop.stop()
 
@@ -205,9 +209,10 @@ class Daemon:
 
     def _spawn(self, module: str, name: str, arguments: list[str], fds: dict[int, int]) -> Child:
         child = spawn(module, args=arguments, fds=fds)
-        self._log_pipes.append(LogPipe(child.log, self.loop, name, _write_line))
-        # closed pipes of earlier children
-        self._log_pipes = [pipe for pipe in self._log_pipes if pipe.is_open]
+        earlier = self._log_pipes.pop(name, None)
+        if earlier is not None:
+            earlier.close()
+        self._log_pipes[name] = LogPipe(child.log, self.loop, name, _write_line)
         return child
 
     def _processes(self) -> dict[str, int]:
@@ -276,9 +281,3 @@ def _write_line(line: str) -> None:
         sys.stderr.flush()
     except (BlockingIOError, BrokenPipeError):
         return
-
-
-def _raise_error(future: Future[None]) -> None:
-    """A failure to start is the daemon's."""
-    if future.error is not None:
-        raise future.error

@@ -23,6 +23,8 @@ Out = TypeVar("Out")
 HIGH_WATER = 8192
 """Frames queued in one direction; the worker's budgets stay far below."""
 HANDSHAKE_MS = 5000
+ENDPOINT = "keyd.sock"
+"""Name of keyd's socket in its directory."""
 BATCH = 64
 """Frames taken in one round, so that other sources get their turn."""
 
@@ -52,16 +54,18 @@ class Wire:
         # one I/O thread; it and the reaper exist before lockdown and are covered by seccomp's TSYNC
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
         self.sock = _socket(self.context)
+        self._endpoint = ""
         self.state = self.sock.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
 
     def bind(self, path: str, uid: int) -> None:
         """Listen for the one process of that uid."""
         self.sock.setsockopt(zmq.IPC_FILTER_UID, uid)
-        self.sock.bind(f"ipc://{path}")
+        self._endpoint = f"ipc://{path}"
+        self.sock.bind(self._endpoint)
 
     def stop_listening(self) -> None:
         """Take the endpoint's name away; the connection stays."""
-        self.sock.unbind(self.sock.getsockopt(zmq.LAST_ENDPOINT))
+        self.sock.unbind(self._endpoint)
 
     def connect(self, path: str) -> None:
         """Connect, once."""

@@ -1,0 +1,238 @@
+"""Handles: what the worker and the monitor may do with an object of keyd, and when.
+
+`TRANSITIONS` is the whole of it. What is not in it an honest worker never asks; asking ends the epoch (`Violation`)::
+
+    IKE SA   initiator:  OFFERED -IkeAgree-> KEYED_I -AuthSeal-> CLAIMED -AuthOpen-> AUTHENTICATED
+             responder:                      KEYED_R -AuthOpen-> PROVEN  -AuthSeal-> AUTHENTICATED
+    Quick    initiator:  QUICK_OFFERED -QuickFinish-> QUICK_FINISHED -QuickAccept->  gone
+             responder:  QUICK_OPENED  -QuickAnswer-> QUICK_ANSWERED -QuickConfirm-> gone
+    keymat               (QuickAnswer) DERIVED -QuickConfirm-> REDEEMABLE -Redeem-> gone
+                         (QuickAccept)                         REDEEMABLE -Redeem-> gone
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from enum import Enum
+from typing import ClassVar, TypeVar
+
+from privsep.errors import PrivsepError, Violation
+from privsep.schema import keymat
+from privsep.schema.keyd import (
+    AuthOpen,
+    AuthSeal,
+    Drop,
+    IkeAgree,
+    InfoOpen,
+    InfoSeal,
+    QuickAccept,
+    QuickAnswer,
+    QuickConfirm,
+    QuickFinish,
+    QuickOffer,
+    QuickOpen,
+    Refusal,
+)
+from privsep.types import HANDLE_OCTETS
+
+MAX_CHILDREN = 64
+"""Quick Modes in flight of one IKE SA."""
+SWEEP_EVERY = 10.0
+"""Seconds between two looks for what has expired; a use of something expired is noticed at once."""
+UNKNOWN_MARGIN = 64
+UNKNOWN_PER_HANDLE = 8
+"""An honest worker knows only handles that we minted and gives each up after a few refusals; whoever asks for more
+unknown ones than these two allow is guessing."""
+
+
+class State(Enum):
+    """States of all kinds of objects."""
+
+    OFFERED = "IKE SA, initiator: our KE and Ni are out"
+    KEYED_I = "IKE SA, initiator: SKEYID is derived, we authenticate first"
+    CLAIMED = "IKE SA, initiator: our HASH_I is out"
+    KEYED_R = "IKE SA, responder: SKEYID is derived, the peer authenticates first"
+    PROVEN = "IKE SA, responder: HASH_I was right, a connection is selected"
+    AUTHENTICATED = "IKE SA: both sides have authenticated"
+    DEAD = "IKE SA: the peer's identity belongs to no connection"
+    QUICK_OFFERED = "Quick Mode, initiator: message 1 is out"
+    QUICK_FINISHED = "Quick Mode, initiator: HASH(2) was right"
+    QUICK_OPENED = "Quick Mode, responder: HASH(1) was right"
+    QUICK_ANSWERED = "Quick Mode, responder: message 2 is out"
+    DERIVED = "keymat: the peer has not confirmed"
+    REDEEMABLE = "keymat: waits for the monitor"
+    GONE = "wiped"
+
+
+Operation = type[
+    IkeAgree
+    | AuthSeal
+    | AuthOpen
+    | InfoSeal
+    | InfoOpen
+    | QuickOffer
+    | QuickFinish
+    | QuickAccept
+    | QuickOpen
+    | QuickAnswer
+    | QuickConfirm
+    | Drop
+    | keymat.Redeem
+]
+
+TRANSITIONS: dict[tuple[State, Operation], State] = {
+    (State.OFFERED, IkeAgree): State.KEYED_I,
+    (State.KEYED_I, AuthSeal): State.CLAIMED,
+    (State.CLAIMED, AuthOpen): State.AUTHENTICATED,
+    (State.KEYED_R, AuthOpen): State.PROVEN,
+    (State.PROVEN, AuthSeal): State.AUTHENTICATED,
+    (State.AUTHENTICATED, InfoSeal): State.AUTHENTICATED,
+    (State.AUTHENTICATED, InfoOpen): State.AUTHENTICATED,
+    (State.AUTHENTICATED, QuickOffer): State.AUTHENTICATED,
+    (State.AUTHENTICATED, QuickOpen): State.AUTHENTICATED,
+    (State.QUICK_OFFERED, QuickFinish): State.QUICK_FINISHED,
+    (State.QUICK_FINISHED, QuickAccept): State.GONE,
+    (State.QUICK_OPENED, QuickAnswer): State.QUICK_ANSWERED,
+    (State.QUICK_ANSWERED, QuickConfirm): State.GONE,
+    (State.DERIVED, QuickConfirm): State.REDEEMABLE,
+    (State.REDEEMABLE, keymat.Redeem): State.GONE,
+}
+TRANSITIONS |= {(state, Drop): State.GONE for state in State if state is not State.GONE}
+
+REJECTIONS: dict[tuple[State, Operation], State] = {
+    (State.KEYED_R, AuthOpen): State.DEAD,
+    (State.CLAIMED, AuthOpen): State.DEAD,
+    (State.QUICK_OFFERED, QuickFinish): State.GONE,
+}
+"""Where a message leads that is the peer's by its HASH, but not acceptable. Any other refusal changes nothing."""
+
+
+class Refuse(PrivsepError):
+    """The request is answered with Refused and has changed nothing, unless the raising operation says otherwise."""
+
+    def __init__(self, why: Refusal) -> None:
+        super().__init__(why.value)
+        self.why = why
+
+
+class Entry:
+    """An object that a handle names. Kinds are subclasses; `quota` bounds how many of a kind there are."""
+
+    __slots__ = ("children", "expires", "handle", "parent", "state")
+    quota: ClassVar[int]
+
+    def __init__(self, state: State, expires: float) -> None:
+        self.handle = b""
+        self.state = state
+        self.expires = expires
+        self.parent: Entry | None = None
+        self.children: list[Entry] = []
+
+    def wipe(self) -> None:
+        """Overwrite the secrets."""
+
+    def advance(self, operation: Operation) -> None:
+        """Move on as TRANSITIONS says; Violation where it says nothing."""
+        following = TRANSITIONS.get((self.state, operation))
+        if following is None:
+            raise Violation(f"{operation.__name__} in state {self.state.name}")
+        self.state = following
+
+
+E = TypeVar("E", bound=Entry)
+
+
+class Registry:
+    """All objects by handle. Handles are random, so that none can be guessed, and typed: each kind has its methods."""
+
+    def __init__(self, clock: Callable[[], float], random: Callable[[int], bytes]) -> None:
+        self._clock = clock
+        self._random = random
+        self._entries: dict[bytes, Entry] = {}
+        self._kinds: Counter[type[Entry]] = Counter()
+        self._unknown_allowed = UNKNOWN_MARGIN
+        self._next_sweep = clock() + SWEEP_EVERY
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def room(self, kind: type[Entry], parent: Entry | None = None) -> None:
+        """Refuse(QUOTA) unless one more of that kind fits; asked before the work that makes one."""
+        full = self._kinds[kind] >= kind.quota
+        if full and self.sweep():
+            full = self._kinds[kind] >= kind.quota
+        if full or (parent is not None and len(parent.children) >= MAX_CHILDREN):
+            raise Refuse(Refusal.QUOTA)
+
+    def mint(self, entry: E, parent: Entry | None = None) -> E:
+        """Give the entry a handle; it ends with its parent at the latest."""
+        entry.handle = self._random(HANDLE_OCTETS)
+        if entry.handle in self._entries:
+            raise Violation("the random source repeats itself")
+        self._entries[entry.handle] = entry
+        self._kinds[type(entry)] += 1
+        self._unknown_allowed += UNKNOWN_PER_HANDLE
+        if parent is not None:
+            entry.parent = parent
+            parent.children.append(entry)
+        return entry
+
+    def find(self, handle: bytes, kind: type[E], operation: Operation) -> E:
+        """The entry, if it is of that kind and its state admits the operation.
+
+        An unknown handle is a refusal, as things expire here while the worker asks; an entry of another kind or state
+        is a Violation.
+        """
+        entry = self.get(handle)
+        if entry is None:
+            raise Refuse(Refusal.UNKNOWN_HANDLE)
+        if not isinstance(entry, kind):
+            raise Violation(f"{operation.__name__} with a handle of another kind")
+        if (entry.state, operation) not in TRANSITIONS:
+            raise Violation(f"{operation.__name__} in state {entry.state.name}")
+        if entry.expires <= self._clock():
+            self.drop(entry)
+            raise Refuse(Refusal.EXPIRED)
+        return entry
+
+    def get(self, handle: bytes) -> Entry | None:
+        """Whatever has that handle; Violation for the one miss too many."""
+        entry = self._entries.get(handle)
+        if entry is None:
+            self._unknown_allowed -= 1
+            if self._unknown_allowed < 0:
+                raise Violation("handles are being guessed")
+        return entry
+
+    def reject(self, entry: Entry, operation: Operation, why: Refusal) -> Refuse:
+        """Move on as REJECTIONS says; returns what to raise."""
+        entry.state = REJECTIONS[entry.state, operation]
+        if entry.state is State.GONE:
+            self.drop(entry)
+        return Refuse(why)
+
+    def drop(self, entry: Entry) -> None:
+        """Wipe the entry and everything below it."""
+        for child in tuple(entry.children):
+            self.drop(child)
+        self.detach(entry)
+        if self._entries.pop(entry.handle, None) is not None:
+            self._kinds[type(entry)] -= 1
+        entry.state = State.GONE
+        entry.wipe()
+
+    def detach(self, entry: Entry) -> None:
+        """Let the entry outlive its parent: keymat that waits for the monitor does."""
+        if entry.parent is not None:
+            entry.parent.children.remove(entry)
+            entry.parent = None
+
+    def sweep(self) -> bool:
+        """Drop what has expired, at most every SWEEP_EVERY seconds; whether anything was."""
+        now = self._clock()
+        if now < self._next_sweep:
+            return False
+        self._next_sweep = now + SWEEP_EVERY
+        expired = [entry for entry in self._entries.values() if entry.expires <= now]
+        for entry in expired:
+            self.drop(entry)
+        return bool(expired)

@@ -1,0 +1,307 @@
+"""Main Mode with a pre-shared key: the operations on an IKE SA until both sides have authenticated (RFC 2409 5.4)."""
+
+import hmac
+from dataclasses import dataclass
+from typing import ClassVar
+
+from keyd import ikev1
+from keyd.ciphers import CbcChain, phase1_iv
+from keyd.context import Context
+from keyd.groups import BadPublicValue, KeyPair
+from keyd.handles import Entry, Refuse, State
+from keyd.messages import AUTH_EXTRAS, NONCE_OCTETS, id_body, identity_of, with_extras
+from keyd.secret import Secret
+from privsep.algorithms import IkeSuite
+from privsep.config.model import Connection
+from privsep.errors import PeerError, Violation
+from privsep.iana import PayloadType
+from privsep.payloads import join_chain, only, split_chain
+from privsep.schema.keyd import (
+    Authenticated,
+    AuthOpen,
+    AuthSeal,
+    Done,
+    IkeAgree,
+    IkeAnswer,
+    IkeKeys,
+    IkeOffer,
+    Refusal,
+    Sealed,
+)
+from privsep.types import Address, Auth, Identity, Role
+
+MAX_IKE_SAS = 65536
+"""About 200 MB."""
+HALF_OPEN_LIFETIME = 300.0
+"""Seconds; longer than any peer retransmits."""
+LIFETIME_MARGIN = 120.0
+"""Seconds that an IKE SA outlives its configured lifetime, so that an honest worker can still say DELETE."""
+
+
+@dataclass(slots=True, kw_only=True, repr=False)
+class MainMode:
+    """What phase 1 works with and nobody needs after it."""
+
+    cky_i: bytes
+    cky_r: bytes
+    sai_b: bytes
+    local: Address
+    remote: Address
+    psk: Secret
+    keypair: KeyPair
+    g_xi: bytes = b""
+    g_xr: bytes = b""
+    ni_b: bytes = b""
+    nr_b: bytes = b""
+    skeyid: Secret
+    claimed: Connection | None
+    """Initiator: the connection whose identity we claim, which the peer's identity must match too."""
+
+
+class IkeSa(Entry):
+    """An ISAKMP SA. `chain` ends phase 1 with its last CBC block; phase 2 branches off it."""
+
+    __slots__ = (
+        "chain",
+        "cipher_key",
+        "connection",
+        "identity",
+        "main",
+        "message_ids",
+        "role",
+        "skeyid_a",
+        "skeyid_d",
+        "suite",
+    )
+    quota: ClassVar[int] = MAX_IKE_SAS
+
+    def __init__(self, state: State, expires: float, role: Role, suite: IkeSuite, main: MainMode) -> None:
+        super().__init__(state, expires)
+        self.role = role
+        self.suite = suite
+        self.main: MainMode | None = main
+        self.cipher_key = Secret()
+        self.chain: CbcChain | None = None
+        self.skeyid_d = Secret()
+        self.skeyid_a = Secret()
+        self.connection: Connection | None = None
+        self.identity: Identity | None = None
+        self.message_ids: set[int] = {0}
+        """Used ones; 0 is phase 1's (RFC 2408 section 3.1)."""
+
+    def wipe(self) -> None:
+        """Overwrite the secrets."""
+        self.forget_main_mode()
+        self.skeyid_d.wipe()
+        self.skeyid_a.wipe()
+        self.cipher_key.wipe()
+        self.chain = None
+
+    def forget_main_mode(self) -> None:
+        """Phase 1 is over."""
+        if self.main is not None:
+            self.main.skeyid.wipe()
+            self.main = None
+
+    def in_main_mode(self) -> tuple[MainMode, CbcChain]:
+        """Both while the state is one of phase 1 after the peer's KE."""
+        if self.main is None or self.chain is None:
+            raise Violation("the IKE SA is not in phase 1")
+        return self.main, self.chain
+
+
+class Phase1:
+    """The operations. Each finds its handle, does its work, and only then moves the state on."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    def offer(self, request: IkeOffer) -> IkeKeys:
+        """Message 3 at the initiator: KE and Ni."""
+        context = self._context
+        context.registry.room(IkeSa)
+        connection = context.gateway.connection(request.connection)
+        if connection is None:
+            raise Violation("a connection that the configuration does not have")
+        if connection.auth is not Auth.PSK or connection not in context.gateway.candidates(
+            request.local, request.remote
+        ):
+            raise Refuse(Refusal.NO_CONNECTION)
+        if request.suite not in connection.suites:
+            raise Refuse(Refusal.BAD_PROPOSAL)
+        psk = context.credentials.psk_for(connection)
+        if psk is None:
+            raise Refuse(Refusal.NO_PSK)
+        sa = self._new(request, Role.INITIATOR, State.OFFERED, psk, connection)
+        main = self._main(sa)
+        main.g_xi, main.ni_b = main.keypair.public, context.random(NONCE_OCTETS)
+        return IkeKeys(ike=context.registry.mint(sa).handle, ke=main.g_xi, nonce=main.ni_b)
+
+    def agree(self, request: IkeAgree) -> Done:
+        """Message 4 at the initiator: the peer's KE and Nr."""
+        sa = self._context.registry.find(request.ike, IkeSa, IkeAgree)
+        main = self._main(sa)
+        g_xy = _agree(main.keypair, request.ke)
+        main.g_xr, main.nr_b = request.ke, request.nonce
+        _derive(sa, main, g_xy)
+        sa.advance(IkeAgree)
+        return Done()
+
+    def answer(self, request: IkeAnswer) -> IkeKeys:
+        """Message 3 at the responder: the peer's KE and Ni; ours for message 4.
+
+        The identity comes in message 5, encrypted under the PSK: in Main Mode it is the address that decides which PSK
+        applies (RFC 2409 section 5.4), by the most specific connection that has the suite.
+        """
+        context = self._context
+        context.registry.room(IkeSa)
+        candidates = [
+            connection
+            for connection in context.gateway.candidates(request.local, request.remote)
+            if connection.auth is Auth.PSK and request.suite in connection.suites
+        ]
+        if not candidates:
+            raise Refuse(Refusal.NO_CONNECTION)
+        psk = context.credentials.psk_for(candidates[0])
+        if psk is None:
+            raise Refuse(Refusal.NO_PSK)
+        sa = self._new(request, Role.RESPONDER, State.KEYED_R, psk, None)
+        main = self._main(sa)
+        g_xy = _agree(main.keypair, request.ke)
+        main.g_xi, main.ni_b = request.ke, request.nonce
+        main.g_xr, main.nr_b = main.keypair.public, context.random(NONCE_OCTETS)
+        _derive(sa, main, g_xy)
+        return IkeKeys(ike=context.registry.mint(sa).handle, ke=main.g_xr, nonce=main.nr_b)
+
+    def seal(self, request: AuthSeal) -> Sealed:
+        """Message 5 or 6, ours: IDii, HASH_I or IDir, HASH_R."""
+        sa = self._context.registry.find(request.ike, IkeSa, AuthSeal)
+        main, chain = sa.in_main_mode()
+        connection = main.claimed or sa.connection
+        if connection is None:
+            raise Violation("nobody to claim to be")
+        body = id_body(connection.local_id)
+        payloads = [(PayloadType.ID, body), (PayloadType.HASH, _hash_of(sa.role, sa, main, body))]
+        _, data = with_extras(payloads, request.next_payload, request.payloads, AUTH_EXTRAS)
+        sealed = Sealed(ciphertext=chain.seal(data))
+        self._advance(sa, AuthSeal)
+        return sealed
+
+    def open(self, request: AuthOpen) -> Authenticated:
+        """Message 5 or 6, the peer's: HASH compared, identity matched, connection selected.
+
+        Until the HASH is verified every fault is the same refusal and changes nothing. A peer that proved to know the
+        PSK but claims an identity that no connection accepts ends the SA.
+        """
+        sa = self._context.registry.find(request.ike, IkeSa, AuthOpen)
+        main, chain = sa.in_main_mode()
+        peer = Role.RESPONDER if sa.role is Role.INITIATOR else Role.INITIATOR
+        plaintext = chain.open(request.ciphertext)
+        if plaintext is None:
+            raise Refuse(Refusal.AUTHENTICATION_FAILED)
+        try:
+            payloads = split_chain(PayloadType.ID, plaintext, padding=True)
+            body, received = only(payloads, PayloadType.ID), only(payloads, PayloadType.HASH)
+        except PeerError:
+            raise Refuse(Refusal.AUTHENTICATION_FAILED) from None
+        if not hmac.compare_digest(_hash_of(peer, sa, main, body), received):
+            raise Refuse(Refusal.AUTHENTICATION_FAILED)
+        chain.accept(request.ciphertext)
+        try:
+            identity = identity_of(body)
+        except PeerError:
+            raise self._context.registry.reject(sa, AuthOpen, Refusal.UNKNOWN_IDENTITY) from None
+        connection = self._select(sa, main, identity)
+        if connection is None:
+            raise self._context.registry.reject(sa, AuthOpen, Refusal.UNKNOWN_IDENTITY)
+        sa.identity, sa.connection = identity, connection
+        next_payload, rest = join_chain(
+            (kind, each) for kind, each in payloads if kind not in (PayloadType.ID, PayloadType.HASH)
+        )
+        self._advance(sa, AuthOpen)
+        return Authenticated(connection=connection.name, identity=identity, next_payload=next_payload, payloads=rest)
+
+    def _new(
+        self, request: IkeOffer | IkeAnswer, role: Role, state: State, psk: Secret, claimed: Connection | None
+    ) -> IkeSa:
+        main = MainMode(
+            cky_i=request.cky_i,
+            cky_r=request.cky_r,
+            sai_b=request.sai_b,
+            local=request.local,
+            remote=request.remote,
+            psk=psk,
+            keypair=self._context.pool.take(request.suite.group),
+            skeyid=Secret(),
+            claimed=claimed,
+        )
+        return IkeSa(state, self._context.clock() + HALF_OPEN_LIFETIME, role, request.suite, main)
+
+    @staticmethod
+    def _main(sa: IkeSa) -> MainMode:
+        if sa.main is None:
+            raise Violation("the IKE SA is not in phase 1")
+        return sa.main
+
+    def _advance(self, sa: IkeSa, operation: type[AuthSeal | AuthOpen]) -> None:
+        """Move on; at the end of phase 1 forget what only phase 1 needs, and start the lifetime."""
+        sa.advance(operation)
+        if sa.state is State.AUTHENTICATED and sa.connection is not None:
+            sa.forget_main_mode()
+            sa.expires = self._context.clock() + sa.connection.lifetime + LIFETIME_MARGIN
+
+    def _select(self, sa: IkeSa, main: MainMode, identity: Identity) -> Connection | None:
+        """The most specific connection: one that names the identity before one that takes any, then by address.
+
+        Only connections whose own PSK is the one that was proved. At the initiator it must be the connection that we
+        claimed to be, or one as specific.
+        """
+        accepting = [
+            connection
+            for connection in self._context.gateway.candidates(main.local, main.remote)
+            if connection.auth is Auth.PSK
+            and sa.suite in connection.suites
+            and connection.remote_id in (None, identity)
+            and self._has_psk(connection, main.psk)
+        ]
+        accepting.sort(key=lambda connection: connection.remote_id is None)
+        if not accepting or main.claimed is None:
+            return accepting[0] if accepting else None
+        best = accepting[0]
+        as_specific = [each for each in accepting if (each.remote, each.remote_id) == (best.remote, best.remote_id)]
+        return main.claimed if main.claimed in as_specific else None
+
+    def _has_psk(self, connection: Connection, psk: Secret) -> bool:
+        configured = self._context.credentials.psk_for(connection)
+        return configured is not None and hmac.compare_digest(configured, psk)
+
+
+def _agree(keypair: KeyPair, peer: bytes) -> Secret:
+    try:
+        return keypair.agree(peer)
+    except BadPublicValue:
+        raise Refuse(Refusal.BAD_PUBLIC_VALUE) from None
+
+
+def _derive(sa: IkeSa, main: MainMode, g_xy: Secret) -> None:
+    """RFC 2409 section 5: SKEYID and what follows from it; appendix B: the cipher's key and first IV."""
+    hash_, cipher = sa.suite.hash, sa.suite.cipher
+    main.skeyid = ikev1.skeyid_for_pre_shared_key(hash_, main.psk, main.ni_b, main.nr_b)
+    keys = ikev1.derive(hash_, main.skeyid, g_xy, main.cky_i, main.cky_r)
+    g_xy.wipe()
+    sa.skeyid_d, sa.skeyid_a = keys.skeyid_d, keys.skeyid_a
+    sa.cipher_key = ikev1.cipher_key(hash_, cipher, keys.skeyid_e)
+    sa.chain = CbcChain.of_phase1(cipher, sa.cipher_key, phase1_iv(hash_, cipher, main.g_xi, main.g_xr))
+    keys.skeyid_e.wipe()
+
+
+def _hash_of(author: Role, sa: IkeSa, main: MainMode, id_b: bytes) -> bytes:
+    """HASH_I or HASH_R over an author's ID body."""
+    hash_, m = sa.suite.hash, main
+    if author is Role.INITIATOR:
+        return ikev1.hash_i(
+            hash_, m.skeyid, g_xi=m.g_xi, g_xr=m.g_xr, cky_i=m.cky_i, cky_r=m.cky_r, sai_b=m.sai_b, idii_b=id_b
+        )
+    return ikev1.hash_r(
+        hash_, m.skeyid, g_xi=m.g_xi, g_xr=m.g_xr, cky_i=m.cky_i, cky_r=m.cky_r, sai_b=m.sai_b, idir_b=id_b
+    )

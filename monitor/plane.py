@@ -1,0 +1,73 @@
+"""Which data plane carries ESP: what the configuration asks for, what this machine can do, and why in a sentence."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from monitor.dataplane import Dataplane, Events
+from monitor.routes import Routes
+from monitor.userspace.client import UserspaceDataplane
+from monitor.xfrm.client import KernelDataplane
+from monitor.xfrm.events import XfrmEvents
+from monitor.xfrm.netlink import XfrmNetlink
+from monitor.xfrm.probe import probe
+from privsep.config.model import DataplaneChoice, Gateway
+from privsep.errors import OperatorError
+from privsep.loop import Loop
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class Userspace:
+    """What the ESP process needs from us."""
+
+    dataplane: UserspaceDataplane
+    tun: int
+    """Descriptor of the TUN device."""
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class Choice:
+    """The data plane, and why this one."""
+
+    dataplane: Dataplane
+    reason: str
+    userspace: Userspace | None
+    close: Callable[[], None]
+    """At the end of the daemon: device, routes, netlink sockets."""
+
+
+def choose(gateway: Gateway, loop: Loop, events: Events, lost: Callable[[str], None]) -> Choice:
+    """`auto` takes the kernel if it can carry every configured suite, else the userspace ESP process for all of them.
+
+    OperatorError when the configuration insists on a kernel that cannot. Needs root; nothing is left behind by probing.
+    """
+    if gateway.dataplane is DataplaneChoice.USERSPACE:
+        return _userspace(loop, events, lost, "the configuration says so")
+    netlink = XfrmNetlink.open()
+    lacking = probe(netlink, gateway)
+    if lacking is None:
+        return _kernel(netlink, loop, events)
+    netlink.close()
+    if gateway.dataplane is DataplaneChoice.KERNEL:
+        raise OperatorError(f'dataplane = "kernel": {lacking}; "auto" or "userspace" would work')
+    return _userspace(loop, events, lost, lacking)
+
+
+def _kernel(netlink: XfrmNetlink, loop: Loop, events: Events) -> Choice:
+    dataplane = KernelDataplane(netlink)
+    reports = XfrmEvents.open(dataplane, events)
+    loop.on_readable(reports.fileno(), reports.read_events)
+
+    def close() -> None:
+        loop.on_readable(reports.fileno(), None)
+        reports.close()
+        netlink.close()
+
+    reason = "the kernel carries every configured suite"
+    return Choice(dataplane=dataplane, reason=reason, userspace=None, close=close)
+
+
+def _userspace(loop: Loop, events: Events, lost: Callable[[str], None], reason: str) -> Choice:
+    routes = Routes()
+    dataplane = UserspaceDataplane(loop, routes, events, lost)
+    userspace = Userspace(dataplane=dataplane, tun=routes.tun)
+    return Choice(dataplane=dataplane, reason=reason, userspace=userspace, close=routes.close)

@@ -1,0 +1,98 @@
+"""What this kernel can do: each suite of the configuration is tried with an SA that carries nothing, removed at once."""
+
+import errno
+import ipaddress
+import os
+import secrets
+from collections.abc import Iterable
+
+from monitor.dataplane import Pair, Policy
+from monitor.xfrm import sa
+from monitor.xfrm.algorithms import CIPHERS, CONFIG, INTEGRITIES
+from monitor.xfrm.messages import DelSa, NewSa
+from monitor.xfrm.netlink import KernelError, XfrmNetlink
+from privsep.algorithms import ChildSuite
+from privsep.config.model import Gateway, RemoteAny
+from privsep.types import Address, Endpoint, Mode, Network, Spi, TrafficSelector
+
+_LOOPBACKS: dict[int, Address] = {4: ipaddress.IPv4Address("127.0.0.1"), 6: ipaddress.IPv6Address("::1")}
+"""Where the tried SA leads: nowhere."""
+_ESP_CONFIG = {4: "CONFIG_INET_ESP", 6: "CONFIG_INET6_ESP"}
+_TRIAL_SECONDS = 2
+"""After which the kernel forgets it even if we were killed in between."""
+_NLM_F_EXCL = 0x200
+
+
+def probe(netlink: XfrmNetlink, gateway: Gateway) -> str | None:
+    """None if the kernel can carry whatever the configuration may negotiate; else what it lacks. Changes nothing."""
+    suites = {
+        suite.without_group()
+        for connection in gateway.connections
+        for child in connection.children
+        for suite in child.suites
+    }
+    return lacking(netlink, sorted(suites, key=str), sorted(_versions(gateway)))
+
+
+def _versions(gateway: Gateway) -> set[int]:
+    """IP versions of the outer addresses that the configuration names; 4 if it leaves them all open."""
+    named: list[Address | Network] = [*gateway.listen]
+    for connection in gateway.connections:
+        named += [] if connection.local is None else [connection.local]
+        named += [] if isinstance(connection.remote, RemoteAny) else [connection.remote]
+    return {int(end.version) for end in named} or {4}
+
+
+def lacking(netlink: XfrmNetlink, suites: Iterable[ChildSuite], versions: Iterable[int]) -> str | None:
+    """The same for these suites over these IP versions."""
+    reasons = dict.fromkeys(
+        reason for version in versions for suite in suites if (reason := _try(netlink, suite, version)) is not None
+    )
+    return "; ".join(reasons) or None
+
+
+def _try(netlink: XfrmNetlink, suite: ChildSuite, version: int) -> str | None:
+    pair = _trial(suite, _LOOPBACKS[version])
+    try:
+        netlink.do(NewSa.request(_NLM_F_EXCL, *sa.outbound(pair)))
+    except KernelError as error:
+        return _reason(error, suite, version)
+    netlink.do(DelSa.request(0, sa.key(pair.remote.address, pair.spi_out)))
+    return None
+
+
+def _reason(error: KernelError, suite: ChildSuite, version: int) -> str:
+    match error.number:
+        case errno.EPROTONOSUPPORT | errno.EAFNOSUPPORT:
+            return f"the kernel has no ESP for IPv{version} ({_ESP_CONFIG[version]})"
+        case errno.ENOSYS | errno.ENOENT:
+            names = [INTEGRITIES[suite.integrity]] if suite.integrity is not None else []
+            names += [CIPHERS[suite.cipher]] if suite.cipher is not None else []
+            needs = ", ".join(dict.fromkeys(CONFIG[name] for name in names))
+            return f"the kernel lacks {' or '.join(name.decode() for name in names)} ({needs})"
+        case _:
+            return f"the kernel refuses {suite}: {error}"
+
+
+def _trial(suite: ChildSuite, address: Address) -> Pair:
+    """From this machine to itself, with keys that nobody knows. No policy leads to it."""
+    here = Endpoint(address, 0)
+    only = (TrafficSelector(ipaddress.ip_network(address)),)
+    encryption = os.urandom(suite.cipher.key_octets if suite.cipher is not None else 0)
+    integrity = os.urandom(suite.integrity.key_octets if suite.integrity is not None else 0)
+    return Pair(
+        policy=Policy(number=0, mode=Mode.TUNNEL, local=here, remote=here, local_ts=only, remote_ts=only),
+        spi_in=Spi(0),
+        spi_out=Spi(sa.MIN_SPI + secrets.randbelow(sa.MAX_SPI - sa.MIN_SPI)),
+        suite=suite,
+        encryption_in=b"",
+        integrity_in=b"",
+        encryption_out=encryption,
+        integrity_out=integrity,
+        local=here,
+        remote=here,
+        encap=False,
+        local_ts=only,
+        remote_ts=only,
+        lifetime=_TRIAL_SECONDS,
+    )

@@ -1,0 +1,107 @@
+"""What only the whole configuration shows: values that are each right and together cannot work."""
+
+from collections.abc import Iterator
+
+from privsep.algorithms import ChildSuite
+from privsep.config.model import Child, Connection, Gateway
+from privsep.config.reader import Reader, Section
+from privsep.types import Mode, Network, TrafficSelector
+
+MAX_POLICIES = 65535
+"""Children of all connections; each has a number of 16 bits (`monitor.dataplane.Policy`)."""
+
+
+def check_groups(section: Section, suites: tuple[ChildSuite, ...]) -> None:
+    """RFC 2409 section 5.5: a Quick Mode has one KE, so what is offered together has one group.
+
+    Proposals without a group may stand beside: they are accepted from a peer that offers no KE.
+    """
+    groups = sorted({suite.group.keyword for suite in suites if suite.group is not None})
+    if len(groups) > 1:
+        section.problem("esp", f"one Quick Mode has one group, not {' and '.join(groups)}; one of them would be right")
+
+
+def check_selectors(
+    section: Section, mode: Mode, local_ts: tuple[TrafficSelector, ...], remote_ts: tuple[TrafficSelector, ...]
+) -> None:
+    """Both sides select the same packets: one IP version, one protocol; and they are two sides."""
+    versions = {selector.network.version for selector in local_ts + remote_ts}
+    if len(versions) > 1:
+        section.problem("remote_ts", "selectors of IPv4 and of IPv6; one child for each would be right")
+    protocols = {selector.protocol for selector in local_ts + remote_ts} - {0}
+    if len(protocols) > 1:
+        section.problem("remote_ts", "selectors of different protocols; one child for each would be right")
+    for selector in remote_ts:
+        if mode is Mode.TUNNEL and selector.network.prefixlen and selector in local_ts:
+            section.problem("remote_ts", f"{selector} is also in local_ts; the peer's network would be right")
+
+
+def check(gateway: Gateway, reader: Reader) -> None:
+    """Connections against each other."""
+    children = sum(len(connection.children) for connection in gateway.connections)
+    if children > MAX_POLICIES:
+        reader.problem(("connection",), f"{children} children; {MAX_POLICIES} are possible")
+        return
+    _check_duplicates(gateway, reader)
+    _check_overlaps(gateway, reader)
+
+
+def _check_duplicates(gateway: Gateway, reader: Reader) -> None:
+    """Two connections that no responder could tell apart: addresses and the peer's identity are all it sees."""
+    seen: dict[object, str] = {}
+    for connection in gateway.connections:
+        key = (connection.local, connection.remote, connection.remote_id)
+        other = seen.setdefault(key, connection.name)
+        if other != connection.name:
+            reader.problem(
+                ("connection", connection.name, "remote"),
+                f"same addresses and remote_id as [connection.{other}]; "
+                f"one connection with a child for each network would be right",
+            )
+
+
+def _check_overlaps(gateway: Gateway, reader: Reader) -> None:
+    """A packet must belong to one connection. Networks nest or are disjoint, so those that contain one another meet on
+    a stack when they are visited in order of address."""
+    stack: list[tuple[TrafficSelector, Connection, Child]] = []
+    reported: set[tuple[str, str]] = set()
+    for selector, connection, child in sorted(_remotes(gateway), key=lambda entry: _order(entry[0])):
+        while stack and not _nested(stack[-1][0].network, selector.network):
+            stack.pop()
+        for enclosing, other, others_child in stack:
+            pair = (other.name, connection.name)
+            if other is connection or pair in reported or not _overlap(enclosing, selector):
+                continue
+            if any(_overlap(a, b) for a in others_child.local_ts for b in child.local_ts):
+                reported.add(pair)
+                reader.problem(
+                    ("connection", connection.name, "child", child.name, "remote_ts"),
+                    f"{selector} overlaps {enclosing} of [connection.{other.name}.child.{others_child.name}]; "
+                    f"selectors of one connection only would be right",
+                )
+        stack.append((selector, connection, child))
+
+
+def _remotes(gateway: Gateway) -> Iterator[tuple[TrafficSelector, Connection, Child]]:
+    for connection in gateway.connections:
+        for child in connection.children:
+            for selector in child.remote_ts:
+                yield selector, connection, child
+
+
+def _order(selector: TrafficSelector) -> tuple[int, int, int]:
+    network = selector.network
+    return network.version, int(network.network_address), network.prefixlen
+
+
+def _overlap(one: TrafficSelector, other: TrafficSelector) -> bool:
+    """Whether one packet could be selected by both."""
+    return (
+        _nested(one.network, other.network)
+        and (not one.protocol or not other.protocol or one.protocol == other.protocol)
+        and (not one.port or not other.port or one.port == other.port)
+    )
+
+
+def _nested(one: Network, other: Network) -> bool:
+    return other.network_address in one or one.network_address in other

@@ -1,0 +1,298 @@
+"""gateway.toml to `Gateway`: strict, and telling every problem at once. docs/configuration.md explains each key."""
+
+import ipaddress
+import re
+from collections.abc import Callable
+from enum import Enum
+from typing import TypeVar
+
+from privsep.algorithms import ChildSuite, IkeSuite
+from privsep.config import checks
+from privsep.config.durations import between
+from privsep.config.identities import parse_identity
+from privsep.config.model import (
+    Child,
+    Connection,
+    DataplaneChoice,
+    Encap,
+    Gateway,
+    Layer,
+    Remote,
+    RemoteAny,
+    Start,
+    Users,
+)
+from privsep.config.names import MAX_UID, Names
+from privsep.config.problems import quote
+from privsep.config.reader import Reader, Section, one_of
+from privsep.config.selectors import parse_network, parse_selector
+from privsep.config.toml_lines import Document
+from privsep.types import Address, Auth, Identity, Mode, TrafficSelector
+
+MAX_CONNECTIONS = 10_000
+MAX_CHILDREN = 64
+"""Of a connection, as `privsep.schema.install.IkeStatus` can tell."""
+MAX_SELECTORS = 16
+"""Of a side, as `privsep.schema.install.Selectors`."""
+MAX_PROPOSALS = 32
+MAX_LISTEN = 64
+
+DEFAULT_IKE = ("aes256-sha256-curve25519", "aes256-sha256-modp2048", "aes128-sha256-modp2048")
+DEFAULT_ESP = ("aes256gcm16-modp2048", "aes128gcm16-modp2048", "aes256-sha256-modp2048")
+DEFAULT_IKE_LIFETIME = 8 * 3600
+DEFAULT_CHILD_LIFETIME = 3600
+DEFAULT_USERS = {
+    "worker": ("_privsep-worker", 1_900_000_001),
+    "keyd": ("_privsep-keyd", 1_900_000_002),
+    "userspace": ("_privsep-esp", 1_900_000_003),
+}
+"""The users that the package creates; where they do not exist, numbers that no user, container or service has."""
+
+_LATER_KEYS = ("certificate", "ca", "remote_certificate", "dpd")
+_ALIASES = {
+    "aes": "aes128",
+    "sha": "sha1",
+    "sha2_256": "sha256",
+    "sha2_384": "sha384",
+    "sha2_512": "sha512",
+    "aes128gcm128": "aes128gcm16",
+    "aes192gcm128": "aes192gcm16",
+    "aes256gcm128": "aes256gcm16",
+}
+_LIFETIME = between("10s", "30d")
+_HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,252}[A-Za-z0-9_])?", re.ASCII)
+_NUMERIC = re.compile(r"[0-9./]+|.*[:/%].*", re.ASCII)
+
+
+E = TypeVar("E", bound=Enum)
+S = TypeVar("S", IkeSuite, ChildSuite)
+
+
+class _Version(Enum):
+    IKEV1 = "ikev1"
+
+
+class _Exchange(Enum):
+    MAIN = "main"
+
+
+def load(text: str, filename: str, names: Names | None = None) -> Gateway:
+    """The configuration; ConfigError with all its problems. `names` answers for hosts and users (default: ask)."""
+    reader = Reader(Document.parse(text, filename))
+    gateway = _Loader(reader, names or Names()).gateway()
+    reader.finish()
+    return gateway
+
+
+class _Loader:
+    """One run over one document. What has a problem is left away; `Reader.finish` then refuses the whole."""
+
+    def __init__(self, reader: Reader, names: Names) -> None:
+        self._reader = reader
+        self._names = names
+        self._listen: tuple[Address, ...] = ()
+
+    def gateway(self) -> Gateway:
+        root = self._reader.root()
+        section = root.table("gateway") or Section(self._reader, ("gateway",), {})
+        if section.has("listen"):
+            self._listen = section.many("listen", parse_address, limit=MAX_LISTEN) or ()
+        dataplane = section.choice("dataplane", DataplaneChoice, DataplaneChoice.AUTO)
+        absent: tuple[Layer, ...] = ()
+        if section.has("absent"):
+            absent = section.many("absent", one_of(Layer), limit=len(Layer)) or ()
+        users = self._users(section)
+        section.close()
+        connections = [self._connection(name, each) for name, each in root.named("connection", limit=MAX_CONNECTIONS)]
+        root.close()
+        gateway = Gateway(
+            listen=self._listen,
+            dataplane=dataplane,
+            users=users,
+            absent=frozenset(absent),
+            connections=tuple(connection for connection in connections if connection is not None),
+        )
+        checks.check(gateway, self._reader)
+        return gateway
+
+    def _users(self, gateway: Section) -> Users:
+        """`gateway.users`: three different ones, none of them root."""
+        section = gateway.table("users") or Section(self._reader, (*gateway.path, "users"), {})
+        found: dict[str, tuple[int, int]] = {}
+        for role in DEFAULT_USERS:
+            ids = self._user(section, role)
+            if 0 in ids:
+                section.problem(role, f"{role} would be root or in its group; an unprivileged user would be right")
+            for other, taken in found.items():
+                if ids[0] == taken[0]:
+                    section.problem(role, f"{role} and {other} are the same user; three different would be right")
+            found[role] = ids
+        section.close()
+        return Users(**found)
+
+    def _user(self, section: Section, role: str) -> tuple[int, int]:
+        name, number = DEFAULT_USERS[role]
+        fallback = (number, number)
+        if not section.has(role):
+            return self._names.user(name) or fallback
+        value = section.text_or_number(role, low=0, high=MAX_UID)
+        if value is None:
+            return fallback
+        user = int(value) if isinstance(value, str) and value.isdecimal() and len(value) <= 10 else value
+        ids = self._names.user(user) if user != "" else None
+        if ids is None or ids[0] > MAX_UID:
+            section.problem(role, f"user {quote(str(value))} does not exist; create it, or name a number")
+        return ids or fallback
+
+    def _connection(self, name: str, section: Section) -> Connection | None:
+        supported(section, "version", _Version, later=("ikev2",))
+        supported(section, "mode", _Exchange, later=("aggressive", "base"))
+        later = ("signature", "rsa-encryption", "revised-rsa-encryption")
+        auth = supported(section, "auth", Auth, later=later)
+        for key in _LATER_KEYS:
+            if section.has(key):
+                section.problem(key, f"{quote(key)} is not supported by this release; leave it away")
+        local = section.optional("local", parse_address, None)
+        remote = section.required("remote", lambda text: self._remote(text, local), 'remote = "192.0.2.2"')
+        local_id = self._local_id(section, local)
+        remote_id = self._remote_id(section, remote)
+        suites = _proposals(section, "ike", DEFAULT_IKE, IkeSuite.parse)
+        lifetime = section.optional("lifetime", _LIFETIME, DEFAULT_IKE_LIFETIME)
+        encap = section.choice("encap", Encap, Encap.AUTO)
+        children = [_child(each, table, local, remote) for each, table in section.named("child", limit=MAX_CHILDREN)]
+        if not children and not section.has("child"):
+            section.problem("child", f"the connection has no child; add a table [connection.{name}.child.lan]")
+        section.close()
+        if local is not None and self._listen and local not in self._listen:
+            section.problem("local", f"{local} is not among gateway.listen; {self._listen[0]} would be right")
+        if remote is not None and remote in (local, *self._listen):
+            section.problem("remote", f"{remote} is our own address; the peer's would be right")
+        if remote is None or local_id is None:
+            return None
+        return Connection(
+            name=name,
+            local=local,
+            remote=remote,
+            local_id=local_id,
+            remote_id=remote_id,
+            auth=auth,
+            suites=suites,
+            lifetime=lifetime,
+            encap=encap,
+            children=tuple(child for child in children if child is not None),
+        )
+
+    def _remote(self, text: str, local: Address | None) -> Remote:
+        """An address, a network, "any", or a name, which is resolved now."""
+        if text == "any":
+            return RemoteAny()
+        remote: Remote
+        if "/" in text:
+            remote = parse_network(text)
+        elif _NUMERIC.fullmatch(text) or not _HOST.fullmatch(text):
+            remote = parse_address(text)
+        else:
+            remote = self._names.host(text, local.version if local else None)
+        if local is not None and remote.version != local.version:
+            raise ValueError(f"{text} is IPv{remote.version} but local is {local}; one IP version would be right")
+        return remote
+
+    def _local_id(self, section: Section, local: Address | None) -> Identity | None:
+        if not section.has("local_id"):
+            if local is not None:
+                return Identity.of_address(local)
+            if not section.has("local"):
+                section.problem("local_id", 'without "local", "local_id" must say who we are; add local_id = "..."')
+            return None
+        return section.optional("local_id", parse_identity, None)
+
+    def _remote_id(self, section: Section, remote: Remote | None) -> Identity | None:
+        """Accepting everybody whom the secret proves is possible, but has to be said."""
+        if not section.has("remote_id"):
+            if isinstance(remote, Address):
+                return Identity.of_address(remote)
+            if remote is not None:
+                section.problem("remote_id", '"remote_id" must say who the peer is; add remote_id = "..." or "any"')
+            return None
+        return section.optional("remote_id", lambda text: None if text == "any" else parse_identity(text), None)
+
+
+def _child(name: str, section: Section, local: Address | None, remote: Remote | None) -> Child | None:
+    mode = section.choice("mode", Mode, Mode.TUNNEL)
+    if section.has("ah"):
+        section.problem("ah", '"ah" is not supported by this release; esp = ["aes256gcm16"] would be right')
+    suites = _proposals(section, "esp", DEFAULT_ESP, ChildSuite.parse)
+    lifetime = section.optional("lifetime", _LIFETIME, DEFAULT_CHILD_LIFETIME)
+    start = section.choice("start", Start, Start.WAIT)
+    local_ts = _selectors(section, "local_ts", "10.1.0.0/16", mode, local)
+    remote_ts = _selectors(section, "remote_ts", "10.2.0.0/16", mode, remote)
+    section.close()
+    if start is not Start.WAIT and isinstance(remote, RemoteAny | ipaddress.IPv4Network | ipaddress.IPv6Network):
+        section.problem("start", f'start = "{start.value}" needs one remote address; start = "wait" would be right')
+    checks.check_groups(section, suites)
+    if local_ts is None or remote_ts is None:
+        return None
+    checks.check_selectors(section, mode, local_ts, remote_ts)
+    return Child(
+        name=name,
+        local_ts=local_ts,
+        remote_ts=remote_ts,
+        mode=mode,
+        suites=suites,
+        lifetime=lifetime,
+        start=start,
+    )
+
+
+def _selectors(
+    section: Section, key: str, example: str, mode: Mode, outer: Remote | None
+) -> tuple[TrafficSelector, ...] | None:
+    """In transport mode the selectors are the outer addresses themselves (RFC 4301 section 4.1): the default."""
+    host = ipaddress.ip_network(outer) if isinstance(outer, Address) else None
+    if not section.has(key):
+        if mode is Mode.TRANSPORT and host is not None:
+            return (TrafficSelector(host),)
+        section.problem(key, f'{quote(key)} is missing; add {key} = ["{example}"]')
+        return None
+    found = section.many(key, parse_selector, limit=MAX_SELECTORS)
+    if mode is Mode.TRANSPORT and host is not None:
+        for selector in found or ():
+            if selector.network != host:
+                section.problem(key, f"{selector.network} in transport mode; the outer address {outer} would be right")
+    return found
+
+
+def parse_address(text: str) -> Address:
+    """One unicast address; ValueError says what would be right."""
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        raise ValueError(f'{quote(text)} is no address; "192.0.2.1" or "2001:db8::1" would be right') from None
+    if address.version == 6 and (address.scope_id is not None or address.ipv4_mapped is not None):
+        raise ValueError(f"{quote(text)} has a zone or hides an IPv4 address; a plain address would be right")
+    if address.is_unspecified or address.is_multicast or str(address) == "255.255.255.255":
+        raise ValueError(f"{quote(text)} is not the address of one host; a unicast address would be right")
+    return address
+
+
+def supported(section: Section, key: str, kind: type[E], *, later: tuple[str, ...]) -> E:
+    """A choice whose further values are known but not yet possible; the default is the enum's first."""
+
+    def parse(text: str) -> E:
+        if text in later:
+            right = " or ".join(quote(str(each.value)) for each in kind)
+            raise ValueError(f"{quote(text)} is not supported by this release; {right} would be right")
+        return one_of(kind, *later)(text)
+
+    return section.optional(key, parse, next(iter(kind)))
+
+
+def _proposals(section: Section, key: str, default: tuple[str, ...], parse: Callable[[str], S]) -> tuple[S, ...]:
+    if not section.has(key):
+        return tuple(parse(each) for each in default)
+    return section.many(key, lambda text: parse(_canonical(text)), limit=MAX_PROPOSALS) or ()
+
+
+def _canonical(proposal: str) -> str:
+    """One name where strongSwan knows several."""
+    return "-".join(_ALIASES.get(part, part) for part in proposal.lower().split("-"))
