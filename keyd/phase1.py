@@ -31,7 +31,7 @@ from privsep.schema.keyd import (
 from privsep.types import Address, Auth, Identity, Role
 
 MAX_IKE_SAS = 65536
-"""About 200 MB."""
+"""About 100 MB: 1.3 KB each."""
 HALF_OPEN_LIFETIME = 300.0
 """Seconds; longer than any peer retransmits."""
 LIFETIME_MARGIN = 120.0

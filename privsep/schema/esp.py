@@ -1,12 +1,17 @@
 """What the monitor tells the userspace ESP process, and what that reports back."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from privsep.algorithms import ChildSuite
-from privsep.schema.codec import U16, U63, SpiField, Table
+from privsep.schema.codec import U63, Range, SpiField, Table
 from privsep.schema.install import Selectors
 from privsep.schema.keymat import Key
 from privsep.types import Endpoint, Mode
+
+PolicyNumber = Annotated[int, Range(1, 0xFFFF)]
+WindowSize = Annotated[int, Range(32, 4096)]
+"""RFC 4303 section 3.4.3: 32 at least."""
 
 
 @dataclass(slots=True, frozen=True, kw_only=True, repr=False)
@@ -17,7 +22,7 @@ class AddPair:
     spi_out: SpiField
     suite: ChildSuite
     mode: Mode
-    policy: U16
+    policy: PolicyNumber
     """The number given with AddPolicy. Of several pairs of a policy, the newest sends."""
     encryption_in: Key
     integrity_in: Key
@@ -28,7 +33,7 @@ class AddPair:
     encap: bool
     local_ts: Selectors
     remote_ts: Selectors
-    replay_window: U16
+    replay_window: WindowSize
     lifetime_s: U63
 
 
@@ -41,16 +46,23 @@ class RemovePair:
 
 @dataclass(slots=True, frozen=True, kw_only=True)
 class AddPolicy:
-    """Packets between these selectors need an SA; without one they are dropped and reported. Answer: Ok."""
+    """Packets between these selectors need an SA; without one they are dropped and reported. Answer: Ok or Failed."""
 
-    policy: U16
+    policy: PolicyNumber
     local_ts: Selectors
     remote_ts: Selectors
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
+class RemovePolicy:
+    """Its pairs go with it. Answer: Ok, also when there is no such policy."""
+
+    policy: PolicyNumber
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
 class ReadCounters:
-    """Answer: Counters."""
+    """Answer: Counters, or Failed when there is no such pair."""
 
     spi_in: SpiField
 
@@ -79,7 +91,14 @@ class Counters:
 class Trapped:
     """Event: a packet matched a policy that has no SA. Sequence 0."""
 
-    policy: U16
+    policy: PolicyNumber
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class PairWorn:
+    """Event, once: sequence numbers run out soon (RFC 4303 section 3.3.3); time to replace the pair. Sequence 0."""
+
+    spi_in: SpiField
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -89,8 +108,8 @@ class PairExpired:
     spi_in: SpiField
 
 
-Request = AddPair | RemovePair | AddPolicy | ReadCounters
-Reply = Ok | Failed | Counters | Trapped | PairExpired
+Request = AddPair | RemovePair | AddPolicy | RemovePolicy | ReadCounters
+Reply = Ok | Failed | Counters | Trapped | PairWorn | PairExpired
 
-REQUESTS: Table[Request] = Table({1: AddPair, 2: RemovePair, 3: AddPolicy, 4: ReadCounters})
-REPLIES: Table[Reply] = Table({1: Ok, 2: Failed, 3: Counters, 4: Trapped, 5: PairExpired})
+REQUESTS: Table[Request] = Table({1: AddPair, 2: RemovePair, 3: AddPolicy, 4: RemovePolicy, 5: ReadCounters})
+REPLIES: Table[Reply] = Table({1: Ok, 2: Failed, 3: Counters, 4: Trapped, 5: PairWorn, 6: PairExpired})

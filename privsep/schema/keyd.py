@@ -45,6 +45,7 @@ class Refusal(Enum):
     AUTHENTICATION_FAILED = "the peer's message does not decrypt or its HASH is wrong"
     UNKNOWN_IDENTITY = "the peer proved an identity that no connection accepts"
     BAD_HASH = "the message does not decrypt or its HASH is wrong"
+    BAD_MESSAGE = "the message is the peer's, but lacks a nonce or KE, or has one too many"
     REUSED_MESSAGE_ID = "the message id was used before"
     BAD_PROPOSAL = "the suite is not among the connection's proposals"
     EXPIRED = "the IKE SA is past its lifetime"
