@@ -8,7 +8,8 @@ from monitor.daemon import Daemon
 from privsep.config import handover, loader
 from privsep.errors import OperatorError
 from privsep.log import Level, event
-from privsep.sandbox.confine import become_user, begin_monitor, lock_down
+from privsep.sandbox.confine import become_user, lock_down
+from privsep.sandbox.interpreter import report_unhandled
 
 CONFIGURATION_INVALID = 3
 
@@ -20,6 +21,7 @@ def main() -> int:
     parser.add_argument("--secrets", required=True)
     parser.add_argument("--run-dir", required=True)
     arguments = parser.parse_args()
+    report_unhandled()
     try:
         text = handover.read_file(arguments.config)
         gateway = loader.load(text, arguments.config)

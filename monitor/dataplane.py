@@ -87,7 +87,10 @@ class Dataplane(Protocol):
         """Give an allocated SPI that was not installed back."""
 
     def add_policy(self, policy: Policy) -> Future[None]:
-        """From now on the policy's traffic goes protected or not at all."""
+        """From now on the policy's traffic goes protected or not at all.
+
+        With a number and selectors that are in place it replaces that policy without a gap: the peer has moved.
+        """
 
     def remove_policy(self, policy: Policy) -> Future[None]:
         """Only at the end of the daemon, or when the child leaves the configuration."""

@@ -27,7 +27,7 @@ _HEADER = struct.Struct("=IHHII")
 
 
 class XfrmEvents:
-    """Call `read_events` when `fileno()` is readable. Reports come from the network namespace in which this was made."""
+    """Call `read_events` when `fileno()` is readable. Belongs to the network namespace that made it."""
 
     def __init__(self, dataplane: KernelDataplane, events: Events) -> None:
         self._socket = open_socket(_ACQUIRE_GROUP | _EXPIRE_GROUP)

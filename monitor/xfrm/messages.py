@@ -230,7 +230,10 @@ class EncapTemplate(_Attribute):
 
 
 class ReplayState(_Attribute):
-    """struct xfrm_replay_state_esn: without XFRM_STATE_ESN a plain window that may be wider than 32 packets."""
+    """struct xfrm_replay_state_esn without its bitmap, which is then empty.
+
+    Without XFRM_STATE_ESN this is a plain window of sequence numbers, but one that may be wider than 32 packets.
+    """
 
     fields = (
         ("bmp_len", "I"),
@@ -240,10 +243,9 @@ class ReplayState(_Attribute):
         ("seq_hi", "I"),
         ("replay_window", "I"),
     )
-    tail = "bmp"
 
 
-_ATTRIBUTES: dict[str, tuple[int, type[_Attribute]]] = {
+ATTRIBUTES: dict[str, tuple[int, type[_Attribute]]] = {
     "XFRMA_ALG_CRYPT": (2, Crypt),
     "XFRMA_ENCAP": (4, EncapTemplate),
     "XFRMA_TMPL": (5, Template),
@@ -251,6 +253,7 @@ _ATTRIBUTES: dict[str, tuple[int, type[_Attribute]]] = {
     "XFRMA_ALG_AUTH_TRUNC": (20, AuthTrunc),
     "XFRMA_REPLAY_ESN_VAL": (23, ReplayState),
 }
+"""XFRMA_*: number and struct of those that we use."""
 _HEADER = struct.Struct("=IHHII")
 _ATTRIBUTE_HEADER = struct.Struct("=HH")
 
@@ -275,7 +278,7 @@ class Message(Record, nlmsg):  # type: ignore[misc] # pyroute2 has no types
 
     def encode(self) -> None:
         """Into `data`, which is the only place where a key is copied to. Overrides pyroute2's (see above)."""
-        attributes = [(*_ATTRIBUTES[name], values) for name, values in self["attrs"]]
+        attributes = [(*ATTRIBUTES[name], values) for name, values in self["attrs"]]
         start = HEADER_OCTETS + self.layout.size
         length = start + sum(_aligned(ATTRIBUTE_OCTETS + record.octets(values)) for _, record, values in attributes)
         self.data = bytearray(length)
@@ -313,10 +316,10 @@ def _aligned(octets: int) -> int:
 class _WithAttributes(Message):
     """A message whose attributes are decoded too. pyroute2 looks their classes up by name."""
 
-    nla_map = tuple((number, name, record.__name__) for name, (number, record) in _ATTRIBUTES.items())
+    nla_map = tuple((number, name, record.__name__) for name, (number, record) in ATTRIBUTES.items())
 
 
-for _, _record in _ATTRIBUTES.values():
+for _, _record in ATTRIBUTES.values():
     setattr(_WithAttributes, _record.__name__, _record)
 
 

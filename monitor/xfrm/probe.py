@@ -1,4 +1,4 @@
-"""What this kernel can do: each suite of the configuration is tried with an SA that carries nothing, removed at once."""
+"""What this kernel can do: each suite that is configured is tried with an SA that carries nothing, removed at once."""
 
 import errno
 import ipaddress

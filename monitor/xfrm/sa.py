@@ -45,10 +45,9 @@ def inbound(pair: Pair) -> Sa:
     """From the peer to us. Only this one asks for its replacement in time, and only this one can be replayed to."""
     values, attributes = _sa(pair, pair.spi_in, (pair.remote, pair.remote_ts), (pair.local, pair.local_ts))
     values["lft.soft_add_expires_seconds"] = pair.lifetime - pair.lifetime // 10
-    attributes.append(
-        ("XFRMA_REPLAY_ESN_VAL", {"bmp_len": len(_BITMAP) // 4, "replay_window": REPLAY_WINDOW, "bmp": _BITMAP})
-    )
     attributes += algorithms(pair.suite, pair.encryption_in, pair.integrity_in)
+    window = {"bmp_len": REPLAY_WINDOW // _BITMAP_WORD, "replay_window": REPLAY_WINDOW}
+    attributes.append(("XFRMA_REPLAY_ESN_VAL", window))
     return values, attributes
 
 
@@ -57,9 +56,6 @@ def outbound(pair: Pair) -> Sa:
     values, attributes = _sa(pair, pair.spi_out, (pair.local, pair.local_ts), (pair.remote, pair.remote_ts))
     attributes += algorithms(pair.suite, pair.encryption_out, pair.integrity_out)
     return values, attributes
-
-
-_BITMAP = bytes(REPLAY_WINDOW // _BITMAP_WORD * 4)
 
 
 def _sa(pair: Pair, spi: Spi, source: tuple[Endpoint, Selectors], destination: tuple[Endpoint, Selectors]) -> Sa:

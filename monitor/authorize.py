@@ -1,0 +1,285 @@
+"""The second opinion: may this pair be installed? Pure functions, one for each reason to say no.
+
+What keyd proved (`Redeemed`) and what the worker asks for (`Install`) is compared with the monitor's own configuration
+and with what it allocated and installed itself. Mode, policy number and lifetime come from the configuration; the
+worker has no word for them. `Passed.PASSED` is the one value that lets a request through.
+"""
+
+import ipaddress
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+
+from monitor.dataplane import Pair
+from monitor.sadb import Claims, Policies, Sadb, fixed
+from privsep.config.model import Child, Connection, Encap, Gateway, Remote, RemoteAny
+from privsep.schema.install import Denial, Install
+from privsep.schema.keymat import Redeemed
+from privsep.types import Address, Mode, Spi, TrafficSelector
+
+IKE_PORT = 500
+NAT_PORT = 4500
+"""RFC 3947 section 4: where IKE and UDP-encapsulated ESP go once a NAT is seen."""
+
+
+class Passed(Enum):
+    """A check found nothing against the request."""
+
+    PASSED = "passed"
+
+
+PASSED = Passed.PASSED
+Verdict = Passed | Denial
+
+
+@dataclass(slots=True, frozen=True, kw_only=True, repr=False)
+class Case:
+    """All that a check may look at. Has no repr: it holds keys."""
+
+    gateway: Gateway
+    connection: Connection
+    child: Child
+    redeemed: Redeemed
+    install: Install
+    sadb: Sadb
+    policies: Policies
+
+
+def authorize(gateway: Gateway, sadb: Sadb, policies: Policies, redeemed: Redeemed, install: Install) -> Pair | Denial:
+    """The pair to install, built from the configuration and what keyd derived, or why not. Changes nothing."""
+    named = find_child(gateway, redeemed.connection, redeemed.child)
+    if named is None:
+        return Denial.NO_SUCH_CHILD
+    connection, child = named
+    case = Case(
+        gateway=gateway,
+        connection=connection,
+        child=child,
+        redeemed=redeemed,
+        install=install,
+        sadb=sadb,
+        policies=policies,
+    )
+    for check in CHECKS:
+        verdict = check(case)
+        if verdict is not PASSED:
+            return verdict
+    policy = policies.propose(
+        connection, child, (install.local.address, install.remote.address), install.local_ts, install.remote_ts
+    )
+    if policy is None:
+        return Denial.QUOTA
+    return Pair(
+        policy=policy,
+        spi_in=Spi(redeemed.spi_in),
+        spi_out=Spi(redeemed.spi_out),
+        suite=redeemed.suite.without_group(),
+        encryption_in=redeemed.encryption_in,
+        integrity_in=redeemed.integrity_in,
+        encryption_out=redeemed.encryption_out,
+        integrity_out=redeemed.integrity_out,
+        local=install.local,
+        remote=install.remote,
+        encap=install.encap,
+        local_ts=install.local_ts,
+        remote_ts=install.remote_ts,
+        lifetime=child.lifetime,
+    )
+
+
+def find_child(gateway: Gateway, connection_name: str, child_name: str) -> tuple[Connection, Child] | None:
+    """The configured child of those names."""
+    connection = gateway.connection(connection_name)
+    child = connection.child(child_name) if connection is not None else None
+    return (connection, child) if connection is not None and child is not None else None
+
+
+def outer_addresses(gateway: Gateway, connection: Connection, local: Address, remote: Address) -> Verdict:
+    """The two ends are ones that the connection is configured for."""
+    if local.version != remote.version:
+        return Denial.ADDRESSES
+    if connection.local is not None and connection.local != local:
+        return Denial.ADDRESSES
+    if connection.local is None and gateway.listen and local not in gateway.listen:
+        return Denial.ADDRESSES
+    if any(address.is_unspecified or address.is_multicast for address in (local, remote)):
+        return Denial.ADDRESSES
+    return PASSED if _accepts(connection.remote, remote) else Denial.ADDRESSES
+
+
+def _accepts(configured: Remote, actual: Address) -> bool:
+    match configured:
+        case RemoteAny():
+            return True
+        case ipaddress.IPv4Network() | ipaddress.IPv6Network():
+            return actual in configured
+        case _:
+            return actual == configured
+
+
+def _identity(case: Case) -> Verdict:
+    """Whom keyd authenticated is whom the connection is for."""
+    expected = case.connection.remote_id
+    return PASSED if expected is None or case.redeemed.identity == expected else Denial.IDENTITY
+
+
+def _suite(case: Case) -> Verdict:
+    """The suite with its group stands in the child's proposals: neither a weaker cipher nor less secrecy."""
+    return PASSED if case.redeemed.suite in case.child.suites else Denial.ALGORITHMS
+
+
+def _key_lengths(case: Case) -> Verdict:
+    """The keys are as long as the suite's, not a bit shorter (RFC 2409 section 5.5, RFC 4106 section 8.1)."""
+    redeemed, suite = case.redeemed, case.redeemed.suite
+    encryption = suite.cipher.key_octets if suite.cipher is not None else 0
+    integrity = suite.integrity.key_octets if suite.integrity is not None else 0
+    exact = (
+        len(redeemed.encryption_in) == len(redeemed.encryption_out) == encryption
+        and len(redeemed.integrity_in) == len(redeemed.integrity_out) == integrity
+    )
+    return PASSED if exact else Denial.ALGORITHMS
+
+
+def _spis_differ(case: Case) -> Verdict:
+    """KEYMAT depends on the SPI: equal ones would put both directions under one key (RFC 2409 section 5.5)."""
+    return PASSED if case.redeemed.spi_in != case.redeemed.spi_out else Denial.SPI
+
+
+def _spi_is_ours(case: Case) -> Verdict:
+    """The monitor allocated the inbound SPI for this very child, and it was not installed since."""
+    allocation = case.sadb.allocation(Spi(case.redeemed.spi_in))
+    ours = allocation is not None and (allocation.connection, allocation.child) == (
+        case.connection.name,
+        case.child.name,
+    )
+    return PASSED if ours else Denial.SPI
+
+
+def _spi_addresses(case: Case) -> Verdict:
+    """The addresses are those of the SPI's allocation; ports may have floated since (RFC 3947 section 4)."""
+    allocation = case.sadb.allocation(Spi(case.redeemed.spi_in))
+    same = allocation is not None and (allocation.local.address, allocation.remote.address) == (
+        case.install.local.address,
+        case.install.remote.address,
+    )
+    return PASSED if same else Denial.ADDRESSES
+
+
+def _outer_addresses(case: Case) -> Verdict:
+    """As at the allocation: the connection's."""
+    return outer_addresses(case.gateway, case.connection, case.install.local.address, case.install.remote.address)
+
+
+def _encapsulation(case: Case) -> Verdict:
+    """UDP encapsulation as the configuration wants it."""
+    allowed = {Encap.AUTO: (True, False), Encap.FORCE: (True,), Encap.OFF: (False,)}[case.connection.encap]
+    return PASSED if case.install.encap in allowed else Denial.ADDRESSES
+
+
+def _ports(case: Case) -> Verdict:
+    """IKE's ports; the peer's is any behind NAT, ours is the one that takes encapsulated ESP (RFC 3948 section 2)."""
+    local, remote = case.install.local.port, case.install.remote.port
+    if case.install.encap:
+        right = local == NAT_PORT and remote != 0
+    else:
+        right = local in (IKE_PORT, NAT_PORT) and remote in (IKE_PORT, NAT_PORT)
+    return PASSED if right else Denial.ADDRESSES
+
+
+def _selectors_inside(case: Case) -> Verdict:
+    """Each selector lies inside a configured one of its side (RFC 2407 section 4.6.2)."""
+    install, child = case.install, case.child
+    inside = all(any(outer.contains(inner) for outer in child.local_ts) for inner in install.local_ts) and all(
+        any(outer.contains(inner) for outer in child.remote_ts) for inner in install.remote_ts
+    )
+    return PASSED if inside else Denial.SELECTORS
+
+
+def _families_agree(case: Case) -> Verdict:
+    """No selector without a counterpart of its family on the other side."""
+    local = {selector.network.version for selector in case.install.local_ts}
+    remote = {selector.network.version for selector in case.install.remote_ts}
+    return PASSED if local == remote else Denial.SELECTORS
+
+
+def _transport_selectors(case: Case) -> Verdict:
+    """Transport mode protects the two ends themselves (RFC 4301 section 4.1)."""
+    if case.child.mode is not Mode.TRANSPORT:
+        return PASSED
+    install = case.install
+    hosts = all(_is_host(selector, install.local.address) for selector in install.local_ts) and all(
+        _is_host(selector, install.remote.address) for selector in install.remote_ts
+    )
+    return PASSED if hosts else Denial.SELECTORS
+
+
+def _is_host(selector: TrafficSelector, address: Address) -> bool:
+    network = selector.network
+    return network.prefixlen == network.max_prefixlen and network.network_address == address
+
+
+def _no_overlap(case: Case) -> Verdict:
+    """No installed pair of another identity carries traffic of these selectors."""
+    return Denial.OVERLAP if _taken(case, case.sadb.claims) else PASSED
+
+
+def _not_reserved(case: Case) -> Verdict:
+    """Whoever comes from anywhere does not get the traffic of a peer whose address is configured, up or down."""
+    if fixed(case.connection.remote) is not None:
+        return PASSED
+    return Denial.OVERLAP if _taken(case, case.policies.reserved) else PASSED
+
+
+def _taken(case: Case, claims: Claims) -> bool:
+    return any(
+        claim.identity != case.redeemed.identity
+        and _any_overlap(claim.remote_ts, (selector,))
+        and _any_overlap(claim.local_ts, case.install.local_ts)
+        for selector in case.install.remote_ts
+        for claim in claims.touching(selector.network)
+    )
+
+
+def _any_overlap(some: tuple[TrafficSelector, ...], others: tuple[TrafficSelector, ...]) -> bool:
+    return any(_overlap(one, other) for one in some for other in others)
+
+
+def _overlap(one: TrafficSelector, other: TrafficSelector) -> bool:
+    return (
+        one.network.version == other.network.version
+        and (one.network.network_address in other.network or other.network.network_address in one.network)
+        and (0 in (one.protocol, other.protocol) or one.protocol == other.protocol)
+        and (0 in (one.port, other.port) or one.port == other.port)
+    )
+
+
+def _outbound_is_new(case: Case) -> Verdict:
+    """An existing outbound SA is never replaced: its key would be the attacker's to choose the moment of."""
+    taken = case.sadb.has_outbound(case.install.remote.address, Spi(case.redeemed.spi_out))
+    return Denial.EXISTS if taken else PASSED
+
+
+def _quota(case: Case) -> Verdict:
+    """There is room for one more pair."""
+    return PASSED if case.sadb.may_install(case.connection.name) else Denial.QUOTA
+
+
+CHECKS: tuple[Callable[[Case], Verdict], ...] = (
+    _identity,
+    _suite,
+    _key_lengths,
+    _spis_differ,
+    _spi_is_ours,
+    _spi_addresses,
+    _outer_addresses,
+    _encapsulation,
+    _ports,
+    _selectors_inside,
+    _families_agree,
+    _transport_selectors,
+    _no_overlap,
+    _not_reserved,
+    _outbound_is_new,
+    _quota,
+)
+"""In the order in which a reason is reported."""

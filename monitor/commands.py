@@ -1,0 +1,210 @@
+"""What an operator may ask through the control socket (CONTRACT.md, "Command line"): a literal table, fields checked.
+
+Codes of results: 0 done, 1 failed, 2 not a request that we know, 5 timed out.
+"""
+
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any
+
+from monitor.control import Client
+from monitor.dataplane import Traffic
+from monitor.epoch import WorkerBusy
+from monitor.service import Service
+from monitor.status import SCHEMA_VERSION, Document, Facts, WorkerState, document
+from monitor.waiting import Clock, run, within
+from privsep.errors import ChannelClosed
+from privsep.log import Level, escape
+from privsep.schema.install import Completed, IkeStatus, Outcome
+from privsep.tasks import Future
+from privsep.types import Spi
+
+DONE, FAILED, USAGE, TIMED_OUT = 0, 1, 2, 5
+
+STATUS_SECONDS = 3.0
+"""For the worker, and as much again for the data plane's counters."""
+ORDER_SECONDS = 60
+MAX_ORDER_SECONDS = 600
+"""Under the control socket's total deadline."""
+MAX_NAME = 64
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class _Request:
+    connection: str = ""
+    child: str = ""
+    timeout: int = ORDER_SECONDS
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class _Command:
+    run: Callable[[_Request, Client], Coroutine[Any, None, None]]
+    required: frozenset[str] = field(default=frozenset())
+    optional: frozenset[str] = field(default=frozenset())
+
+
+class Commands:
+    """`serve` is for `Control`; `log` feeds the clients that follow events."""
+
+    def __init__(
+        self,
+        service: Service,
+        clock: Clock,
+        dataplane_reason: str,
+        processes: Callable[[], dict[str, int]],
+    ) -> None:
+        """`dataplane_reason` tells why this data plane; `processes` gives name and pid of each running process."""
+        self._service = service
+        self._gateway = service.gateway
+        self._clock = clock
+        self._dataplane_reason = dataplane_reason
+        self._processes = processes
+        self._followers: list[Client] = []
+        order = frozenset({"child", "timeout"})
+        connection = frozenset({"connection"})
+        self._commands = {
+            "status": _Command(run=self._status, optional=connection),
+            "up": _Command(run=self._up, required=connection, optional=order),
+            "down": _Command(run=self._down, required=connection, optional=order),
+            "audit": _Command(run=self._audit),
+            "events": _Command(run=self._events),
+            "reload": _Command(run=self._reload),
+        }
+
+    def serve(self, request: dict[str, Any], client: Client) -> None:
+        """Answer one request, now or later."""
+        name = request.pop("command", None)
+        command = self._commands.get(name) if type(name) is str else None
+        if command is None:
+            client.finish(USAGE, f"no such command; one of {', '.join(self._commands)}")
+            return
+        if not command.required <= set(request) or not set(request) <= command.required | command.optional:
+            wanted = [*sorted(command.required), *(f"[{each}]" for each in sorted(command.optional))]
+            client.finish(USAGE, f"{name} takes {' '.join(wanted) or 'nothing'}")
+            return
+        parsed = _parse(request)
+        if isinstance(parsed, str):
+            client.finish(USAGE, parsed)
+            return
+        problem = self._unknown(parsed)
+        if problem:
+            client.finish(FAILED, problem)
+            return
+        run(command.run(parsed, client))
+
+    def log(self, level: Level, code: str, **fields: object) -> None:
+        """Tell the followers of events; has the shape of `privsep.log.event`."""
+        if level is Level.DEBUG or not self._followers:
+            return
+        event = {
+            "schema_version": SCHEMA_VERSION,
+            "time": round(time.time(), 3),
+            "level": level.value,
+            "event": code,
+            "fields": {name: escape(str(value)) for name, value in fields.items()},
+        }
+        for client in tuple(self._followers):
+            client.event(event)
+
+    def _unknown(self, request: _Request) -> str:
+        """Why there is no such connection or child, empty if there is."""
+        if not request.connection:
+            return ""
+        connection = self._gateway.connection(request.connection)
+        if connection is None:
+            names = ", ".join(each.name for each in self._gateway.connections)
+            return f"no connection {escape(request.connection)!r} is configured; there is {names or 'none'}"
+        if request.child and connection.child(request.child) is None:
+            names = ", ".join(each.name for each in connection.children)
+            return f"{connection.name} has no child {escape(request.child)!r}; there is {names or 'none'}"
+        return ""
+
+    async def _status(self, request: _Request, client: Client) -> None:
+        worker, ike_sas = await self._described()
+        entries = self._service.sadb.entries()
+        counted: Future[dict[Spi, Traffic]] = within(
+            self._clock,
+            STATUS_SECONDS,
+            self._service.traffic(
+                entry.pair.spi_in for entry in entries if request.connection in ("", entry.connection)
+            ),
+        )
+        try:
+            traffic = await counted
+        except TimeoutError:
+            traffic = {}
+        status: Document = document(
+            Facts(
+                gateway=self._gateway,
+                dataplane=self._service.dataplane.name,
+                dataplane_reason=self._dataplane_reason,
+                worker=worker,
+                ike_sas=ike_sas,
+                entries=entries,
+                traffic=traffic,
+                now=self._clock.now(),
+            ),
+            request.connection or None,
+        )
+        if worker is WorkerState.NOT_ANSWERING:
+            client.finish(TIMED_OUT, "the worker does not answer; what is installed is shown", status=status)
+        else:
+            client.finish(DONE, "", status=status)
+
+    async def _described(self) -> tuple[WorkerState, tuple[IkeStatus, ...]]:
+        try:
+            ike_sas = await within(self._clock, STATUS_SECONDS, self._service.describe())
+        except ChannelClosed:
+            return WorkerState.RESTARTING, ()
+        except (TimeoutError, WorkerBusy):
+            return WorkerState.NOT_ANSWERING, ()
+        return WorkerState.RUNNING, ike_sas
+
+    async def _up(self, request: _Request, client: Client) -> None:
+        await self._order(request, client, self._service.up(request.connection, request.child, client.progress))
+
+    async def _down(self, request: _Request, client: Client) -> None:
+        await self._order(request, client, self._service.down(request.connection, request.child, client.progress))
+
+    async def _order(self, request: _Request, client: Client, order: Future[Completed]) -> None:
+        try:
+            completed = await within(self._clock, request.timeout, order)
+        except TimeoutError:
+            client.finish(TIMED_OUT, f"not done within {request.timeout} s; it may still come to pass")
+        except ChannelClosed:
+            client.finish(FAILED, "the worker is not running; it is being restarted")
+        except WorkerBusy:
+            client.finish(FAILED, "the worker does not answer")
+        else:
+            client.finish(DONE if completed.outcome is Outcome.DONE else FAILED, completed.text)
+
+    async def _audit(self, request: _Request, client: Client) -> None:
+        users = self._gateway.users
+        client.finish(
+            DONE,
+            "",
+            processes=[{"name": name, "pid": pid} for name, pid in self._processes().items()],
+            users={"worker": users.worker, "keyd": users.keyd, "userspace": users.userspace},
+            absent=sorted(layer.value for layer in self._gateway.absent),
+        )
+
+    async def _events(self, request: _Request, client: Client) -> None:
+        client.endless()
+        self._followers.append(client)
+        client.on_gone = lambda: self._followers.remove(client)
+
+    async def _reload(self, request: _Request, client: Client) -> None:
+        client.finish(FAILED, "not supported by this release; restart the daemon to apply a changed configuration")
+
+
+def _parse(request: dict[str, Any]) -> _Request | str:
+    """The fields with their types, or what is wrong."""
+    for name in ("connection", "child"):
+        value = request.get(name, "")
+        if type(value) is not str or len(value) > MAX_NAME:
+            return f"{name} is a name of at most {MAX_NAME} characters"
+    timeout = request.get("timeout", ORDER_SECONDS)
+    if type(timeout) is not int or not 1 <= timeout <= MAX_ORDER_SECONDS:
+        return f"timeout is 1 to {MAX_ORDER_SECONDS} whole seconds"
+    return _Request(**request)

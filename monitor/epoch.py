@@ -1,0 +1,97 @@
+"""What one worker and its monitor owe each other: requests that are open, in both directions, and running orders.
+
+Everything here ends with the worker. An answer to nothing, an answer of the wrong kind, a second answer, a sequence
+number in use: no honest worker does that, so each is a Violation.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from privsep.errors import ChannelClosed, PrivsepError, Violation
+from privsep.schema.install import Completed, Described, Down, MonitorRequest, Progress, Up, WorkerReply
+from privsep.tasks import Future
+
+MAX_OPEN = 4096
+"""Requests of the worker that the monitor has not answered yet."""
+MAX_PENDING = 64
+"""Requests of ours that a worker may leave unanswered before it counts as stuck."""
+MAX_PROGRESS = 1000
+"""Steps of one order that are shown."""
+
+R = TypeVar("R", Completed, Described)
+
+
+class WorkerBusy(PrivsepError):
+    """The worker has not answered many requests: it is stuck."""
+
+
+@dataclass(slots=True)
+class _Order:
+    progress: Callable[[str], None]
+    left: int = MAX_PROGRESS
+
+
+class Epoch:
+    """The life of one worker, as its monitor keeps the books."""
+
+    def __init__(self, send: Callable[[MonitorRequest, int], None]) -> None:
+        self._send = send
+        self._open: set[int] = set()
+        self._pending: dict[int, tuple[type[Any], Future[Any]]] = {}
+        self._orders: dict[int, _Order] = {}
+        self._sequence = 0
+
+    def opened(self, sequence: int) -> None:
+        """The worker asks something that wants an answer."""
+        if sequence == 0 or sequence in self._open:
+            raise Violation("a request's sequence number is zero or in use")
+        if len(self._open) >= MAX_OPEN:
+            raise Violation("too many requests at once")
+        self._open.add(sequence)
+
+    def closed(self, sequence: int) -> None:
+        """The worker gets its answer."""
+        self._open.discard(sequence)
+
+    def ask(self, message: MonitorRequest, kind: type[R]) -> Future[R]:
+        """The worker's answer. One that comes after our patience ended is still taken, and counted until then."""
+        future: Future[R] = Future()
+        if len(self._pending) >= MAX_PENDING:
+            future.set_error(WorkerBusy())
+            return future
+        self._sequence += 1
+        self._pending[self._sequence] = (kind, future)
+        self._send(message, self._sequence)
+        return future
+
+    def answered(self, message: WorkerReply, sequence: int) -> None:
+        """The worker answers."""
+        kind, future = self._pending.get(sequence, (None, None))
+        if future is None or type(message) is not kind:
+            raise Violation("an answer to nothing, or of another kind than asked for")
+        del self._pending[sequence]
+        future.set_result(message)
+
+    async def order(self, message: Up | Down, progress: Callable[[str], None]) -> Completed:
+        """Hand an operator's order on; its steps go to `progress`."""
+        self._orders[message.order] = _Order(progress)
+        try:
+            return await self.ask(message, Completed)
+        finally:
+            del self._orders[message.order]
+
+    def progressed(self, message: Progress, sequence: int) -> None:
+        """A step of an order."""
+        order = self._orders.get(message.order)
+        if order is None or sequence != 0:
+            raise Violation("progress of an order that is not open, or as a request")
+        if order.left:
+            order.left -= 1
+            order.progress(message.text)
+
+    def end(self) -> None:
+        """The worker is gone: whoever waits for it gets ChannelClosed."""
+        pending, self._pending = self._pending, {}
+        for _, future in pending.values():
+            future.set_error(ChannelClosed())

@@ -1,0 +1,108 @@
+"""The children's stderr: lines in, lines out with the process's name in front.
+
+A captured child may write anything. Whatever it writes ends up as printable ASCII behind its own name, in lines of
+bounded length and at a bounded rate, so it can neither speak for another process nor drown the log nor keep us busy.
+"""
+
+import os
+from collections.abc import Callable
+
+from monitor.waiting import Rate
+from privsep.loop import Loop, Timer
+
+MAX_LINE = 2048
+"""Octets of one line; the rest of a longer one is dropped."""
+LINES_PER_SECOND = 200
+READS_PER_SECOND = 200
+"""Of READ_SIZE; after that the child has to wait, or to lose what it says."""
+READ_SIZE = 4096
+
+
+class LogPipe:
+    """Reads `fd`, which becomes ours, until its end; `write` gets complete lines without the newline."""
+
+    def __init__(self, fd: int, loop: Loop, name: str, write: Callable[[str], None]) -> None:
+        os.set_blocking(fd, False)
+        self._fd = fd
+        self._loop = loop
+        self._name = name
+        self._write = write
+        self._line = bytearray()
+        self._cut = 0
+        self._lines = Rate(loop, LINES_PER_SECOND)
+        self._reads = Rate(loop, READS_PER_SECOND)
+        self._pause: Timer | None = None
+        loop.on_readable(fd, self._readable)
+
+    def close(self) -> None:
+        """Read what is left, as far as the rate admits, and end."""
+        if self._fd < 0:
+            return
+        while self._fd >= 0 and self._reads.admit() and self._read():
+            pass
+        self._end()
+
+    def _readable(self) -> None:
+        if self._reads.admit():
+            self._read()
+        else:
+            self._loop.on_readable(self._fd, None)
+            self._pause = self._loop.after(1.0, self._resume)
+
+    def _resume(self) -> None:
+        self._pause = None
+        self._loop.on_readable(self._fd, self._readable)
+
+    def _read(self) -> bool:
+        """Whether there may be more."""
+        try:
+            data = os.read(self._fd, READ_SIZE)
+        except BlockingIOError:
+            return False
+        if not data:
+            self._end()
+            return False
+        *complete, rest = data.split(b"\n")
+        for piece in complete:
+            self._append(piece)
+            self._flush()
+        self._append(rest)
+        return True
+
+    def _append(self, piece: bytes) -> None:
+        room = MAX_LINE - len(self._line)
+        self._line += piece[:room]
+        self._cut += max(0, len(piece) - room)
+
+    def _flush(self) -> None:
+        """One line is complete."""
+        line, cut = bytes(self._line), self._cut
+        self._line.clear()
+        self._cut = 0
+        if not self._lines.admit():
+            return
+        self._report_dropped()
+        if line:
+            self._emit(_printable(line) + (f"... ({cut} octets more)" if cut else ""))
+
+    def _report_dropped(self) -> None:
+        dropped = self._lines.take()
+        if dropped:
+            self._emit(f"({dropped} lines dropped)")
+
+    def _emit(self, text: str) -> None:
+        self._write(f"{self._name}: {text}")
+
+    def _end(self) -> None:
+        if self._line:
+            self._flush()
+        self._report_dropped()
+        if self._pause is not None:
+            self._pause.cancel()
+        self._loop.on_readable(self._fd, None)
+        os.close(self._fd)
+        self._fd = -1
+
+
+def _printable(line: bytes) -> str:
+    return "".join(chr(octet) if 0x20 <= octet < 0x7F else f"\\x{octet:02x}" for octet in line)

@@ -1,0 +1,277 @@
+"""What the monitor allocated and installed: the memory on which its second opinion rests (RFC 4301 section 4.4.2).
+
+Nothing here decides; `authorize.py` asks, `service.py` records.
+"""
+
+import ipaddress
+from bisect import bisect_left, bisect_right, insort
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+
+from monitor.dataplane import Pair, Policy
+from privsep.config.model import Child, Connection, Gateway, Remote, RemoteAny
+from privsep.types import Address, Endpoint, Identity, Network, Spi, TrafficSelector
+
+MAX_ALLOCATED = 4096
+"""SPIs that wait for their installation: exchanges in flight."""
+MAX_ALLOCATED_PER_CONNECTION = 1024
+MAX_INSTALLED = 65536
+"""Pairs: bounds the monitor's memory and the kernel's."""
+MAX_INSTALLED_PER_CONNECTION = 16384
+MAX_POLICY_NUMBER = 65535
+
+Selectors = tuple[TrafficSelector, ...]
+
+
+class Phase(Enum):
+    """Where an entry stands; only an INSTALLED one may be removed."""
+
+    INSTALLING = "installing"
+    INSTALLED = "installed"
+    REMOVING = "removing"
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class Allocation:
+    """An inbound SPI that belongs to a child and two addresses until it is installed or given back."""
+
+    spi: Spi
+    connection: str
+    child: str
+    local: Endpoint
+    remote: Endpoint
+
+
+@dataclass(slots=True, frozen=True)
+class Claim:
+    """Traffic that an identity holds. Pairs of one child, before and after rekeying, make the same claim."""
+
+    identity: Identity | None
+    """None for a peer of fixed address that may prove any: nobody else's."""
+    local_ts: Selectors
+    remote_ts: Selectors
+
+
+@dataclass(slots=True, kw_only=True)
+class Entry:
+    """A pair in the data plane. Its `pair` is without keys: the monitor forgets them once they are handed on."""
+
+    connection: str
+    child: str
+    claim: Claim
+    pair: Pair
+    since: float
+    phase: Phase = Phase.INSTALLING
+
+
+class Claims:
+    """Claims by remote network. Networks are nested or disjoint, so sorted ones answer with two bisections.
+
+    A network's key is (version, first address, prefix length): what it holds sorts directly after it.
+    """
+
+    def __init__(self) -> None:
+        self._keys: list[tuple[int, int, int]] = []
+        self._held: dict[tuple[int, int, int], Counter[Claim]] = {}
+
+    def add(self, claim: Claim) -> None:
+        """One more SA pair makes this claim."""
+        for selector in claim.remote_ts:
+            key = _key(selector.network)
+            if key not in self._held:
+                self._held[key] = Counter()
+                insort(self._keys, key)
+            self._held[key][claim] += 1
+
+    def remove(self, claim: Claim) -> None:
+        """One less."""
+        for selector in claim.remote_ts:
+            key = _key(selector.network)
+            held = self._held[key]
+            held[claim] -= 1
+            if not held[claim]:
+                del held[claim]
+            if not held:
+                del self._held[key]
+                del self._keys[bisect_left(self._keys, key)]
+
+    def touching(self, network: Network) -> Iterator[Claim]:
+        """Claims with a remote network that contains this one or lies in it."""
+        version, first, prefix = _key(network)
+        for length in range(prefix + 1):
+            spare = network.max_prefixlen - length
+            yield from self._held.get((version, first >> spare << spare, length), ())
+        low = bisect_right(self._keys, (version, first, prefix))
+        high = bisect_left(self._keys, (version, int(network.broadcast_address) + 1, -1))
+        for key in self._keys[low:high]:
+            yield from self._held[key]
+
+
+def _key(network: Network) -> tuple[int, int, int]:
+    return network.version, int(network.network_address), network.prefixlen
+
+
+class Policies:
+    """Policy numbers and policies. Numbers follow the order of the configuration; peers of variable address come after.
+
+    A child whose peer's address is configured has one policy from the start. Other children get one for each pair of
+    negotiated selectors, when they are first installed. None is ever forgotten, so that no deletion ends in clear text.
+    """
+
+    def __init__(self, gateway: Gateway) -> None:
+        self.reserved = Claims()
+        """Traffic of peers whose address is configured. It stays theirs while they are down."""
+        self._static: dict[tuple[str, str], Policy] = {}
+        self._dynamic: dict[tuple[str, str, Selectors, Selectors], Policy] = {}
+        self._owners: list[tuple[str, str]] = []
+        for connection in gateway.connections:
+            remote = fixed(connection.remote)
+            if remote is None:
+                continue
+            local = connection.local or _only_local(gateway, remote)
+            for child in connection.children:
+                self._static[connection.name, child.name] = Policy(
+                    number=len(self._owners) + 1,
+                    mode=child.mode,
+                    local=Endpoint(local, 0),
+                    remote=Endpoint(remote, 0),
+                    local_ts=child.local_ts,
+                    remote_ts=child.remote_ts,
+                )
+                self._owners.append((connection.name, child.name))
+                self.reserved.add(Claim(connection.remote_id, child.local_ts, child.remote_ts))
+
+    def static(self) -> tuple[Policy, ...]:
+        """Those that are installed at start."""
+        return tuple(self._static.values())
+
+    def owner(self, number: int) -> tuple[str, str] | None:
+        """(connection, child) of a policy number."""
+        return self._owners[number - 1] if 1 <= number <= len(self._owners) else None
+
+    def propose(
+        self,
+        connection: Connection,
+        child: Child,
+        addresses: tuple[Address, Address],
+        local_ts: Selectors,
+        remote_ts: Selectors,
+    ) -> Policy | None:
+        """The policy under which a pair of this child belongs; None when the numbers are used up. Changes nothing."""
+        static = self._static.get((connection.name, child.name))
+        if static is not None:
+            return static
+        known = self._dynamic.get((connection.name, child.name, local_ts, remote_ts))
+        number = known.number if known is not None else len(self._owners) + 1
+        if number > MAX_POLICY_NUMBER:
+            return None
+        local, remote = addresses
+        return Policy(
+            number=number,
+            mode=child.mode,
+            local=Endpoint(local, 0),
+            remote=Endpoint(remote, 0),
+            local_ts=local_ts,
+            remote_ts=remote_ts,
+        )
+
+    def record(self, connection: str, child: str, policy: Policy) -> None:
+        """A proposed policy is being installed: its number is taken from now on."""
+        if policy.number == len(self._owners) + 1:
+            self._owners.append((connection, child))
+        if (connection, child) not in self._static:
+            self._dynamic[connection, child, policy.local_ts, policy.remote_ts] = policy
+
+
+def fixed(remote: Remote) -> Address | None:
+    """The peer's one address, None where the configuration leaves it open."""
+    match remote:
+        case RemoteAny() | ipaddress.IPv4Network() | ipaddress.IPv6Network():
+            return None
+        case _:
+            return remote
+
+
+def _only_local(gateway: Gateway, remote: Address) -> Address:
+    """The one address of ours of that family, else the unspecified one: the routing table decides."""
+    ours = [address for address in gateway.listen if address.version == remote.version]
+    if len(ours) == 1:
+        return ours[0]
+    return ipaddress.IPv4Address(0) if remote.version == 4 else ipaddress.IPv6Address(0)
+
+
+class Sadb:
+    """SPIs allocated, pairs installed, by inbound SPI, outbound key and connection."""
+
+    def __init__(self) -> None:
+        self.claims = Claims()
+        self._allocated: dict[Spi, Allocation] = {}
+        self._entries: dict[Spi, Entry] = {}
+        self._outbound: set[tuple[Address, Spi]] = set()
+        self._allocated_by_connection: Counter[str] = Counter()
+        self._installed_by_connection: Counter[str] = Counter()
+
+    def may_allocate(self, connection: str) -> bool:
+        """Whether the quotas leave room for one more SPI."""
+        return (
+            len(self._allocated) < MAX_ALLOCATED
+            and self._allocated_by_connection[connection] < MAX_ALLOCATED_PER_CONNECTION
+        )
+
+    def may_install(self, connection: str) -> bool:
+        """Whether the quotas leave room for one more pair."""
+        return (
+            len(self._entries) < MAX_INSTALLED
+            and self._installed_by_connection[connection] < MAX_INSTALLED_PER_CONNECTION
+        )
+
+    def allocation(self, spi: Spi) -> Allocation | None:
+        """The allocation of an SPI that is not installed."""
+        return self._allocated.get(spi)
+
+    def entry(self, spi: Spi) -> Entry | None:
+        """The pair of an inbound SPI."""
+        return self._entries.get(spi)
+
+    def has_outbound(self, remote: Address, spi: Spi) -> bool:
+        """Whether a pair sends to that address under that SPI, which is an SA's key (RFC 4301 section 4.1)."""
+        return (remote, spi) in self._outbound
+
+    def allocations(self) -> tuple[Allocation, ...]:
+        """All SPIs that wait."""
+        return tuple(self._allocated.values())
+
+    def entries(self) -> tuple[Entry, ...]:
+        """All pairs."""
+        return tuple(self._entries.values())
+
+    def allocate(self, allocation: Allocation) -> None:
+        """Record an SPI that the data plane reserved."""
+        self._allocated[allocation.spi] = allocation
+        self._allocated_by_connection[allocation.connection] += 1
+
+    def release(self, spi: Spi) -> Allocation | None:
+        """Forget an allocation."""
+        allocation = self._allocated.pop(spi, None)
+        if allocation is not None:
+            self._allocated_by_connection[allocation.connection] -= 1
+        return allocation
+
+    def reserve(self, entry: Entry) -> None:
+        """The SPI is no longer to be had: its pair is being installed."""
+        self.release(entry.pair.spi_in)
+        self._entries[entry.pair.spi_in] = entry
+        self._outbound.add((entry.pair.remote.address, entry.pair.spi_out))
+        self._installed_by_connection[entry.connection] += 1
+        self.claims.add(entry.claim)
+
+    def forget(self, entry: Entry) -> None:
+        """The pair is gone. Harmless when it was forgotten before."""
+        if self._entries.get(entry.pair.spi_in) is not entry:
+            return
+        del self._entries[entry.pair.spi_in]
+        self._outbound.discard((entry.pair.remote.address, entry.pair.spi_out))
+        self._installed_by_connection[entry.connection] -= 1
+        self.claims.remove(entry.claim)

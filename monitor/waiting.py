@@ -1,0 +1,103 @@
+"""What the monitor needs besides futures: a clock with timers, a log, coroutines begun, a deadline, a rate."""
+
+from collections.abc import Callable, Coroutine
+from typing import Any, Protocol, TypeVar
+
+from privsep.log import Level
+from privsep.loop import Timer
+from privsep.tasks import Future, Task
+
+T = TypeVar("T")
+
+
+class Clock(Protocol):
+    """`privsep.loop.Loop`, or a test's."""
+
+    def now(self) -> float:
+        """Seconds of a monotonic clock."""
+
+    def after(self, seconds: float, callback: Callable[[], None]) -> Timer:
+        """Call in so many seconds."""
+
+
+class Log(Protocol):
+    """`privsep.log.event`, or one that also tells the operator's `events`."""
+
+    def __call__(self, level: Level, code: str, **fields: object) -> None:
+        """Record one event."""
+
+
+def begin(coroutine: Coroutine[Any, None, T]) -> Future[T]:
+    """Run the coroutine; its value or exception resolves the future."""
+    future: Future[T] = Future()
+    values: list[T] = []
+
+    async def run() -> None:
+        values.append(await coroutine)
+
+    def ended(error: BaseException | None) -> None:
+        # resolved here and not in `run`, so that an error of the one who waits is not taken for the coroutine's
+        if error is None:
+            future.set_result(values[0])
+        else:
+            future.set_error(error)
+
+    Task(run(), ended)
+    return future
+
+
+def run(coroutine: Coroutine[Any, None, None]) -> None:
+    """Run a coroutine that nobody waits for. Its exception goes to whoever resolved what it waited for."""
+
+    def ended(error: BaseException | None) -> None:
+        if error is not None:
+            raise error
+
+    Task(coroutine, ended)
+
+
+def within(clock: Clock, seconds: float, future: Future[T]) -> Future[T]:
+    """The same result, or TimeoutError when it takes longer."""
+    limited: Future[T] = Future()
+    timer = clock.after(seconds, lambda: limited.set_error(TimeoutError()))
+
+    async def run() -> None:
+        try:
+            value = await future
+        finally:
+            timer.cancel()
+        limited.set_result(value)
+
+    def ended(error: BaseException | None) -> None:
+        if error is not None:
+            limited.set_error(error)
+
+    Task(run(), ended)
+    return limited
+
+
+class Rate:
+    """At most `limit` of something in each second; what is refused is counted."""
+
+    def __init__(self, clock: Clock, limit: int) -> None:
+        self._clock = clock
+        self._limit = limit
+        self._second = -1
+        self._admitted = 0
+        self.refused = 0
+
+    def admit(self) -> bool:
+        """Whether there is room for one more now."""
+        second = int(self._clock.now())
+        if second != self._second:
+            self._second, self._admitted = second, 0
+        if self._admitted >= self._limit:
+            self.refused += 1
+            return False
+        self._admitted += 1
+        return True
+
+    def take(self) -> int:
+        """How many were refused since the last `take`."""
+        refused, self.refused = self.refused, 0
+        return refused

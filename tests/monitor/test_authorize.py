@@ -1,0 +1,379 @@
+"""The second opinion: one lie for each check, denied for its reason, let through if that check alone were missing."""
+
+import ipaddress
+from dataclasses import replace
+
+import pytest
+
+from monitor import authorize as authorize_module
+from monitor import sadb as sadb_module
+from monitor.authorize import CHECKS, PASSED, authorize, outer_addresses
+from monitor.dataplane import Pair
+from monitor.sadb import Allocation, Claim, Entry, Policies, Sadb
+from privsep.algorithms import ChildSuite
+from privsep.schema.install import Denial
+from privsep.types import Endpoint, Mode, TrafficSelector
+
+
+class Scene:
+    """A request that is honest until a lie changes it."""
+
+    def __init__(self, kit):
+        self.kit = kit
+        self.gateway = kit.gateway()
+        self.sadb = Sadb()
+        self.policies = Policies(self.gateway)
+        self.redeemed = kit.redeemed()
+        self.request = kit.install()
+        self.allocated = {"connection": "paris", "child": "lan", "local": None, "remote": None}
+
+    def redeem(self, **changes):
+        self.redeemed = replace(self.redeemed, **changes)
+
+    def install(self, **changes):
+        self.request = replace(self.request, **changes)
+
+    def of(self, connection, child="lan"):
+        """The same honest request for another child."""
+        self.redeem(connection=connection, child=child)
+        self.allocated |= {"connection": connection, "child": child}
+
+    def resident(self, identity, spi_out, **selectors):
+        """A pair that is installed already."""
+        pair = authorize_pair(self.kit, spi_out, **selectors)
+        claim = Claim(self.kit.identity(identity), pair.local_ts, pair.remote_ts)
+        self.sadb.reserve(Entry(connection="road", child="lan", claim=claim, pair=pair, since=0.0))
+
+    def judge(self):
+        self.sadb.allocate(
+            Allocation(
+                spi=self.redeemed.spi_in,
+                connection=self.allocated["connection"],
+                child=self.allocated["child"],
+                local=self.allocated["local"] or self.request.local,
+                remote=self.allocated["remote"] or self.request.remote,
+            )
+        )
+        return authorize(self.gateway, self.sadb, self.policies, self.redeemed, self.request)
+
+
+def authorize_pair(kit, spi_out, **selectors):
+    scene = Scene(kit)
+    scene.redeem(spi_in=0x9000, spi_out=spi_out)
+    pair = scene.judge()
+    return replace(pair, **selectors)
+
+
+@pytest.fixture
+def scene(kit):
+    return Scene(kit)
+
+
+def another_identity(scene):
+    scene.redeem(identity=scene.kit.identity("mallory.example.org"))
+
+
+def weaker_suite(scene):
+    scene.redeem(suite=ChildSuite.parse("aes128gcm16-modp2048"), encryption_in=b"K" * 20, encryption_out=b"L" * 20)
+
+
+def short_key(scene):
+    scene.redeem(encryption_out=scene.redeemed.encryption_out[:-1])
+
+
+def equal_spis(scene):
+    scene.redeem(spi_out=scene.redeemed.spi_in)
+
+
+def spi_of_another_child(scene):
+    scene.allocated["child"] = "dmz"
+
+
+def other_address_than_the_spis(scene):
+    scene.of("road")
+    scene.allocated["remote"] = scene.kit.endpoint("192.0.2.77")
+
+
+def foreign_remote_address(scene):
+    scene.install(remote=scene.kit.endpoint("192.0.2.66"))
+
+
+def encapsulation_where_it_is_off(scene):
+    scene.of("bare")
+    scene.install(encap=True, local=Endpoint(scene.kit.local, 4500), remote=Endpoint(scene.kit.remote, 4500))
+
+
+def strange_local_port(scene):
+    scene.install(local=Endpoint(scene.kit.local, 53))
+
+
+def wider_remote_selector(scene):
+    scene.install(remote_ts=scene.kit.selectors("10.0.0.0/8"))
+
+
+def mixed_families(scene):
+    scene.of("paris", "both")
+    scene.install(remote_ts=scene.kit.selectors("fd02::/64"))
+
+
+def transport_selector_of_another_host(scene):
+    scene.of("host", "box")
+    scene.install(local_ts=scene.kit.selectors("192.0.2.1/32"), remote_ts=scene.kit.selectors("192.0.2.3/32"))
+
+
+def selectors_of_another_identity(scene):
+    scene.resident("gw9.example.org", 0x7777, remote_ts=scene.kit.selectors("10.2.5.0/24"))
+
+
+def traffic_of_a_peer_that_is_down(scene):
+    scene.of("road")
+    scene.redeem(identity=scene.kit.identity("stranger.example.org"))
+    scene.install(remote_ts=scene.kit.selectors("10.2.5.0/24"))
+
+
+def outbound_sa_that_exists(scene):
+    scene.resident("gw2.example.org", scene.redeemed.spi_out)
+
+
+def one_more_than_the_quota(scene):
+    scene.sadb._installed_by_connection["paris"] = sadb_module.MAX_INSTALLED_PER_CONNECTION
+
+
+LIES = {
+    "_identity": (another_identity, Denial.IDENTITY),
+    "_suite": (weaker_suite, Denial.ALGORITHMS),
+    "_key_lengths": (short_key, Denial.ALGORITHMS),
+    "_spis_differ": (equal_spis, Denial.SPI),
+    "_spi_is_ours": (spi_of_another_child, Denial.SPI),
+    "_spi_addresses": (other_address_than_the_spis, Denial.ADDRESSES),
+    "_outer_addresses": (foreign_remote_address, Denial.ADDRESSES),
+    "_encapsulation": (encapsulation_where_it_is_off, Denial.ADDRESSES),
+    "_ports": (strange_local_port, Denial.ADDRESSES),
+    "_selectors_inside": (wider_remote_selector, Denial.SELECTORS),
+    "_families_agree": (mixed_families, Denial.SELECTORS),
+    "_transport_selectors": (transport_selector_of_another_host, Denial.SELECTORS),
+    "_no_overlap": (selectors_of_another_identity, Denial.OVERLAP),
+    "_not_reserved": (traffic_of_a_peer_that_is_down, Denial.OVERLAP),
+    "_outbound_is_new": (outbound_sa_that_exists, Denial.EXISTS),
+    "_quota": (one_more_than_the_quota, Denial.QUOTA),
+}
+
+
+def test_every_check_has_its_lie():
+    assert [check.__name__ for check in CHECKS] == list(LIES)
+
+
+@pytest.mark.parametrize("check", LIES)
+def test_the_lie_is_denied_for_its_reason(scene, check):
+    lie, denial = LIES[check]
+    lie(scene)
+    assert scene.judge() is denial
+
+
+@pytest.mark.parametrize("check", LIES)
+def test_nothing_but_its_check_stops_the_lie(scene, check, monkeypatch):
+    lie, _ = LIES[check]
+    monkeypatch.setattr(authorize_module, "CHECKS", tuple(c for c in CHECKS if c.__name__ != check))
+    lie(scene)
+    assert isinstance(scene.judge(), Pair)
+
+
+def test_an_honest_request_becomes_a_pair_whose_policy_and_lifetime_are_the_configurations(scene, kit):
+    pair = scene.judge()
+    assert isinstance(pair, Pair)
+    assert (pair.policy.number, pair.policy.mode, pair.lifetime) == (1, Mode.TUNNEL, 3600)
+    assert pair.policy.local_ts == kit.selectors("10.1.0.0/16")
+    assert (pair.spi_in, pair.spi_out) == (0x1000, 0x2000)
+    assert pair.suite == ChildSuite.parse("aes256gcm16")
+    assert (pair.encryption_in, pair.encryption_out) == (kit.key, kit.key[::-1])
+
+
+def test_judging_changes_nothing(scene):
+    first = scene.judge()
+    again = authorize(scene.gateway, scene.sadb, scene.policies, scene.redeemed, scene.request)
+    assert first == again
+
+
+@pytest.mark.parametrize("names", [("rome", "lan"), ("paris", "rome")])
+def test_a_connection_or_child_that_is_not_configured_is_denied(scene, names):
+    scene.redeem(connection=names[0], child=names[1])
+    assert scene.judge() is Denial.NO_SUCH_CHILD
+
+
+def test_an_spi_that_nobody_allocated_is_denied(scene):
+    assert authorize(scene.gateway, Sadb(), scene.policies, scene.redeemed, scene.request) is Denial.SPI
+
+
+def test_an_spi_of_another_connection_is_denied(scene):
+    scene.allocated["connection"] = "road"
+    assert scene.judge() is Denial.SPI
+
+
+def test_a_suite_without_the_configured_pfs_group_is_denied_rfc2409_5_5(scene):
+    scene.redeem(suite=ChildSuite.parse("aes256gcm16"))
+    assert scene.judge() is Denial.ALGORITHMS
+
+
+@pytest.mark.parametrize("field", ["encryption_in", "encryption_out", "integrity_in", "integrity_out"])
+@pytest.mark.parametrize("change", [lambda key: key[:-1], lambda key: key + b"x"])
+def test_each_key_has_exactly_the_suites_length_rfc2409_5_5(scene, field, change):
+    scene.redeem(
+        suite=ChildSuite.parse("aes256-sha256"),
+        **dict.fromkeys(("encryption_in", "encryption_out"), b"E" * 32),
+        **dict.fromkeys(("integrity_in", "integrity_out"), b"I" * 32),
+    )
+    assert isinstance(scene.judge(), Pair)
+    scene.redeem(**{field: change(getattr(scene.redeemed, field))})
+    assert scene.judge() is Denial.ALGORITHMS
+
+
+def test_remote_id_none_accepts_any_identity_that_keyd_proved(scene):
+    scene.of("road")
+    scene.redeem(identity=scene.kit.identity("anybody.example.org"))
+    scene.install(remote_ts=scene.kit.selectors("10.4.0.0/24"))
+    assert isinstance(scene.judge(), Pair)
+
+
+@pytest.mark.parametrize(
+    ("local", "remote"),
+    [
+        ("192.0.2.5", "192.0.2.2"),
+        ("192.0.2.1", "192.0.2.3"),
+        ("192.0.2.1", "2001:db8::2"),
+    ],
+)
+def test_outer_addresses_are_the_connections(kit, local, remote):
+    gateway = kit.gateway()
+    verdict = outer_addresses(
+        gateway, gateway.connection("paris"), ipaddress.ip_address(local), ipaddress.ip_address(remote)
+    )
+    assert verdict is Denial.ADDRESSES
+
+
+def test_a_remote_network_admits_its_hosts_and_no_other(kit):
+    gateway = kit.gateway()
+    connection = kit.connection(remote=ipaddress.ip_network("198.51.100.0/24"))
+    inside, outside = ipaddress.ip_address("198.51.100.7"), ipaddress.ip_address("198.51.101.7")
+    assert outer_addresses(gateway, connection, kit.local, inside) is PASSED
+    assert outer_addresses(gateway, connection, kit.local, outside) is Denial.ADDRESSES
+
+
+@pytest.mark.parametrize("remote", ["0.0.0.0", "224.0.0.1"])
+def test_any_remote_does_not_mean_no_address_or_a_group(kit, remote):
+    gateway = kit.gateway()
+    verdict = outer_addresses(gateway, gateway.connection("road"), kit.local, ipaddress.ip_address(remote))
+    assert verdict is Denial.ADDRESSES
+
+
+def test_without_a_configured_local_address_only_those_we_listen_on_are_ours(kit):
+    gateway = replace(kit.gateway(), listen=(kit.local,))
+    road = gateway.connection("road")
+    assert outer_addresses(gateway, road, kit.local, kit.remote) is PASSED
+    assert outer_addresses(gateway, road, kit.remote, kit.remote) is Denial.ADDRESSES
+
+
+@pytest.mark.parametrize(
+    ("encap", "local", "remote", "allowed"),
+    [
+        (False, 500, 500, True),
+        (False, 4500, 4500, True),
+        (False, 500, 4501, False),
+        (False, 0, 500, False),
+        (True, 4500, 4500, True),
+        (True, 4500, 61234, True),
+        (True, 4500, 0, False),
+        (True, 500, 4500, False),
+        (True, 61234, 4500, False),
+    ],
+)
+def test_ports_are_ikes_and_the_peers_is_free_only_behind_nat_rfc3948_2(scene, encap, local, remote, allowed):
+    scene.install(encap=encap, local=Endpoint(scene.kit.local, local), remote=Endpoint(scene.kit.remote, remote))
+    assert isinstance(scene.judge(), Pair) is allowed
+
+
+def test_forced_encapsulation_cannot_be_left_out(scene):
+    scene.of("wrapped")
+    assert scene.judge() is Denial.ADDRESSES
+
+
+@pytest.mark.parametrize(
+    ("local", "remote"),
+    [("10.0.0.0/8", "10.2.0.0/16"), ("0.0.0.0/0", "10.2.0.0/16"), ("10.1.0.0/16", "0.0.0.0/0")],
+)
+def test_selectors_wider_than_configured_are_denied(scene, local, remote):
+    scene.install(local_ts=scene.kit.selectors(local), remote_ts=scene.kit.selectors(remote))
+    assert scene.judge() is Denial.SELECTORS
+
+
+def test_one_good_selector_does_not_hide_a_bad_one(scene):
+    scene.install(remote_ts=scene.kit.selectors("10.2.0.0/24", "10.3.0.0/24"))
+    assert scene.judge() is Denial.SELECTORS
+
+
+def test_narrower_selectors_pass(scene):
+    scene.install(local_ts=scene.kit.selectors("10.1.7.0/24"), remote_ts=scene.kit.selectors("10.2.0.9/32"))
+    assert isinstance(scene.judge(), Pair)
+
+
+def test_a_protocol_or_port_outside_the_configured_one_is_denied_rfc2407_4_6_2(scene, kit):
+    web = TrafficSelector(ipaddress.ip_network("10.2.0.0/16"), 6, 443)
+    connection = kit.connection(children=(kit.child(remote_ts=(web,)),))
+    scene.gateway = replace(scene.gateway, connections=(connection,))
+    assert scene.judge() is Denial.SELECTORS
+    scene.install(remote_ts=(replace(web, port=22),))
+    assert scene.judge() is Denial.SELECTORS
+    scene.install(remote_ts=(web,))
+    assert isinstance(scene.judge(), Pair)
+
+
+def test_transport_mode_takes_the_two_ends_and_no_network_rfc4301_4_1(scene):
+    scene.of("host", "box")
+    scene.install(local_ts=scene.kit.selectors("192.0.2.1/32"), remote_ts=scene.kit.selectors("192.0.2.2/32"))
+    assert isinstance(scene.judge(), Pair)
+    scene.install(local_ts=scene.kit.selectors("192.0.2.0/31"))
+    assert scene.judge() is Denial.SELECTORS
+
+
+@pytest.mark.parametrize("remote", ["10.2.0.0/16", "10.2.5.0/24", "10.2.0.0/15"])
+def test_traffic_of_another_identity_is_not_taken_whether_wider_or_narrower(scene, remote):
+    scene.resident("gw9.example.org", 0x7777, remote_ts=scene.kit.selectors(remote))
+    assert scene.judge() is Denial.OVERLAP
+
+
+def test_the_same_identity_may_rekey_its_own_selectors(scene):
+    scene.resident("gw2.example.org", 0x7777)
+    assert isinstance(scene.judge(), Pair)
+
+
+def test_another_identity_with_other_local_selectors_or_protocol_does_not_overlap(scene):
+    scene.resident("gw9.example.org", 0x7777, local_ts=scene.kit.selectors("10.9.0.0/16"))
+    tcp = TrafficSelector(ipaddress.ip_network("10.2.0.0/16"), 6, 0)
+    udp = TrafficSelector(ipaddress.ip_network("10.2.0.0/16"), 17, 0)
+    assert isinstance(scene.judge(), Pair)
+    scene.sadb = Sadb()
+    scene.resident("gw9.example.org", 0x7778, remote_ts=(tcp,))
+    scene.install(remote_ts=(udp,))
+    assert isinstance(scene.judge(), Pair)
+    scene.install(remote_ts=(tcp,))
+    assert scene.judge() is Denial.OVERLAP
+
+
+def test_the_same_outbound_spi_towards_another_address_is_another_sa_rfc4301_4_1(scene, kit):
+    scene.resident("gw2.example.org", scene.redeemed.spi_out)
+    scene.of("road")
+    scene.redeem(identity=kit.identity("gw2.example.org"))
+    scene.install(remote=kit.endpoint("192.0.2.99"))
+    assert isinstance(scene.judge(), Pair)
+
+
+def test_a_denied_case_never_shows_keys():
+    assert "encryption" not in repr(authorize_module.Case)
+    assert authorize_module.Case.__repr__ is object.__repr__
+
+
+def test_the_traffic_of_a_fixed_peer_that_may_prove_any_identity_is_nobody_elses(scene, kit):
+    anybody = kit.connection(name="fixed", remote_id=None)
+    scene.gateway = replace(scene.gateway, connections=(anybody, scene.gateway.connection("road")))
+    scene.policies = Policies(scene.gateway)
+    scene.of("road")
+    assert scene.judge() is Denial.OVERLAP

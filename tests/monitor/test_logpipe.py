@@ -1,0 +1,110 @@
+"""What a captured child can and cannot do to the log."""
+
+import os
+
+import pytest
+
+from monitor import logpipe as logpipe_module
+from monitor.logpipe import LINES_PER_SECOND, MAX_LINE, LogPipe
+
+
+@pytest.fixture
+def child(loop):
+    class Child:
+        def __init__(self):
+            reader, self.fd = os.pipe()
+            os.set_blocking(self.fd, False)
+            self.lines = []
+            self.pipe = LogPipe(reader, loop, "worker", self.lines.append)
+
+        def say(self, data):
+            os.write(self.fd, data)
+            return self
+
+        def end(self):
+            os.close(self.fd)
+            self.fd = -1
+
+    child = Child()
+    yield child
+    child.pipe.close()
+    if child.fd >= 0:
+        child.end()
+
+
+def test_lines_come_out_with_the_process_in_front(child, loop):
+    child.say(b"notice up\nnotice down\n")
+    loop.until(lambda: len(child.lines) == 2)
+    assert child.lines == ["worker: notice up", "worker: notice down"]
+
+
+def test_a_line_in_pieces_is_one_line(child, loop):
+    child.say(b"one ")
+    loop.during(0.02)
+    child.say(b"line\n")
+    loop.until(lambda: child.lines)
+    assert child.lines == ["worker: one line"]
+
+
+@pytest.mark.parametrize(
+    ("said", "written"),
+    [
+        (b"x\rkeyd: error y", "worker: x\\x0dkeyd: error y"),
+        (b"\x1b]0;owned\x07\x1b[2J", "worker: \\x1b]0;owned\\x07\\x1b[2J"),
+        (b"\xe2\x80\xa8\x00\x7f", "worker: \\xe2\\x80\\xa8\\x00\\x7f"),
+    ],
+)
+def test_whatever_is_not_printable_is_escaped(child, loop, said, written):
+    child.say(said + b"\n")
+    loop.until(lambda: child.lines)
+    assert child.lines == [written]
+
+
+def test_no_line_passes_for_another_processs(child, loop):
+    child.say(b"monitor: error all is lost\n\n\nkeyd: error too\n")
+    loop.until(lambda: len(child.lines) == 2)
+    assert all(line.startswith("worker: ") for line in child.lines)
+
+
+def test_a_long_line_is_cut_and_the_next_one_is_whole(child, loop):
+    child.say(b"x" * (MAX_LINE + 5000) + b"\nnext\n")
+    loop.until(lambda: len(child.lines) == 2)
+    assert child.lines == ["worker: " + "x" * MAX_LINE + "... (5000 octets more)", "worker: next"]
+
+
+def test_a_flood_is_dropped_and_counted(child, loop, monkeypatch):
+    monkeypatch.setattr(loop, "now", lambda: 100.0)
+    child.say(b"flood\n" * 800)
+    child.pipe._readable()
+    assert len(child.lines) == LINES_PER_SECOND
+    monkeypatch.setattr(loop, "now", lambda: 101.0)
+    child.say(b"after\n")
+    child.pipe._readable()
+    child.pipe._readable()
+    dropped, *_, last = child.lines[LINES_PER_SECOND:]
+    assert dropped == f"worker: ({(4096 // 6) - LINES_PER_SECOND} lines dropped)"
+    assert last == "worker: after"
+
+
+def test_a_child_that_writes_without_end_does_not_keep_the_loop(child, loop, monkeypatch):
+    monkeypatch.setattr(logpipe_module, "READS_PER_SECOND", 3)
+    child.pipe._reads._limit = 3
+    reads = []
+    monkeypatch.setattr(os, "read", lambda fd, size: reads.append(size) or b"x" * size)
+    child.say(b"x")
+    loop.during(0.2)
+    assert len(reads) <= 6
+
+
+def test_the_last_words_of_a_dead_child_are_written(child, loop):
+    child.say(b"Traceback: no newline at the end")
+    child.end()
+    loop.until(lambda: child.lines)
+    assert child.lines == ["worker: Traceback: no newline at the end"]
+
+
+def test_close_reads_what_is_left_and_may_be_repeated(child):
+    child.say(b"last\nwords")
+    child.pipe.close()
+    child.pipe.close()
+    assert child.lines == ["worker: last", "worker: words"]

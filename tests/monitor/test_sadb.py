@@ -1,0 +1,121 @@
+"""What is allocated and installed, by every key that the checks look it up with."""
+
+import ipaddress
+import random
+from dataclasses import replace
+
+import pytest
+
+from monitor.sadb import Claim, Claims, Entry, Policies, Sadb, fixed
+from privsep.config.model import RemoteAny
+
+
+def claim(kit, name, *remote):
+    return Claim(kit.identity(name), kit.selectors("10.1.0.0/16"), kit.selectors(*remote))
+
+
+@pytest.mark.parametrize(
+    ("held", "asked", "touches"),
+    [
+        ("10.2.0.0/16", "10.2.0.0/16", True),
+        ("10.2.0.0/16", "10.2.3.0/24", True),
+        ("10.2.3.0/24", "10.2.0.0/16", True),
+        ("0.0.0.0/0", "10.2.3.4/32", True),
+        ("10.2.255.255/32", "10.2.0.0/16", True),
+        ("10.3.0.0/16", "10.2.0.0/16", False),
+        ("10.1.255.255/32", "10.2.0.0/16", False),
+        ("::/0", "0.0.0.0/0", False),
+        ("255.255.255.255/32", "0.0.0.0/0", True),
+        ("fd02::/64", "fd02::/32", True),
+    ],
+)
+def test_claims_are_found_whether_they_hold_the_network_or_lie_in_it(kit, held, asked, touches):
+    claims = Claims()
+    held_claim = claim(kit, "a", held)
+    claims.add(held_claim)
+    assert list(claims.touching(ipaddress.ip_network(asked))) == ([held_claim] if touches else [])
+
+
+def test_claims_agree_with_a_plain_search_over_random_networks(kit):
+    chance = random.Random(7)
+    networks = [ipaddress.ip_network((chance.getrandbits(32), chance.randint(4, 32)), strict=False) for _ in range(300)]
+    claims = Claims()
+    for number, network in enumerate(networks):
+        claims.add(claim(kit, str(number), str(network)))
+    for number in range(0, 300, 3):
+        claims.remove(claim(kit, str(number), str(networks[number])))
+    left = [network for number, network in enumerate(networks) if number % 3]
+    for asked in networks:
+        found = sorted(str(each.remote_ts[0].network) for each in claims.touching(asked))
+        assert found == sorted(str(network) for network in left if network.overlaps(asked))
+
+
+def test_a_claim_made_twice_is_left_after_one_removal(kit):
+    claims = Claims()
+    twice = claim(kit, "a", "10.2.0.0/16")
+    claims.add(twice)
+    claims.add(twice)
+    claims.remove(twice)
+    assert list(claims.touching(ipaddress.ip_network("10.2.0.0/16"))) == [twice]
+    claims.remove(twice)
+    assert list(claims.touching(ipaddress.ip_network("10.2.0.0/16"))) == []
+
+
+def test_a_forgotten_pair_leaves_no_trace(bench, kit):
+    bench.service.sadb.allocate(kit.allocation())
+    bench.install(kit.redeemed())
+    pair = bench.service.sadb.entry(0x1000).pair
+    sadb = Sadb()
+    entry = Entry(
+        connection="paris",
+        child="lan",
+        claim=Claim(kit.identity("a"), pair.local_ts, pair.remote_ts),
+        pair=pair,
+        since=0,
+    )
+    sadb.reserve(entry)
+    assert sadb.has_outbound(kit.remote, 0x2000)
+    sadb.forget(replace(entry))
+    assert sadb.entry(0x1000) is entry
+    sadb.forget(entry)
+    sadb.forget(entry)
+    assert sadb.entries() == ()
+    assert not sadb.has_outbound(kit.remote, 0x2000)
+    assert list(sadb.claims.touching(pair.remote_ts[0].network)) == []
+
+
+def test_policies_take_our_address_from_the_connection_else_the_only_one_we_listen_on(kit):
+    gateway = replace(kit.gateway(), connections=(kit.connection(local=None),))
+    unspecified, ours = ipaddress.ip_address("0.0.0.0"), ipaddress.ip_address("192.0.2.8")
+    six = ipaddress.ip_address("2001:db8::8")
+
+    def local(**changes):
+        return Policies(replace(gateway, **changes)).static()[0].local.address
+
+    assert local() == unspecified
+    assert local(listen=(ours, six)) == ours
+    assert local(listen=(ours, kit.local)) == unspecified
+    assert local(connections=(kit.connection(),)) == kit.local
+
+
+def test_policies_of_fixed_peers_do_not_change_with_what_is_negotiated(kit):
+    gateway = kit.gateway()
+    policies = Policies(gateway)
+    paris = gateway.connection("paris")
+    proposed = policies.propose(
+        paris, paris.child("lan"), (kit.local, kit.remote), kit.selectors("10.1.1.0/24"), kit.selectors("10.2.1.0/24")
+    )
+    assert proposed == policies.static()[0]
+
+
+def test_owners_are_known_by_number(kit):
+    policies = Policies(kit.gateway())
+    assert policies.owner(1) == ("paris", "lan")
+    assert policies.owner(0) is None
+    assert policies.owner(7) is None
+
+
+def test_only_a_single_address_is_fixed(kit):
+    assert fixed(kit.remote) == kit.remote
+    assert fixed(RemoteAny()) is None
+    assert fixed(ipaddress.ip_network("192.0.2.0/24")) is None

@@ -1,0 +1,562 @@
+"""The monitor's service against honest and lying workers, keyds and data planes."""
+
+import ipaddress
+
+import pytest
+
+from monitor import epoch as epoch_module
+from monitor import sadb as sadb_module
+from monitor import service as service_module
+from monitor.dataplane import DataplaneError
+from monitor.sadb import Phase
+from privsep.errors import ChannelClosed, Violation
+from privsep.schema.install import (
+    Acquire,
+    Adopted,
+    Allocated,
+    AllocateSpi,
+    Completed,
+    Denial,
+    Denied,
+    Describe,
+    Described,
+    Expired,
+    Installed,
+    Outcome,
+    Progress,
+    Remove,
+    Removed,
+    Stop,
+    Up,
+)
+from privsep.schema.keymat import NotRedeemable, Ready
+
+
+def allocate(bench, kit, connection="paris", child="lan", remote="192.0.2.2"):
+    return bench.ask(
+        AllocateSpi(connection=connection, child=child, local=kit.endpoint("192.0.2.1"), remote=kit.endpoint(remote))
+    )
+
+
+def installed(bench, kit, **changes):
+    """An SPI allocated and its pair installed; the inbound SPI."""
+    spi = allocate(bench, kit).spi
+    answer = bench.install(kit.redeemed(spi_in=spi, spi_out=spi + 0x10000, **changes))
+    assert answer == Installed(spi_in=spi)
+    return spi
+
+
+def answers_to(future):
+    """What a future holds, as (value, error)."""
+    assert future.done
+    return future._value if future._error is None else future._error
+
+
+def asked(bench, kind):
+    """The last message of that type to the worker, and its sequence."""
+    return [(message, sequence) for message, sequence in bench.sent if isinstance(message, kind)][-1]
+
+
+# an honest life
+
+
+def test_policies_of_fixed_peers_are_in_place_before_any_worker_and_others_wait(cold_bench):
+    cold_bench.service.start()
+    placed = [policy for name, policy in cold_bench.plane.calls if name == "add_policy"]
+    children = [
+        (connection.name, child.name)
+        for connection in cold_bench.gateway.connections
+        if connection.name != "road"
+        for child in connection.children
+    ]
+    assert len(placed) == len(children)
+    assert [policy.number for policy in placed] == list(range(1, len(children) + 1))
+
+
+def test_a_policy_that_cannot_be_placed_stops_the_start(cold_bench):
+    cold_bench.plane.failing.add("add_policy")
+    assert isinstance(answers_to(cold_bench.service.start()), DataplaneError)
+
+
+def test_an_honest_worker_gets_its_pair_installed_and_removed(bench, kit):
+    spi = allocate(bench, kit).spi
+    assert bench.install(kit.redeemed(spi_in=spi)) == Installed(spi_in=spi)
+    pair = bench.plane.calls[-1][1]
+    assert (pair.spi_in, pair.encryption_in) == (spi, kit.key)
+    assert bench.ask(Remove(spi_in=spi)) == Removed()
+    assert bench.plane.calls[-1] == ("remove", spi)
+    assert bench.codes() == ["installed", "removed"]
+    assert "remove_policy" not in bench.plane.names()
+
+
+def test_keys_are_forgotten_once_the_data_plane_has_them(bench, kit):
+    pair = bench.service.sadb.entry(installed(bench, kit)).pair
+    assert (pair.encryption_in, pair.integrity_in, pair.encryption_out, pair.integrity_out) == (b"", b"", b"", b"")
+    assert kit.key.decode() not in str(bench.logged)
+
+
+def test_a_peer_of_variable_address_gets_its_policy_with_its_first_pair_only(bench, kit):
+    before = bench.plane.names().count("add_policy")
+    for spi_out in (0x2000, 0x2001):
+        spi = allocate(bench, kit, "road", remote="198.51.100.9").spi
+        remote = kit.endpoint("198.51.100.9")
+        bench.install(kit.redeemed(connection="road", spi_in=spi, spi_out=spi_out), remote=remote)
+    assert bench.plane.names().count("add_policy") == before + 1
+    assert bench.plane.names()[-2:] == ["allocate_spi", "install"]
+    pairs = [pair for name, pair in bench.plane.calls if name == "install"]
+    assert pairs[0].policy == pairs[1].policy
+    assert pairs[0].policy.remote.address == ipaddress.ip_address("198.51.100.9")
+
+
+def test_a_peer_that_moved_gets_its_policy_again_under_the_same_number(bench, kit):
+    policies = []
+    for remote, spi_out in (("198.51.100.9", 0x2000), ("198.51.100.10", 0x2001)):
+        spi = allocate(bench, kit, "road", remote=remote).spi
+        bench.install(kit.redeemed(connection="road", spi_in=spi, spi_out=spi_out), remote=kit.endpoint(remote))
+        policies.append([policy for name, policy in bench.plane.calls if name == "add_policy"][-1])
+    assert policies[0].number == policies[1].number
+    assert policies[0].remote != policies[1].remote
+
+
+def test_two_peers_of_one_child_have_two_policy_numbers(bench, kit):
+    numbers = set()
+    for octet in (9, 10):
+        remote = f"198.51.100.{octet}"
+        spi = allocate(bench, kit, "road", remote=remote).spi
+        bench.install(
+            kit.redeemed(connection="road", spi_in=spi, identity=kit.identity(remote)),
+            remote=kit.endpoint(remote),
+            remote_ts=kit.selectors(f"10.4.{octet}.0/24"),
+        )
+        numbers.add(bench.plane.calls[-1][1].policy.number)
+    assert len(numbers) == 2
+
+
+def test_an_acquire_reaches_the_worker_by_name(bench):
+    bench.service.acquired(2)
+    assert bench.sent[-1] == (Acquire(connection="paris", child="dmz"), 0)
+
+
+@pytest.mark.parametrize("number", [0, 65535])
+def test_an_acquire_of_no_policy_of_ours_is_nothing(bench, number):
+    bench.service.acquired(number)
+    assert bench.sent == []
+
+
+def test_expiry_is_passed_on_and_a_hard_one_forgets_the_pair(bench, kit):
+    spi = installed(bench, kit)
+    bench.service.expired(spi, False)
+    assert bench.sent[-1] == (Expired(spi_in=spi, hard=False), 0)
+    assert bench.service.sadb.entry(spi) is not None
+    bench.service.expired(spi, True)
+    assert bench.sent[-1] == (Expired(spi_in=spi, hard=True), 0)
+    assert bench.service.sadb.entry(spi) is None
+    assert bench.ask(Remove(spi_in=spi)) == Denied(why=Denial.UNKNOWN_SA)
+
+
+def test_an_spi_that_expired_in_the_kernel_cannot_be_installed_any_more(bench, kit):
+    spi = allocate(bench, kit).spi
+    bench.service.expired(spi, True)
+    assert bench.install(kit.redeemed(spi_in=spi)) == Denied(why=Denial.SPI)
+
+
+# lies
+
+
+@pytest.mark.parametrize(
+    ("redeemed", "request_", "denial"),
+    [
+        ({"connection": "rome"}, {}, Denial.NO_SUCH_CHILD),
+        ({"identity": "mallory"}, {}, Denial.IDENTITY),
+        ({"encryption_in": b"short"}, {}, Denial.ALGORITHMS),
+        ({"spi_in": 0xBAD0}, {}, Denial.SPI),
+        ({}, {"remote": "203.0.113.1"}, Denial.ADDRESSES),
+        ({}, {"remote_ts": "0.0.0.0/0"}, Denial.SELECTORS),
+    ],
+)
+def test_a_lie_is_denied_and_the_data_plane_hears_nothing_of_it(bench, kit, redeemed, request_, denial):
+    if "identity" in redeemed:
+        redeemed = {"identity": kit.identity(redeemed["identity"])}
+    if "remote" in request_:
+        request_ = {"remote": kit.endpoint(request_["remote"])}
+    if "remote_ts" in request_:
+        request_ = {"remote_ts": kit.selectors(request_["remote_ts"])}
+    spi = allocate(bench, kit).spi
+    calls = list(bench.plane.calls)
+    assert bench.install(kit.redeemed(**{"spi_in": spi} | redeemed), **request_) == Denied(why=denial)
+    assert bench.plane.calls == calls
+    assert bench.logged[-1][0] == "denied"
+    assert bench.logged[-1][1]["reason"] == denial.name.lower()
+
+
+def test_an_installed_spi_cannot_be_installed_again(bench, kit):
+    spi = installed(bench, kit)
+    calls = list(bench.plane.calls)
+    assert bench.install(kit.redeemed(spi_in=spi, spi_out=0x3000)) == Denied(why=Denial.SPI)
+    assert bench.plane.calls == calls
+
+
+def test_an_spi_whose_installation_is_under_way_cannot_be_installed_again(bench, kit):
+    spi = allocate(bench, kit).spi
+    bench.plane.held = True
+    assert bench.install(kit.redeemed(spi_in=spi)) is None
+    assert bench.install(kit.redeemed(spi_in=spi, spi_out=0x3000)) == Denied(why=Denial.SPI)
+    assert bench.plane.names().count("install") == 1
+
+
+def test_a_keymat_handle_that_keyd_does_not_honour_is_denied(bench, kit):
+    allocate(bench, kit)
+    calls = list(bench.plane.calls)
+    assert bench.install(NotRedeemable()) == Denied(why=Denial.KEYMAT)
+    assert bench.plane.calls == calls
+
+
+def test_an_answer_of_keyd_of_another_kind_is_a_violation(bench, kit):
+    bench.ask(kit.install())
+    with pytest.raises(Violation):
+        bench.redemptions[-1].set_result(Ready())
+
+
+@pytest.mark.parametrize(
+    ("names", "remote", "denial"),
+    [
+        (("rome", "lan"), "192.0.2.2", Denial.NO_SUCH_CHILD),
+        (("paris", "rome"), "192.0.2.2", Denial.NO_SUCH_CHILD),
+        (("paris", "lan"), "192.0.2.3", Denial.ADDRESSES),
+    ],
+)
+def test_no_spi_for_what_is_not_configured(bench, kit, names, remote, denial):
+    calls = list(bench.plane.calls)
+    assert allocate(bench, kit, *names, remote=remote) == Denied(why=denial)
+    assert bench.plane.calls == calls
+
+
+def test_an_allocated_spi_can_be_given_back_once(bench, kit):
+    spi = allocate(bench, kit).spi
+    assert bench.ask(Remove(spi_in=spi)) == Removed()
+    assert bench.plane.calls[-1] == ("release_spi", spi)
+    assert bench.ask(Remove(spi_in=spi)) == Denied(why=Denial.UNKNOWN_SA)
+
+
+def test_an_sa_that_is_not_ours_cannot_be_removed(bench):
+    calls = list(bench.plane.calls)
+    assert bench.ask(Remove(spi_in=0xDEAD)) == Denied(why=Denial.UNKNOWN_SA)
+    assert bench.plane.calls == calls
+
+
+@pytest.mark.parametrize("limit", ["MAX_ALLOCATED", "MAX_ALLOCATED_PER_CONNECTION"])
+def test_spis_are_bounded_in_total_and_for_each_connection(bench, kit, monkeypatch, limit):
+    monkeypatch.setattr(sadb_module, limit, 2)
+    first = allocate(bench, kit)
+    assert isinstance(first, Allocated)
+    assert isinstance(allocate(bench, kit), Allocated)
+    assert allocate(bench, kit) == Denied(why=Denial.QUOTA)
+    bench.ask(Remove(spi_in=first.spi))
+    assert isinstance(allocate(bench, kit), Allocated)
+
+
+@pytest.mark.parametrize("limit", ["MAX_INSTALLED", "MAX_INSTALLED_PER_CONNECTION"])
+def test_pairs_are_bounded_in_total_and_for_each_connection(bench, kit, monkeypatch, limit):
+    monkeypatch.setattr(sadb_module, limit, 1)
+    installed(bench, kit)
+    spi = allocate(bench, kit).spi
+    assert bench.install(kit.redeemed(spi_in=spi, spi_out=0x3000)) == Denied(why=Denial.QUOTA)
+
+
+def test_policy_numbers_are_bounded(bench, kit, monkeypatch):
+    monkeypatch.setattr(sadb_module, "MAX_POLICY_NUMBER", 6)
+    spi = allocate(bench, kit, "road").spi
+    assert bench.install(kit.redeemed(connection="road", spi_in=spi)) == Denied(why=Denial.QUOTA)
+
+
+@pytest.mark.parametrize("sequence", [0, 7])
+def test_a_request_without_a_number_of_its_own_is_a_violation(bench, kit, sequence):
+    bench.service.from_worker(kit.install(), 7)
+    with pytest.raises(Violation):
+        bench.service.from_worker(kit.install(), sequence)
+
+
+def test_too_many_unanswered_requests_are_a_violation(bench, kit, monkeypatch):
+    monkeypatch.setattr(epoch_module, "MAX_OPEN", 2)
+    bench.ask(kit.install())
+    bench.ask(kit.install())
+    with pytest.raises(Violation):
+        bench.ask(kit.install())
+
+
+def test_a_sequence_number_is_free_again_after_its_answer(bench, kit):
+    for _ in range(2):
+        bench.service.from_worker(Remove(spi_in=0xDEAD), 7)
+    assert [sequence for _, sequence in bench.sent] == [7, 7]
+
+
+@pytest.mark.parametrize("message", [Completed(outcome=Outcome.DONE, text=""), Described(cursor=0, ike_sas=())])
+def test_an_answer_to_nothing_is_a_violation(bench, message):
+    with pytest.raises(Violation):
+        bench.service.from_worker(message, 1)
+
+
+def test_an_answer_of_the_wrong_kind_is_a_violation(bench):
+    bench.service.describe()
+    _, sequence = asked(bench, Describe)
+    with pytest.raises(Violation):
+        bench.service.from_worker(Completed(outcome=Outcome.DONE, text=""), sequence)
+
+
+def test_a_second_answer_is_a_violation(bench):
+    bench.service.describe()
+    _, sequence = asked(bench, Describe)
+    bench.service.from_worker(Described(cursor=0, ike_sas=()), sequence)
+    with pytest.raises(Violation):
+        bench.service.from_worker(Described(cursor=0, ike_sas=()), sequence)
+
+
+def test_denials_are_logged_at_a_bounded_rate_and_the_rest_counted(bench, kit):
+    for _ in range(100):
+        allocate(bench, kit, "rome")
+    assert bench.codes().count("denied") == service_module.LOGGED_PER_SECOND
+    bench.clock.advance(1)
+    allocate(bench, kit, "rome")
+    assert bench.logged[-1][1]["unlogged"] == 100 - service_module.LOGGED_PER_SECOND
+
+
+# failures of the data plane
+
+
+def test_a_failed_installation_leaves_nothing_behind(bench, kit):
+    spi = allocate(bench, kit).spi
+    bench.plane.failing.add("install")
+    assert bench.install(kit.redeemed(spi_in=spi)) == Denied(why=Denial.DATAPLANE)
+    assert bench.plane.calls[-1] == ("release_spi", spi)
+    assert bench.service.sadb.entries() == ()
+    assert not bench.service.sadb.has_outbound(kit.remote, 0x2000)
+    bench.plane.failing.clear()
+    again = allocate(bench, kit).spi
+    assert bench.install(kit.redeemed(spi_in=again)) == Installed(spi_in=again)
+
+
+def test_without_its_policy_no_pair_is_installed(bench, kit):
+    spi = allocate(bench, kit, "road").spi
+    bench.plane.failing.add("add_policy")
+    assert bench.install(kit.redeemed(connection="road", spi_in=spi)) == Denied(why=Denial.DATAPLANE)
+    assert "install" not in bench.plane.names()
+
+
+def test_a_failed_removal_keeps_the_pair_known(bench, kit):
+    spi = installed(bench, kit)
+    bench.plane.failing.add("remove")
+    assert bench.ask(Remove(spi_in=spi)) == Denied(why=Denial.DATAPLANE)
+    assert bench.service.sadb.entry(spi).phase is Phase.INSTALLED
+
+
+def test_no_spi_from_the_data_plane_is_a_denial(bench, kit):
+    bench.plane.failing.add("allocate_spi")
+    assert allocate(bench, kit) == Denied(why=Denial.DATAPLANE)
+
+
+def test_an_spi_that_is_in_use_for_another_address_is_not_given_out_twice(bench, kit):
+    spi = allocate(bench, kit).spi
+    bench.plane.next_spi = spi
+    assert allocate(bench, kit, "road") == Denied(why=Denial.DATAPLANE)
+    assert bench.service.sadb.allocation(spi).connection == "paris"
+
+
+# epochs
+
+
+def test_a_new_worker_is_told_what_is_installed(bench, kit):
+    spi = installed(bench, kit)
+    bench.service.epoch_ended()
+    bench.sent.clear()
+    bench.service.epoch_began()
+    assert bench.sent == [
+        (
+            Adopted(
+                connection="paris",
+                child="lan",
+                spi_in=spi,
+                spi_out=spi + 0x10000,
+                local=kit.endpoint("192.0.2.1"),
+                remote=kit.endpoint("192.0.2.2"),
+            ),
+            0,
+        )
+    ]
+    assert "remove" not in bench.plane.names()
+
+
+def test_many_adopted_pairs_come_in_portions_without_those_removed_meanwhile(bench, kit, monkeypatch):
+    monkeypatch.setattr(service_module, "ADOPTED_AT_ONCE", 2)
+    spis = [installed(bench, kit) for _ in range(5)]
+    bench.service.epoch_ended()
+    bench.sent.clear()
+    bench.service.epoch_began()
+    assert [message.spi_in for message, _ in bench.sent] == spis[:2]
+    bench.service.expired(spis[2], True)
+    bench.clock.advance(1)
+    adopted = [message.spi_in for message, _ in bench.sent if isinstance(message, Adopted)]
+    assert adopted == [spis[0], spis[1], spis[3], spis[4]]
+
+
+def test_spis_that_a_dead_worker_did_not_use_are_released(bench, kit):
+    kept, spare = installed(bench, kit), allocate(bench, kit).spi
+    bench.service.epoch_ended()
+    assert bench.plane.calls[-1] == ("release_spi", spare)
+    bench.service.epoch_began()
+    assert bench.install(kit.redeemed(spi_in=spare, spi_out=0x3000)) == Denied(why=Denial.SPI)
+    assert bench.service.sadb.entry(kept) is not None
+
+
+def test_a_redemption_that_outlives_its_worker_installs_nothing(bench, kit):
+    spi = allocate(bench, kit).spi
+    bench.ask(kit.install())
+    bench.service.epoch_ended()
+    bench.service.epoch_began()
+    bench.sent.clear()
+    calls = list(bench.plane.calls)
+    bench.redemptions[-1].set_result(kit.redeemed(spi_in=spi))
+    assert bench.plane.calls == calls
+    assert bench.sent == []
+
+
+def test_a_redemption_that_keyds_death_ends_is_nothing(bench, kit):
+    allocate(bench, kit)
+    bench.ask(kit.install())
+    bench.sent.clear()
+    bench.redemptions[-1].set_error(ChannelClosed())
+    assert bench.sent == []
+
+
+def test_an_installation_that_outlives_its_worker_is_adopted_by_the_next(bench, kit):
+    spi = allocate(bench, kit).spi
+    bench.plane.held = True
+    bench.install(kit.redeemed(spi_in=spi))
+    bench.service.epoch_ended()
+    bench.service.epoch_began()
+    bench.sent.clear()
+    bench.plane.waiting[-1].set_result(None)
+    assert [type(message) for message, _ in bench.sent] == [Adopted]
+
+
+def test_between_two_workers_messages_and_events_go_nowhere(bench, kit):
+    spi = installed(bench, kit)
+    bench.service.epoch_ended()
+    bench.sent.clear()
+    bench.service.from_worker(kit.install(), 99)
+    bench.service.acquired(1)
+    bench.service.expired(spi, True)
+    assert bench.sent == []
+    assert bench.service.sadb.entry(spi) is None
+
+
+# orders
+
+
+def test_an_order_goes_to_the_worker_and_its_steps_come_back(bench):
+    steps = []
+    future = bench.service.up("paris", "lan", steps.append)
+    order, sequence = asked(bench, Up)
+    assert (order.connection, order.child) == ("paris", "lan")
+    bench.service.from_worker(Progress(order=order.order, text="message 1 sent"), 0)
+    bench.service.from_worker(Completed(outcome=Outcome.DONE, text="up"), sequence)
+    assert steps == ["message 1 sent"]
+    assert answers_to(future) == Completed(outcome=Outcome.DONE, text="up")
+    with pytest.raises(Violation):
+        bench.service.from_worker(Progress(order=order.order, text="more"), 0)
+
+
+def test_progress_as_a_request_is_a_violation(bench):
+    bench.service.up("paris", "", lambda text: None)
+    order, _ = asked(bench, Up)
+    with pytest.raises(Violation):
+        bench.service.from_worker(Progress(order=order.order, text="x"), 3)
+
+
+def test_steps_of_one_order_are_bounded(bench):
+    steps = []
+    bench.service.down("paris", "", steps.append)
+    number = bench.sent[-1][0].order
+    for _ in range(epoch_module.MAX_PROGRESS + 10):
+        bench.service.from_worker(Progress(order=number, text="x"), 0)
+    assert len(steps) == epoch_module.MAX_PROGRESS
+
+
+def test_an_order_ends_with_its_worker_and_none_begins_without_one(bench):
+    waiting = bench.service.up("paris", "", lambda text: None)
+    bench.service.epoch_ended()
+    assert isinstance(answers_to(waiting), ChannelClosed)
+    assert isinstance(answers_to(bench.service.up("paris", "", lambda text: None)), ChannelClosed)
+
+
+def test_a_stuck_worker_gets_a_bounded_number_of_questions(bench, monkeypatch):
+    monkeypatch.setattr(epoch_module, "MAX_PENDING", 3)
+    for _ in range(3):
+        assert not bench.service.describe().done
+    assert isinstance(answers_to(bench.service.describe()), epoch_module.WorkerBusy)
+    assert [type(message) for message, _ in bench.sent] == [Describe] * 3
+
+
+def test_pages_are_followed_to_their_end(bench):
+    future = bench.service.describe()
+    for cursor in (16, 32, 0):
+        _, sequence = asked(bench, Describe)
+        bench.service.from_worker(Described(cursor=cursor, ike_sas=()), sequence)
+    assert [message.cursor for message, _ in bench.sent] == [0, 16, 32]
+    assert answers_to(future) == ()
+
+
+def test_a_worker_that_never_ends_its_pages_is_cut_off(bench, monkeypatch):
+    monkeypatch.setattr(service_module, "MAX_PAGES", 5)
+    future = bench.service.describe()
+    while not future.done:
+        _, sequence = asked(bench, Describe)
+        bench.service.from_worker(Described(cursor=1, ike_sas=()), sequence)
+    assert len(bench.sent) == 5
+
+
+# the end
+
+
+def test_a_clean_stop_asks_the_worker_then_removes_all_that_is_ours_and_nothing_else(bench, kit):
+    spi, spare = installed(bench, kit), allocate(bench, kit).spi
+    policies = {policy.number for name, policy in bench.plane.calls if name == "add_policy"}
+    bench.plane.calls.clear()
+    future = bench.service.stop()
+    _, sequence = asked(bench, Stop)
+    assert bench.plane.calls == []
+    bench.service.from_worker(Completed(outcome=Outcome.DONE, text=""), sequence)
+    assert future.done
+    assert bench.plane.calls[:2] == [("release_spi", spare), ("remove", spi)]
+    assert {policy.number for name, policy in bench.plane.calls[2:] if name == "remove_policy"} == policies
+    assert len(bench.plane.calls) == 2 + len(policies)
+
+
+def test_a_worker_that_does_not_answer_delays_the_stop_for_a_bounded_time(bench, kit):
+    spi = installed(bench, kit)
+    future = bench.service.stop()
+    bench.clock.advance(service_module.STOP_SECONDS)
+    assert future.done
+    assert ("remove", spi) in bench.plane.calls
+
+
+def test_a_worker_that_dies_instead_of_stopping_ends_the_wait(bench):
+    future = bench.service.stop()
+    bench.service.epoch_ended()
+    assert future.done
+
+
+def test_a_data_plane_that_refuses_at_the_end_does_not_keep_the_rest(bench, kit):
+    installed(bench, kit)
+    bench.plane.failing.update({"remove", "remove_policy"})
+    future = bench.service.stop()
+    bench.service.epoch_ended()
+    assert answers_to(future) is None
+    assert bench.codes().count("cleanup-failed") > 1
+
+
+def test_while_stopping_nothing_new_is_installed(bench, kit):
+    spi = allocate(bench, kit).spi
+    bench.service.stop()
+    assert allocate(bench, kit) == Denied(why=Denial.QUOTA)
+    assert bench.install(kit.redeemed(spi_in=spi)) == Denied(why=Denial.DATAPLANE)
+    assert "install" not in bench.plane.names()

@@ -1,0 +1,323 @@
+"""Pairs and policies, each beside the `ip xfrm` command that says the same; golden messages; namespaces."""
+
+import ctypes
+import ipaddress
+import os
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass, replace
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from monitor.dataplane import Pair, Policy
+from monitor.xfrm import messages, policy, sa
+from privsep.algorithms import ChildSuite
+from privsep.tasks import Task
+from privsep.types import Endpoint, Mode, Spi, TrafficSelector
+
+GOLDEN = Path(__file__).parents[2] / "golden" / "xfrm"
+GCM_IN, GCM_OUT = bytes(range(36)), bytes(range(100, 136))
+AES_IN, AES_OUT = bytes(range(16)), bytes(range(16, 32))
+SHA256_IN, SHA256_OUT = bytes(range(32, 64)), bytes(range(64, 96))
+
+
+def selectors(*texts, protocol=0, port=0):
+    return tuple(TrafficSelector(ipaddress.ip_network(text), protocol, port) for text in texts)
+
+
+def endpoint(address, port=500):
+    return Endpoint(ipaddress.ip_address(address), port)
+
+
+def make_policy(**changes):
+    values = {
+        "number": 7,
+        "mode": Mode.TUNNEL,
+        "local": endpoint("192.0.2.1"),
+        "remote": endpoint("192.0.2.2"),
+        "local_ts": selectors("10.1.0.0/16"),
+        "remote_ts": selectors("10.2.0.0/16"),
+    }
+    return Policy(**(values | changes))
+
+
+def make_pair(chosen=None, **changes):
+    chosen = make_policy() if chosen is None else chosen
+    values = {
+        "policy": chosen,
+        "spi_in": Spi(0x1000),
+        "spi_out": Spi(0x2000),
+        "suite": ChildSuite.parse("aes256gcm16"),
+        "encryption_in": GCM_IN,
+        "integrity_in": b"",
+        "encryption_out": GCM_OUT,
+        "integrity_out": b"",
+        "local": chosen.local,
+        "remote": chosen.remote,
+        "encap": False,
+        "local_ts": chosen.local_ts,
+        "remote_ts": chosen.remote_ts,
+        "lifetime": 3600,
+    }
+    return Pair(**(values | changes))
+
+
+CBC = {
+    "suite": ChildSuite.parse("aes128-sha256"),
+    "encryption_in": AES_IN,
+    "integrity_in": SHA256_IN,
+    "encryption_out": AES_OUT,
+    "integrity_out": SHA256_OUT,
+}
+NATTED = {"encap": True, "local": endpoint("192.0.2.1", 4500), "remote": endpoint("192.0.2.2", 62345)}
+HOSTS = make_policy(
+    mode=Mode.TRANSPORT, local_ts=selectors("192.0.2.1/32"), remote_ts=selectors("192.0.2.2/32", protocol=6, port=443)
+)
+OVER_IPV6 = make_policy(local=endpoint("2001:db8::1"), remote=endpoint("2001:db8::2"))
+MIXED = make_policy(
+    local_ts=selectors("10.1.0.0/16", "fd00:1::/64"),
+    remote_ts=selectors("10.2.0.0/16", "fd00:2::/64"),
+)
+ADDRESS = ipaddress.ip_address("192.0.2.1")
+
+
+def _entry(chosen, direction):
+    return next(entry for entry in policy.entries(chosen) if entry.key["dir"] == direction)
+
+
+def _policy(chosen, direction, kind=messages.NewPolicy, flags=0x600):
+    entry = _entry(chosen, direction)
+    return kind.request(flags, entry.values, entry.attributes)
+
+
+def _key(direction, kind):
+    return kind.request(0, _entry(make_policy(), direction).key)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A message of ours and iproute2's arguments for the same."""
+
+    ours: Any
+    ip: str
+
+
+IN, OUT, FWD = messages.Direction.IN, messages.Direction.OUT, messages.Direction.FWD
+_HARD = "limit time-hard 3600"
+_SOFT = f"limit time-soft 3240 {_HARD}"
+_FROM_US = "src 192.0.2.1 dst 192.0.2.2 proto esp spi 0x2000 reqid 7 mode"
+_TO_US = "src 192.0.2.2 dst 192.0.2.1 proto esp spi 0x1000 reqid 7 mode"
+_OUTWARD = "sel src 10.1.0.0/16 dst 10.2.0.0/16"
+_INWARD = "sel src 10.2.0.0/16 dst 10.1.0.0/16"
+_OUT_TMPL = "tmpl src 192.0.2.1 dst 192.0.2.2 proto esp reqid 7 mode tunnel"
+_IN_TMPL = "tmpl src 192.0.2.2 dst 192.0.2.1 proto esp reqid 7 mode tunnel"
+_WIDE = policy.PRIORITY_BASE - 4 * 32
+_NARROW = policy.PRIORITY_BASE - 4 * 64 - 3
+
+CASES = {
+    "newsa-out-gcm": Case(
+        ours=messages.NewSa.request(0x600, *sa.outbound(make_pair())),
+        ip=f"state add {_FROM_US} tunnel {_HARD} {_OUTWARD} aead rfc4106(gcm(aes)) 0x{GCM_OUT.hex()} 128",
+    ),
+    "newsa-out-cbc-sha256-udp": Case(
+        ours=messages.NewSa.request(0x600, *sa.outbound(make_pair(**CBC, **NATTED))),
+        ip=f"state add {_FROM_US} tunnel {_HARD} {_OUTWARD} encap espinudp 4500 62345 0.0.0.0"
+        f" auth-trunc hmac(sha256) 0x{SHA256_OUT.hex()} 128 enc cbc(aes) 0x{AES_OUT.hex()}",
+    ),
+    "newsa-out-transport": Case(
+        ours=messages.NewSa.request(0x600, *sa.outbound(make_pair(HOSTS))),
+        ip=f"state add {_FROM_US} transport {_HARD} sel src 192.0.2.1 dst 192.0.2.2 proto tcp dport 443"
+        f" aead rfc4106(gcm(aes)) 0x{GCM_OUT.hex()} 128",
+    ),
+    "newsa-out-ipv6": Case(
+        ours=messages.NewSa.request(0x600, *sa.outbound(make_pair(OVER_IPV6))),
+        ip=f"state add src 2001:db8::1 dst 2001:db8::2 proto esp spi 0x2000 reqid 7 mode tunnel {_HARD} {_OUTWARD}"
+        f" aead rfc4106(gcm(aes)) 0x{GCM_OUT.hex()} 128",
+    ),
+    "newsa-out-both-families": Case(
+        ours=messages.NewSa.request(0x600, *sa.outbound(make_pair(MIXED))),
+        ip=f"state add {_FROM_US} tunnel {_HARD} flag af-unspec aead rfc4106(gcm(aes)) 0x{GCM_OUT.hex()} 128",
+    ),
+    "updsa-in-gcm": Case(
+        ours=messages.UpdSa.request(0, *sa.inbound(make_pair())),
+        ip=f"state update {_TO_US} tunnel {_SOFT} replay-window 64 {_INWARD}"
+        f" aead rfc4106(gcm(aes)) 0x{GCM_IN.hex()} 128",
+    ),
+    "updsa-in-cbc-sha256-udp": Case(
+        ours=messages.UpdSa.request(0, *sa.inbound(make_pair(**CBC, **NATTED))),
+        ip=f"state update {_TO_US} tunnel {_SOFT} replay-window 64 {_INWARD} encap espinudp 62345 4500 0.0.0.0"
+        f" auth-trunc hmac(sha256) 0x{SHA256_IN.hex()} 128 enc cbc(aes) 0x{AES_IN.hex()}",
+    ),
+    "allocspi": Case(
+        ours=messages.AllocSpi.request(0, sa.allocation(ADDRESS, ipaddress.ip_address("192.0.2.2"))),
+        ip="state allocspi src 192.0.2.2 dst 192.0.2.1 proto esp mode tunnel min 0x100 max 0xffffffff",
+    ),
+    "delsa": Case(
+        ours=messages.DelSa.request(0, sa.key(ADDRESS, Spi(0x1000))),
+        ip="state delete dst 192.0.2.1 proto esp spi 0x1000",
+    ),
+    "getsa": Case(
+        ours=messages.GetSa.request(0, sa.key(ADDRESS, Spi(0x1000))),
+        ip="state get dst 192.0.2.1 proto esp spi 0x1000",
+    ),
+    "newpolicy-out": Case(
+        ours=_policy(make_policy(), OUT),
+        ip=f"policy add src 10.1.0.0/16 dst 10.2.0.0/16 dir out priority {_WIDE} {_OUT_TMPL}",
+    ),
+    "newpolicy-in": Case(
+        ours=_policy(make_policy(), IN),
+        ip=f"policy add src 10.2.0.0/16 dst 10.1.0.0/16 dir in priority {_WIDE} {_IN_TMPL}",
+    ),
+    "newpolicy-fwd": Case(
+        ours=_policy(make_policy(), FWD),
+        ip=f"policy add src 10.2.0.0/16 dst 10.1.0.0/16 dir fwd priority {_WIDE} {_IN_TMPL}",
+    ),
+    "newpolicy-out-transport": Case(
+        ours=_policy(HOSTS, OUT),
+        ip=f"policy add src 192.0.2.1 dst 192.0.2.2 proto tcp dport 443 dir out priority {_NARROW}"
+        " tmpl proto esp reqid 7 mode transport",
+    ),
+    "newpolicy-in-ipv6-in-ipv4": Case(
+        ours=_policy(replace(MIXED, local_ts=MIXED.local_ts[1:], remote_ts=MIXED.remote_ts[1:]), IN),
+        ip=f"policy add src fd00:2::/64 dst fd00:1::/64 dir in priority {policy.PRIORITY_BASE - 4 * 128} {_IN_TMPL}",
+    ),
+    "updpolicy-out": Case(
+        ours=_policy(make_policy(), OUT, messages.UpdPolicy, 0),
+        ip=f"policy update src 10.1.0.0/16 dst 10.2.0.0/16 dir out priority {_WIDE} {_OUT_TMPL}",
+    ),
+    "delpolicy": Case(ours=_key(IN, messages.DelPolicy), ip="policy delete src 10.2.0.0/16 dst 10.1.0.0/16 dir in"),
+    "getpolicy": Case(ours=_key(IN, messages.GetPolicy), ip="policy get src 10.2.0.0/16 dst 10.1.0.0/16 dir in"),
+}
+
+REQUESTS = (
+    messages.NewSa,
+    messages.UpdSa,
+    messages.DelSa,
+    messages.GetSa,
+    messages.AllocSpi,
+    messages.NewPolicy,
+    messages.UpdPolicy,
+    messages.DelPolicy,
+    messages.GetPolicy,
+)
+KNOWN = {number: (name, record) for name, (number, record) in messages.ATTRIBUTES.items()}
+KINDS = {kind.kind: kind for kind in (*REQUESTS, messages.Acquire, messages.Expire, messages.PolExpire)}
+
+
+def read_golden(name):
+    """The message of a golden file: the lines that are no comments, in hexadecimal."""
+    lines = (GOLDEN / f"{name}.hex").read_text().splitlines()
+    return bytes.fromhex("".join(line for line in lines if not line.startswith("#")))
+
+
+def flatten(message):
+    """Every field by name, padding and keys included; sequence number and port of the sender masked."""
+    decoded = KINDS[int.from_bytes(message[4:6], "little")](bytearray(message))
+    decoded.decode()
+    fields = {f"header.{name}": value for name, value in decoded["header"].items()}
+    for name in ("header.sequence_number", "header.pid"):
+        fields[name] = "masked"
+    fields |= {name: value for name, value in decoded.items() if name not in ("header", "attrs")}
+    at = 16 + decoded.layout.size
+    order = 0
+    while at < len(message):
+        length = int.from_bytes(message[at : at + 2], "little")
+        number = int.from_bytes(message[at + 2 : at + 4], "little")
+        name, record = KNOWN.get(number, (f"attribute {number}", messages.Record))
+        fields[f"{name}.order"] = order
+        fields |= {f"{name}.{field}": value for field, value in record.read(message, at + 4).items()}
+        fields[f"{name}.rest"] = message[at + 4 + record.layout.size : at + length]
+        at += (length + 3) & ~3
+        order += 1
+    return fields
+
+
+def capture(namespace, arguments):
+    """The first netlink message that `ip xfrm` sends, by strace. Whether the kernel accepts it does not matter."""
+    command = ["ip", "netns", "exec", namespace, "strace", "-qq", "-e", "trace=sendmsg,sendto", "-e", "write=all"]
+    traced = subprocess.run([*command, "ip", "xfrm", *arguments.split()], capture_output=True, text=True, timeout=20)
+    rows = re.findall(r"^ \| ([0-9a-f]{5})  ((?:[0-9a-f]{2} {1,2})+)", traced.stderr, re.MULTILINE)
+    found = bytearray()
+    for offset, row in rows:
+        if offset == "00000" and found:
+            break
+        found += bytes.fromhex(row)
+    return bytes(found)
+
+
+class Kit:
+    """The makers, by attribute."""
+
+    cases, kinds, requests = CASES, KINDS, REQUESTS
+    cbc, hosts, mixed, over_ipv6, natted = CBC, HOSTS, MIXED, OVER_IPV6, NATTED
+    policy = staticmethod(make_policy)
+    pair = staticmethod(make_pair)
+    selectors = staticmethod(selectors)
+    endpoint = staticmethod(endpoint)
+    flatten = staticmethod(flatten)
+    golden = staticmethod(read_golden)
+    capture = staticmethod(capture)
+
+    @staticmethod
+    def result(future):
+        """The value of a future that is resolved; raises its error."""
+        values, errors = [], []
+
+        async def wait():
+            values.append(await future)
+
+        Task(wait(), errors.append)
+        assert errors, "the future is still open"
+        if errors[0] is not None:
+            raise errors[0]
+        return values[0]
+
+
+@pytest.fixture
+def kit():
+    return Kit
+
+
+_CLONE_NEWNET = 0x40000000
+_numbers = count()
+
+
+@pytest.fixture
+def namespace():
+    """The name of a fresh network namespace with two ends of a link: 192.0.2.1 here, 192.0.2.2 nowhere."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root for network namespaces")
+    if shutil.which("ip") is None:
+        pytest.skip("needs iproute2's ip")
+    name = f"xfr-{os.getpid()}-{next(_numbers)}"
+    subprocess.run(["ip", "netns", "add", name], check=True)
+    try:
+        for command in (
+            "link set lo up",
+            "link add under type veth peer name far",
+            "addr add 192.0.2.1/24 dev under",
+            "addr add 10.1.0.1/16 dev under",
+            "link set under up",
+            "link set far up",
+            "route add 10.2.0.0/16 dev under",
+        ):
+            subprocess.run(["ip", "-n", name, *command.split()], check=True)
+        yield name
+    finally:
+        subprocess.run(["ip", "netns", "delete", name], check=True)
+
+
+@pytest.fixture
+def inside(namespace):
+    """This thread is in the namespace during the test; sockets that it opens stay there."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    with Path("/proc/thread-self/ns/net").open() as home, Path(f"/run/netns/{namespace}").open() as there:
+        assert libc.setns(there.fileno(), _CLONE_NEWNET) == 0
+        try:
+            yield namespace
+        finally:
+            assert libc.setns(home.fileno(), _CLONE_NEWNET) == 0

@@ -1,0 +1,82 @@
+"""<linux/xfrm.h>: the structs' sizes, and that no key is where it need not be."""
+
+import pytest
+from pyroute2.netlink import nla, nlmsg
+
+from monitor.xfrm import messages, sa
+
+SIZES = {
+    messages.NewSa: 224,
+    messages.UpdSa: 224,
+    messages.Counters: 224,
+    messages.AllocSpi: 232,
+    messages.DelSa: 24,
+    messages.GetSa: 24,
+    messages.NewPolicy: 168,
+    messages.UpdPolicy: 168,
+    messages.DelPolicy: 64,
+    messages.GetPolicy: 64,
+    messages.Acquire: 280,
+    messages.Expire: 232,
+    messages.PolExpire: 176,
+    messages.Template: 64,
+    messages.EncapTemplate: 24,
+    messages.Crypt: 68,
+    messages.AuthTrunc: 72,
+    messages.Aead: 72,
+    messages.ReplayState: 24,
+}
+"""As `sizeof` has them on 64-bit Linux."""
+
+
+@pytest.mark.parametrize("record", SIZES)
+def test_a_struct_is_as_long_as_the_kernels(record):
+    assert record.layout.size == SIZES[record]
+    assert issubclass(record, nlmsg | nla)
+
+
+@pytest.mark.parametrize("kind", [messages.NewSa, messages.NewPolicy, messages.DelSa, messages.AllocSpi])
+def test_decoding_gives_what_was_encoded(kind):
+    values = {
+        name: bytes([at]) * len(kind.read(bytes(kind.layout.size), 0)[name]) if default == b"" else at % 256
+        for at, (name, default) in enumerate(kind.slots, 1)
+    }
+    message = kind.request(1, values)
+    message.encode()
+    found = kind(message.data)
+    found.decode()
+    assert {name: found[name] for name in values} == values
+
+
+def test_a_message_does_not_show_its_keys(kit):
+    message = messages.NewSa.request(0, *sa.outbound(kit.pair(encryption_out=b"sesame" * 6)))
+    message.encode()
+    assert b"sesame" in message.data
+    assert "sesame" not in f"{message!r} {message!s}"
+
+
+def test_wiping_a_message_leaves_no_key_in_it(kit):
+    message = messages.NewSa.request(0, *sa.outbound(kit.pair(encryption_out=b"sesame" * 6)))
+    message.encode()
+    message.wipe()
+    assert not any(message.data)
+
+
+def test_the_answer_to_getsa_is_decoded_without_its_keys(kit):
+    message = messages.NewSa.request(0, *sa.outbound(kit.pair(encryption_out=b"sesame" * 6)))
+    message.encode()
+    found = messages.Counters(message.data)
+    found.decode()
+    assert "attrs" not in found
+    assert not any(value == b"sesame" * 6 for value in found.values())
+
+
+def test_the_kernels_explanation_is_decoded():
+    text = b"Requested type not found\0"
+    body = (-93).to_bytes(4, "little", signed=True) + bytes(16)
+    attribute = (4 + len(text)).to_bytes(2, "little") + (1).to_bytes(2, "little") + text
+    header = (16 + len(body) + len(attribute)).to_bytes(4, "little") + bytes([2, 0, 0, 3]) + bytes(8)
+    found = messages.Refusal(bytearray(header + body + attribute + bytes(3)))
+    found.decode()
+    assert found["error"] == -93
+    assert found.get_attr("NLMSGERR_ATTR_MSG") == "Requested type not found"
