@@ -43,6 +43,7 @@ bench: $(VENV)/ready
 
 # the lock files, from pyproject.toml's ranges
 lock: $(VENV)/ready
+	$(BIN)/pip install --quiet uv
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 pyproject.toml -o requirements.lock
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --extra dev pyproject.toml -o requirements-dev.lock
 

@@ -55,9 +55,10 @@ class Directories:
                 path.chmod(mode)
             for leftover in self.meeting.iterdir():
                 leftover.unlink()
-            # keyd makes its socket here; set-group-id hands it to the worker's group, and nobody else passes
+            # keyd makes its socket here, mode 0660; set-group-id hands it to the worker's group. Search is for all,
+            # since the children enter as root without CAP_DAC_OVERRIDE
             os.chown(self.meeting, keyd_uid, worker_gid)
-            self.meeting.chmod(0o2710)
+            self.meeting.chmod(0o2711)
         except OSError as error:
             raise OperatorError(f"{error.filename}: {error.strerror}; --run-dir must be root's to use") from error
 

@@ -42,7 +42,7 @@ def choose(gateway: Gateway, loop: Loop, events: Events, lost: Callable[[str], N
     """
     if gateway.dataplane is DataplaneChoice.USERSPACE:
         return _userspace(loop, events, lost, "the configuration says so")
-    netlink = XfrmNetlink.open()
+    netlink = XfrmNetlink()
     lacking = probe(netlink, gateway)
     if lacking is None:
         return _kernel(netlink, loop, events)
@@ -54,7 +54,7 @@ def choose(gateway: Gateway, loop: Loop, events: Events, lost: Callable[[str], N
 
 def _kernel(netlink: XfrmNetlink, loop: Loop, events: Events) -> Choice:
     dataplane = KernelDataplane(netlink)
-    reports = XfrmEvents.open(dataplane, events)
+    reports = XfrmEvents(dataplane, events)
     loop.on_readable(reports.fileno(), reports.read_events)
 
     def close() -> None:

@@ -72,6 +72,7 @@ _INTERPRETER = _each(
     "clock_gettime clock_getres gettimeofday clock_nanosleep nanosleep time times "  # time
     "getrandom getpid getppid gettid getpgrp getpgid getsid uname sysinfo "  # who and where am I
     "getuid geteuid getgid getegid getresuid getresgid getgroups capget "  # and what may I do
+    "sched_getparam sched_getscheduler sched_setscheduler "  # libzmq sets its threads' default policy anew
     "sched_getaffinity sched_yield getrlimit prlimit64 setrlimit getrusage "  # resources; only ever lowered
     "rt_sigaction rt_sigprocmask rt_sigreturn rt_sigtimedwait sigaltstack restart_syscall "  # signals
     "exit exit_group",  # the end

@@ -114,7 +114,7 @@ class XfrmNetlink:
                 if sequence != self._sequence:
                     continue
                 if length > octets:
-                    raise DataplaneError(f"{what}: the kernel's answer is longer than {MAX_ANSWER} octets")
+                    raise DataplaneError(f"{what}: the kernel's answer is cut off")
                 if kind == _NLMSG_ERROR and code:
                     raise KernelError(what, -code, self._detail(length))
                 return length, kind

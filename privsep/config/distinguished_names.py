@@ -27,9 +27,10 @@ _OIDS = {
     "UID": "0992268993f22c640101",
     "DC": "0992268993f22c640119",
     "E": "2a864886f70d010901",
+    "EMAILADDRESS": "2a864886f70d010901",
 }
 """DER content of each attribute type's object identifier (RFC 4519 section 2, RFC 2985 section 5.2.1)."""
-_IA5 = {"DC", "E"}
+_IA5 = {"DC", "E", "EMAILADDRESS"}
 _PRINTABLE = re.compile(r"[A-Za-z0-9 '()+,./:=?-]+", re.ASCII)
 
 _SEQUENCE, _SET, _OID, _UTF8, _PRINTABLE_STRING, _IA5_STRING = 0x30, 0x31, 0x06, 0x0C, 0x13, 0x16

@@ -220,7 +220,7 @@ class _Loader:
 def _child(name: str, section: Section, local: Address | None, remote: Remote | None) -> Child | None:
     mode = section.choice("mode", Mode, Mode.TUNNEL)
     if section.has("ah"):
-        section.problem("ah", '"ah" is not supported by this release; esp = ["aes256gcm16"] would be right')
+        section.problem("ah", f'{quote("ah")} is not supported by this release; esp = ["aes256gcm16"] would be right')
     suites = _proposals(section, "esp", DEFAULT_ESP, ChildSuite.parse)
     lifetime = section.optional("lifetime", _LIFETIME, DEFAULT_CHILD_LIFETIME)
     start = section.choice("start", Start, Start.WAIT)

@@ -17,7 +17,14 @@ from privsep.config.toml_lines import Document, Path
 MAX_NAME = 64
 """Characters of a connection's or child's name, as in `privsep.schema.codec.Name`."""
 _NAME = re.compile(rf"[A-Za-z0-9_][A-Za-z0-9_.-]{{0,{MAX_NAME - 1}}}", re.ASCII)
-_TYPES = {str: "text", bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "a table"}
+_TYPES = {
+    str: "text",
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number with a fraction",
+    list: "a list",
+    dict: "a table",
+}
 
 T = TypeVar("T")
 E = TypeVar("E", bound=Enum)
@@ -146,7 +153,7 @@ class Section:
         for name in outer._data:
             if not _NAME.fullmatch(name):
                 outer.problem(
-                    name, f"name {quote(name)}; 1 to {MAX_NAME} letters, digits, '_', '-' or '.' would be right"
+                    name, f"{quote(name)} is no name; 1 to {MAX_NAME} letters, digits, '_', '-' or '.' would be right"
                 )
             elif (section := outer.table(name)) is not None:
                 found.append((name, section))

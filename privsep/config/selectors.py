@@ -38,13 +38,13 @@ def parse_selector(text: str) -> TrafficSelector:
 
 def parse_network(text: str) -> Network:
     """A network or a single address; ValueError says what would be right."""
+    if "%" in text:
+        raise ValueError(f"{quote(text)} has a zone; the same without '%' and what follows would be right")
     prefix = text.partition("/")[2]
     try:
         interface = ipaddress.ip_interface(text if prefix.isdecimal() or "/" not in text else "")
     except ValueError:
         raise ValueError(f'{quote(text)} is no network; "10.1.0.0/16" or "2001:db8::/32" would be right') from None
-    if interface.version == 6 and interface.ip.scope_id is not None:
-        raise ValueError(f"{quote(text)} has a zone; the same without '%{interface.ip.scope_id}' would be right")
     if interface.ip != interface.network.network_address:
         raise ValueError(f'{quote(text)} has bits set after its prefix; "{interface.network}" would be right')
     return interface.network

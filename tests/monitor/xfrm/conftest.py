@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -239,7 +240,7 @@ def flatten(message):
 def capture(namespace, arguments):
     """The first netlink message that `ip xfrm` sends, by strace. Whether the kernel accepts it does not matter."""
     command = ["ip", "netns", "exec", namespace, "strace", "-qq", "-e", "trace=sendmsg,sendto", "-e", "write=all"]
-    traced = subprocess.run([*command, "ip", "xfrm", *arguments.split()], capture_output=True, text=True, timeout=20)
+    traced = subprocess.run([*command, "ip", "xfrm", *arguments.split()], capture_output=True, text=True, check=False)
     rows = re.findall(r"^ \| ([0-9a-f]{5})  ((?:[0-9a-f]{2} {1,2})+)", traced.stderr, re.MULTILINE)
     found = bytearray()
     for offset, row in rows:
@@ -247,6 +248,38 @@ def capture(namespace, arguments):
             break
         found += bytes.fromhex(row)
     return bytes(found)
+
+
+_CLONE_NEWNET = 0x40000000
+_numbers = count()
+
+
+@contextmanager
+def network():
+    """The name of a fresh network namespace."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root for network namespaces")
+    if shutil.which("ip") is None:
+        pytest.skip("needs iproute2's ip")
+    name = f"xfr-{os.getpid()}-{next(_numbers)}"
+    subprocess.run(["ip", "netns", "add", name], check=True)
+    try:
+        subprocess.run(["ip", "-n", name, "link", "set", "lo", "up"], check=True)
+        yield name
+    finally:
+        subprocess.run(["ip", "netns", "delete", name], check=True)
+
+
+@contextmanager
+def entered(name):
+    """This thread is in that namespace; sockets that it opens there stay there."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    with Path("/proc/thread-self/ns/net").open() as home, Path(f"/run/netns/{name}").open() as there:
+        assert libc.setns(there.fileno(), _CLONE_NEWNET) == 0
+        try:
+            yield
+        finally:
+            assert libc.setns(home.fileno(), _CLONE_NEWNET) == 0
 
 
 class Kit:
@@ -261,6 +294,8 @@ class Kit:
     flatten = staticmethod(flatten)
     golden = staticmethod(read_golden)
     capture = staticmethod(capture)
+    network = staticmethod(network)
+    entered = staticmethod(entered)
 
     @staticmethod
     def result(future):
@@ -282,22 +317,11 @@ def kit():
     return Kit
 
 
-_CLONE_NEWNET = 0x40000000
-_numbers = count()
-
-
 @pytest.fixture
 def namespace():
-    """The name of a fresh network namespace with two ends of a link: 192.0.2.1 here, 192.0.2.2 nowhere."""
-    if os.geteuid() != 0:
-        pytest.skip("needs root for network namespaces")
-    if shutil.which("ip") is None:
-        pytest.skip("needs iproute2's ip")
-    name = f"xfr-{os.getpid()}-{next(_numbers)}"
-    subprocess.run(["ip", "netns", "add", name], check=True)
-    try:
+    """A network namespace with two ends of a link: 192.0.2.1 and 10.1.0.1 at one, nobody at the other."""
+    with network() as name:
         for command in (
-            "link set lo up",
             "link add under type veth peer name far",
             "addr add 192.0.2.1/24 dev under",
             "addr add 10.1.0.1/16 dev under",
@@ -307,17 +331,10 @@ def namespace():
         ):
             subprocess.run(["ip", "-n", name, *command.split()], check=True)
         yield name
-    finally:
-        subprocess.run(["ip", "netns", "delete", name], check=True)
 
 
 @pytest.fixture
 def inside(namespace):
-    """This thread is in the namespace during the test; sockets that it opens stay there."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    with Path("/proc/thread-self/ns/net").open() as home, Path(f"/run/netns/{namespace}").open() as there:
-        assert libc.setns(there.fileno(), _CLONE_NEWNET) == 0
-        try:
-            yield namespace
-        finally:
-            assert libc.setns(home.fileno(), _CLONE_NEWNET) == 0
+    """The test runs in the namespace."""
+    with entered(namespace):
+        yield namespace

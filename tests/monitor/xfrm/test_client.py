@@ -1,0 +1,294 @@
+"""What the data plane asks of the kernel, in which order, and what it takes back when the kernel refuses."""
+
+import errno
+import ipaddress
+import socket
+from collections import Counter
+
+import pytest
+
+from monitor.dataplane import DataplaneError, Traffic
+from monitor.xfrm.client import KernelDataplane
+from monitor.xfrm.messages import Type
+from monitor.xfrm.netlink import KernelError
+from privsep.iana import ProtocolId
+
+
+class FakeKernel:
+    """Records what it is asked. `refuse[type]` is the errno of every such request, or of those after `allow` ones."""
+
+    def __init__(self):
+        self.done = []
+        self.refuse = {}
+        self.allow = Counter()
+        self.present = {}
+        self.next_spi = 0x1000
+
+    def kinds(self):
+        return [message.kind for message in self.done]
+
+    def spis(self, kind):
+        return [int.from_bytes(message["spi"]) for message in self.done if message.kind is kind]
+
+    def do(self, message):
+        self.done.append(message)
+        self.allow[message.kind] -= 1
+        if message.kind in self.refuse and self.allow[message.kind] < 0:
+            raise KernelError(message.kind.name, self.refuse[message.kind], "for the test")
+
+    def ask(self, message, answer):
+        self.do(message)
+        values = dict(self.present)
+        if message.kind is Type.ALLOCSPI:
+            values, self.next_spi = {"id.spi": self.next_spi.to_bytes(4)}, self.next_spi + 1
+        found = answer()
+        found.update(values)
+        found["attrs"] = values.get("attrs", [])
+        return found
+
+
+@pytest.fixture
+def kernel():
+    return FakeKernel()
+
+
+@pytest.fixture
+def plane(kernel):
+    return KernelDataplane(kernel)
+
+
+@pytest.fixture
+def installed(kit, kernel, plane):
+    """A pair that stands; the record starts after it."""
+    pair = kit.pair()
+    plane.allocate_spi(pair.local, pair.remote)
+    kit.result(plane.install(pair))
+    kernel.done.clear()
+    return pair
+
+
+def test_the_inbound_sa_takes_the_larval_ones_place_and_the_outbound_is_new(kit, kernel, plane):
+    pair = kit.pair()
+    assert plane.allocate_spi(pair.local, pair.remote) == 0x1000
+    kit.result(plane.install(pair))
+    assert kernel.kinds() == [Type.ALLOCSPI, Type.UPDSA, Type.NEWSA]
+    assert kernel.done[1]["id.spi"] == (0x1000).to_bytes(4)
+    assert kernel.done[2]["id.spi"] == (0x2000).to_bytes(4)
+
+
+def test_an_inbound_spi_that_was_not_allocated_is_not_installed(kit, kernel, plane):
+    with pytest.raises(DataplaneError, match="not reserved"):
+        kit.result(plane.install(kit.pair()))
+    assert kernel.done == []
+
+
+def test_an_spi_is_installed_once(kit, kernel, plane, installed):
+    with pytest.raises(DataplaneError, match="not reserved"):
+        kit.result(plane.install(installed))
+    assert kernel.done == []
+
+
+def test_an_allocation_for_another_address_does_not_count(kit, kernel, plane):
+    plane.allocate_spi(kit.endpoint("192.0.2.77"), kit.endpoint("192.0.2.2"))
+    with pytest.raises(DataplaneError, match="not reserved"):
+        kit.result(plane.install(kit.pair()))
+
+
+def test_an_outbound_sa_that_exists_is_not_replaced_and_nothing_stays(kit, kernel, plane):
+    pair = kit.pair()
+    plane.allocate_spi(pair.local, pair.remote)
+    kernel.refuse[Type.NEWSA] = errno.EEXIST
+    with pytest.raises(DataplaneError, match="EEXIST"):
+        kit.result(plane.install(pair))
+    assert kernel.kinds() == [Type.ALLOCSPI, Type.UPDSA, Type.NEWSA, Type.DELSA]
+    assert kernel.spis(Type.DELSA) == [0x1000]
+    assert plane.owner(pair.remote.address, pair.spi_out) is None
+
+
+def test_a_refused_inbound_sa_takes_the_larval_one_along(kit, kernel, plane):
+    pair = kit.pair()
+    plane.allocate_spi(pair.local, pair.remote)
+    kernel.refuse[Type.UPDSA] = errno.EPROTONOSUPPORT
+    with pytest.raises(DataplaneError, match=r"^UPDSA: EPROTONOSUPPORT \(for the test\)$"):
+        kit.result(plane.install(pair))
+    assert kernel.kinds() == [Type.ALLOCSPI, Type.UPDSA, Type.DELSA]
+
+
+def test_ah_is_not_installed(kit, kernel, plane):
+    pair = kit.pair(suite=kit.pair().suite.parse("aes256gcm16", ProtocolId.AH))
+    plane.allocate_spi(pair.local, pair.remote)
+    with pytest.raises(DataplaneError, match="only ESP"):
+        kit.result(plane.install(pair))
+
+
+def test_a_released_spi_is_deleted_once(kit, kernel, plane):
+    local, remote = kit.endpoint("192.0.2.1"), kit.endpoint("192.0.2.2")
+    spi = plane.allocate_spi(local, remote)
+    plane.release_spi(spi, local, remote)
+    plane.release_spi(spi, local, remote)
+    assert kernel.spis(Type.DELSA) == [0x1000]
+
+
+def test_releasing_an_installed_spi_does_nothing(kernel, plane, installed):
+    plane.release_spi(installed.spi_in, installed.local, installed.remote)
+    assert kernel.done == []
+
+
+def test_removing_takes_both_and_is_harmless_when_they_are_gone(kit, kernel, plane, installed):
+    kernel.refuse[Type.DELSA] = errno.ESRCH
+    kit.result(plane.remove(installed))
+    kit.result(plane.remove(installed))
+    assert kernel.spis(Type.DELSA) == [0x1000, 0x2000] * 2
+
+
+def test_a_removal_that_fails_is_told_and_may_be_tried_again(kit, kernel, plane, installed):
+    kernel.refuse[Type.DELSA] = errno.EPERM
+    with pytest.raises(DataplaneError, match="EPERM"):
+        kit.result(plane.remove(installed))
+    assert plane.owner(installed.local.address, installed.spi_in) == installed.spi_in
+
+
+def test_a_tunnel_has_policies_out_in_and_forward(kit, kernel, plane):
+    kit.result(plane.add_policy(kit.policy()))
+    assert [(message.kind, message["dir"]) for message in kernel.done] == [
+        (Type.NEWPOLICY, 1),
+        (Type.NEWPOLICY, 0),
+        (Type.NEWPOLICY, 2),
+    ]
+
+
+def test_transport_mode_forwards_nothing_rfc4301_4_1(kit, kernel, plane):
+    kit.result(plane.add_policy(kit.hosts))
+    assert [message["dir"] for message in kernel.done] == [1, 0]
+    _, template = kernel.done[0]["attrs"][0]
+    assert (template["saddr"], template["id.daddr"]) == (b"", b"")
+
+
+def test_each_local_selector_meets_each_remote_of_its_family(kit, kernel, plane):
+    chosen = kit.policy(
+        local_ts=kit.selectors("10.1.0.0/16", "10.3.0.0/16", "fd00:1::/64"),
+        remote_ts=kit.selectors("10.2.0.0/16", "fd00:2::/64"),
+    )
+    kit.result(plane.add_policy(chosen))
+    assert len(kernel.done) == 3 * 3
+    assert Counter(message["sel.family"] for message in kernel.done) == {socket.AF_INET: 6, socket.AF_INET6: 3}
+
+
+def test_selectors_of_different_protocols_share_no_traffic(kit, kernel, plane):
+    chosen = kit.policy(
+        local_ts=kit.selectors("10.1.0.0/16", protocol=6), remote_ts=kit.selectors("10.2.0.0/16", protocol=17)
+    )
+    kit.result(plane.add_policy(chosen))
+    assert kernel.done == []
+
+
+def test_the_more_specific_policy_goes_first(kit, kernel, plane):
+    for remote in (
+        kit.selectors("10.0.0.0/8"),
+        kit.selectors("10.2.0.0/16"),
+        kit.selectors("10.2.0.0/16", protocol=6),
+        kit.selectors("10.2.0.0/16", protocol=6, port=80),
+        kit.selectors("10.2.3.0/24"),
+    ):
+        kit.result(plane.add_policy(kit.policy(remote_ts=remote)))
+    priorities = [message["priority"] for message in kernel.done if message["dir"] == 1]
+    assert priorities == sorted(priorities, reverse=True)
+    assert len(set(priorities)) == 5
+
+
+def test_a_policy_that_is_refused_half_way_leaves_nothing(kit, kernel, plane):
+    kernel.refuse[Type.NEWPOLICY] = errno.ENOMEM
+    kernel.allow[Type.NEWPOLICY] = 2
+    with pytest.raises(DataplaneError, match="ENOMEM"):
+        kit.result(plane.add_policy(kit.policy()))
+    assert [message["dir"] for message in kernel.done if message.kind is Type.DELPOLICY] == [1, 0]
+
+
+def leave(kernel, priority, optional):
+    kernel.refuse[Type.NEWPOLICY] = errno.EEXIST
+    kernel.present = {"priority": priority, "attrs": [("XFRMA_TMPL", {"optional": optional})]}
+
+
+def test_a_policy_that_an_earlier_instance_left_is_replaced_in_one_step(kit, kernel, plane):
+    leave(kernel, 0x494B45 - 128, optional=0)
+    kit.result(plane.add_policy(kit.policy()))
+    assert kernel.kinds() == [Type.NEWPOLICY, Type.GETPOLICY, Type.UPDPOLICY] * 3
+
+
+@pytest.mark.parametrize(("priority", "optional"), [(0, 0), (0x494B45 + 1, 0), (0x494B45 - 128, 1)])
+def test_somebody_elses_policy_is_not_replaced(kit, kernel, plane, priority, optional):
+    leave(kernel, priority, optional)
+    with pytest.raises(DataplaneError, match="EEXIST"):
+        kit.result(plane.add_policy(kit.policy()))
+    assert Type.UPDPOLICY not in kernel.kinds()
+    assert Type.DELPOLICY not in kernel.kinds()
+
+
+def test_removing_a_policy_takes_all_directions_and_is_harmless_when_they_are_gone(kit, kernel, plane):
+    kernel.refuse[Type.DELPOLICY] = errno.ENOENT
+    kit.result(plane.remove_policy(kit.policy()))
+    assert [message["dir"] for message in kernel.done] == [1, 0, 2]
+
+
+def test_traffic_is_the_kernels_counters(kit, kernel, plane, installed):
+    kernel.present = {"curlft.bytes": 840, "curlft.packets": 10}
+    expected = Traffic(bytes_in=840, bytes_out=840, packets_in=10, packets_out=10)
+    assert kit.result(plane.traffic(installed)) == expected
+    assert kernel.spis(Type.GETSA) == [0x1000, 0x2000]
+
+
+def test_traffic_of_a_pair_that_is_gone_is_an_error(kit, kernel, plane, installed):
+    kernel.refuse[Type.GETSA] = errno.ESRCH
+    with pytest.raises(DataplaneError, match="ESRCH"):
+        kit.result(plane.traffic(installed))
+
+
+@pytest.mark.parametrize("which", ["inbound", "outbound"])
+def test_when_one_sa_ends_the_other_goes_too(kernel, plane, installed, which):
+    keys = {
+        "inbound": (installed.local.address, installed.spi_in),
+        "outbound": (installed.remote.address, installed.spi_out),
+    }
+    assert plane.ended(*keys[which]) == installed.spi_in
+    assert kernel.spis(Type.DELSA) == [0x1000, 0x2000]
+    assert plane.ended(*keys[which]) is None
+
+
+def test_a_peers_spi_is_not_mistaken_for_one_of_ours(plane, installed):
+    stranger = ipaddress.ip_address("192.0.2.99")
+    assert plane.owner(stranger, installed.spi_in) is None
+    assert plane.ended(stranger, installed.spi_in) is None
+
+
+def test_after_lost_events_what_vanished_is_found(kit, kernel, plane, installed):
+    waiting = plane.allocate_spi(installed.local, installed.remote)
+    assert plane.vanished() == []
+    kernel.refuse[Type.GETSA] = errno.ESRCH
+    assert plane.vanished() == [installed.spi_in, waiting]
+    assert plane.vanished() == []
+
+
+def test_a_single_pair_of_selectors_narrows_the_sa_below_its_policy(kit, kernel, plane):
+    pair = kit.pair(local_ts=kit.selectors("10.1.7.0/24"), remote_ts=kit.selectors("10.2.0.0/16"))
+    plane.allocate_spi(pair.local, pair.remote)
+    kit.result(plane.install(pair))
+    inbound, outbound = kernel.done[1:]
+    assert (inbound["sel.prefixlen_d"], inbound["sel.prefixlen_s"]) == (24, 16)
+    assert (outbound["sel.prefixlen_d"], outbound["sel.prefixlen_s"]) == (16, 24)
+
+
+def test_only_the_inbound_sa_has_a_soft_lifetime_and_a_replay_window(kit, kernel, plane):
+    pair = kit.pair(lifetime=1000)
+    plane.allocate_spi(pair.local, pair.remote)
+    kit.result(plane.install(pair))
+    inbound, outbound = kernel.done[1:]
+    assert (inbound["lft.soft_add_expires_seconds"], inbound["lft.hard_add_expires_seconds"]) == (900, 1000)
+    assert (outbound["lft.soft_add_expires_seconds"], outbound["lft.hard_add_expires_seconds"]) == (0, 1000)
+    assert dict(inbound["attrs"])["XFRMA_REPLAY_ESN_VAL"] == {"bmp_len": 2, "replay_window": 64}
+    assert "XFRMA_REPLAY_ESN_VAL" not in dict(outbound["attrs"])
+
+
+def test_nothing_that_is_kept_holds_a_key(plane, installed):
+    kept = [getattr(ends, name) for ends in plane._installed.values() for name in ends.__slots__]
+    assert kept
+    assert not any(isinstance(value, bytes) for value in kept)

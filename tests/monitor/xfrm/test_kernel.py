@@ -1,0 +1,251 @@
+"""The same against this machine's kernel, in a network namespace of its own. Nothing may stay behind."""
+
+import select
+import socket
+import subprocess
+import time
+
+import pytest
+
+from monitor.dataplane import DataplaneError, Events
+from monitor.xfrm.bypass import bypass, udp_encap
+from monitor.xfrm.client import KernelDataplane
+from monitor.xfrm.events import XfrmEvents
+from monitor.xfrm.netlink import XfrmNetlink
+from monitor.xfrm.probe import lacking
+from privsep.algorithms import ChildSuite
+from privsep.errors import OperatorError
+
+pytestmark = pytest.mark.root
+
+GCM = ChildSuite.parse("aes256gcm16")
+CBC = ChildSuite.parse("aes128-sha256")
+ETH_P_ALL = 3
+
+
+class Bench:
+    """The data plane with its events, both in the namespace."""
+
+    def __init__(self, namespace):
+        self.namespace = namespace
+        self.netlink = XfrmNetlink()
+        self.plane = KernelDataplane(self.netlink)
+        self.reported = []
+        self.events = XfrmEvents(
+            self.plane,
+            Events(
+                acquired=lambda number: self.reported.append(("acquired", number)),
+                expired=lambda spi, hard: self.reported.append(("expired", spi, hard)),
+            ),
+        )
+
+    def close(self):
+        self.events.close()
+        self.netlink.close()
+
+    def ip(self, *arguments):
+        command = ["ip", "netns", "exec", self.namespace, "ip", *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+    def wait(self, seconds):
+        """What is reported until then, or until something is."""
+        deadline = time.monotonic() + seconds
+        while not self.reported and (left := deadline - time.monotonic()) > 0:
+            if select.select([self.events], [], [], left)[0]:
+                self.events.read_events()
+        return self.reported
+
+
+@pytest.fixture
+def bench(inside):
+    bench = Bench(inside)
+    yield bench
+    bench.close()
+
+
+@pytest.fixture
+def hasty(inside):
+    """Larval SAs live one second."""
+    subprocess.run(
+        ["ip", "netns", "exec", inside, "sh", "-c", "echo 1 > /proc/sys/net/core/xfrm_acq_expires"], check=True
+    )
+
+
+def knock():
+    """Send a packet from one protected network to the other; nobody is there."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(("10.1.0.1", 0))
+        sock.sendto(b"knock", ("10.2.0.9", 9))
+
+
+def test_an_allocated_spi_is_reserved_and_released(kit, bench):
+    local, remote = kit.endpoint("192.0.2.1"), kit.endpoint("192.0.2.2")
+    spi = bench.plane.allocate_spi(local, remote)
+    assert spi >= 0x100
+    assert f"spi 0x{spi:08x}" in bench.ip("xfrm", "state")
+    bench.plane.release_spi(spi, local, remote)
+    assert bench.ip("xfrm", "state") == ""
+
+
+def test_a_larval_sa_expires_and_is_reported(kit, bench, hasty):
+    local, remote = kit.endpoint("192.0.2.1"), kit.endpoint("192.0.2.2")
+    spi = bench.plane.allocate_spi(local, remote)
+    assert bench.wait(5) == [("expired", spi, True)]
+    assert bench.ip("xfrm", "state") == ""
+    with pytest.raises(DataplaneError, match="not reserved"):
+        kit.result(bench.plane.install(kit.pair(spi_in=spi)))
+
+
+def test_a_policy_requires_esp_in_every_direction_and_goes_away(kit, bench):
+    kit.result(bench.plane.add_policy(kit.mixed))
+    shown = bench.ip("xfrm", "policy")
+    assert [shown.count(f"dir {direction} ") for direction in ("out", "in", "fwd")] == [2, 2, 2]
+    assert shown.count("proto esp reqid 7 mode tunnel") == 6
+    assert "level use" not in shown
+    kit.result(bench.plane.remove_policy(kit.mixed))
+    assert bench.ip("xfrm", "policy") == ""
+
+
+def test_a_policy_left_behind_is_taken_over_with_the_new_address(kit, bench):
+    kit.result(bench.plane.add_policy(kit.policy(number=3)))
+    kit.result(bench.plane.add_policy(kit.policy(remote=kit.endpoint("192.0.2.99"))))
+    shown = bench.ip("xfrm", "policy")
+    assert shown.count("reqid 7") == 3
+    assert "192.0.2.99" in shown
+    assert "reqid 3" not in shown
+
+
+def test_somebody_elses_policy_stays_and_ours_is_not_half_there(kit, bench):
+    bench.ip("xfrm", "policy", "add", "src", "10.2.0.0/16", "dst", "10.1.0.0/16", "dir", "fwd", "priority", "5")
+    before = bench.ip("xfrm", "policy")
+    with pytest.raises(DataplaneError, match="NEWPOLICY: EEXIST"):
+        kit.result(bench.plane.add_policy(kit.policy()))
+    assert bench.ip("xfrm", "policy") == before
+
+
+def test_a_packet_without_an_sa_asks_for_one_and_does_not_leave(kit, bench):
+    kit.result(bench.plane.add_policy(kit.policy()))
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL)) as far:
+        far.bind(("far", 0))
+        knock()
+        assert bench.wait(2) == [("acquired", 7)]
+        assert not _left_in_clear(far, b"knock")
+
+
+def test_the_control_without_a_policy_lets_the_packet_out(bench):
+    bench.ip("neigh", "add", "10.2.0.9", "lladdr", "02:00:00:00:00:01", "dev", "under")
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL)) as far:
+        far.bind(("far", 0))
+        knock()
+        assert _left_in_clear(far, b"knock")
+
+
+def _left_in_clear(far, payload):
+    deadline = time.monotonic() + 0.5
+    while (left := deadline - time.monotonic()) > 0:
+        far.settimeout(left)
+        try:
+            if payload in far.recv(2048):
+                return True
+        except TimeoutError:
+            return False
+    return False
+
+
+def test_a_socket_with_bypass_sends_in_clear_and_another_does_not(kit, bench):
+    bench.ip("neigh", "add", "192.0.2.2", "lladdr", "02:00:00:00:00:01", "dev", "under")
+    everything = kit.policy(local_ts=kit.selectors("192.0.2.0/24"), remote_ts=kit.selectors("0.0.0.0/0"))
+    kit.result(bench.plane.add_policy(everything))
+    with (
+        socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL)) as far,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as plain,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as ike,
+    ):
+        far.bind(("far", 0))
+        bypass(ike)
+        ike.sendto(b"in clear", ("192.0.2.2", 500))
+        assert _left_in_clear(far, b"in clear")
+        plain.sendto(b"protected", ("192.0.2.2", 500))
+        assert not _left_in_clear(far, b"protected")
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
+def test_bypass_and_udp_encapsulation_are_to_be_had(bench, family):
+    with socket.socket(family, socket.SOCK_DGRAM) as sock:
+        bypass(sock)
+        udp_encap(sock)
+
+
+def test_bypass_of_a_socket_that_cannot_says_what_it_needs(bench):
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock, pytest.raises(OperatorError, match="CONFIG_XFRM"):
+        udp_encap(sock)
+
+
+@pytest.mark.parametrize("suite", [GCM, CBC])
+@pytest.mark.parametrize("version", [4, 6])
+def test_probing_changes_nothing(bench, suite, version):
+    found = lacking(bench.netlink, [suite], [version])
+    assert found is None or "CONFIG_" in found
+    assert bench.ip("xfrm", "state") == ""
+    assert bench.ip("xfrm", "policy") == ""
+
+
+def test_a_refused_pair_leaves_nothing(kit, bench):
+    if lacking(bench.netlink, [CBC], [4]) is None:
+        pytest.skip("this kernel has ESP, so it refuses nothing here")
+    pair = kit.pair()
+    spi = bench.plane.allocate_spi(pair.local, pair.remote)
+    with pytest.raises(DataplaneError, match=r"UPDSA: E\w+ \(.*not found\)"):
+        kit.result(bench.plane.install(kit.pair(spi_in=spi)))
+    assert bench.ip("xfrm", "state") == ""
+
+
+@pytest.mark.parametrize("suite", [GCM, CBC])
+def test_a_pair_stands_counts_and_goes(kit, bench, suite):
+    missing = lacking(bench.netlink, [suite], [4])
+    if missing is not None:
+        pytest.skip(missing)
+    pair = make(kit, bench, suite)
+    kit.result(bench.plane.install(pair))
+    shown = bench.ip("xfrm", "state")
+    assert f"spi 0x{pair.spi_in:08x} reqid 7 mode tunnel" in shown
+    assert "replay_window 64" in shown
+    assert kit.result(bench.plane.traffic(pair)).packets_out == 0
+    knock()
+    assert kit.result(bench.plane.traffic(pair)).packets_out == 0
+    kit.result(bench.plane.add_policy(pair.policy))
+    knock()
+    assert kit.result(bench.plane.traffic(pair)).packets_out == 1
+    kit.result(bench.plane.remove(pair))
+    assert bench.ip("xfrm", "state") == ""
+
+
+def test_an_outbound_sa_that_exists_is_kept_as_it_is(kit, bench):
+    missing = lacking(bench.netlink, [CBC], [4])
+    if missing is not None:
+        pytest.skip(missing)
+    first = make(kit, bench, CBC)
+    kit.result(bench.plane.install(first))
+    before = bench.ip("xfrm", "state")
+    with pytest.raises(DataplaneError, match="NEWSA: EEXIST"):
+        kit.result(bench.plane.install(make(kit, bench, CBC)))
+    assert bench.ip("xfrm", "state") == before
+
+
+def test_a_hard_lifetime_takes_both_sas(kit, bench):
+    missing = lacking(bench.netlink, [CBC], [4])
+    if missing is not None:
+        pytest.skip(missing)
+    pair = make(kit, bench, CBC, lifetime=2)
+    kit.result(bench.plane.install(pair))
+    assert bench.wait(2.5)[0] == ("expired", pair.spi_in, False)
+    bench.reported.clear()
+    assert bench.wait(4) == [("expired", pair.spi_in, True)]
+    assert bench.ip("xfrm", "state") == ""
+
+
+def make(kit, bench, suite, **changes):
+    values = {} if suite is GCM else dict(kit.cbc)
+    spi = bench.plane.allocate_spi(kit.endpoint("192.0.2.1"), kit.endpoint("192.0.2.2"))
+    values |= {"suite": suite, "spi_in": spi} | changes
+    return kit.pair(**values)

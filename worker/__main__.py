@@ -1,0 +1,121 @@
+"""The worker's process: inherited sockets, two channels, one engine. Started by the monitor only.
+
+It becomes nobody before it connects to keyd, and is locked down before it reads the first octet from the network.
+"""
+
+import argparse
+import os
+import socket
+import sys
+from typing import assert_never
+
+from privsep.channel import Channel
+from privsep.config import handover, loader
+from privsep.log import Level, event
+from privsep.loop import Loop, Timer
+from privsep.rpc import ENDPOINT, Peer, Wire
+from privsep.sandbox.confine import become_user, begin, lock_down
+from privsep.schema import install, keyd
+from privsep.schema.install import MonitorReply, MonitorRequest, WorkerReply, WorkerRequest
+from privsep.types import Endpoint
+from worker import sandbox
+from worker.effects import AskKeyd, AskMonitor, Send, TellMonitor
+from worker.engine import Engine
+from worker.sockets import Sockets
+
+KEYD_SECONDS = 10.0
+"""For the handshake with keyd, which listens already when we are started."""
+
+
+def main() -> int:
+    """Serve until a channel ends; the exit status is 1 when keyd is lost."""
+    parser = argparse.ArgumentParser("worker")
+    parser.add_argument("--channel", type=int, required=True, help="SOCK_SEQPACKET to the monitor")
+    parser.add_argument("--config-fd", type=int, required=True)
+    parser.add_argument("--config", required=True, help="name for messages; the content comes by --config-fd")
+    parser.add_argument("--workplace", required=True, help="the directory where keyd is found")
+    parser.add_argument("--root", required=True)
+    parser.add_argument("--udp", type=int, nargs="+", required=True)
+    arguments = parser.parse_args()
+
+    begin()
+    gateway = loader.load(handover.receive(arguments.config_fd, arguments.config), arguments.config)
+    uid, gid = gateway.users.worker
+    confinement = sandbox.confinement(uid, gid, arguments.root, gateway.absent)
+    become_user(confinement, arguments.workplace)
+
+    wire = Wire()
+    wire.connect(ENDPOINT)
+    if not wire.await_handshake(KEYD_SECONDS):
+        event(Level.ERROR, "keyd_absent")
+        return 1
+    loop = Loop()
+    shell = Shell(Engine(gateway, os.urandom), loop)
+    shell.attach(wire, socket.socket(fileno=arguments.channel), tuple(arguments.udp))
+    lock_down(confinement)
+    loop.run()
+    return shell.status
+
+
+class Shell:
+    """Carries what happens to the engine, and out what it wants done."""
+
+    def __init__(self, engine: Engine, loop: Loop) -> None:
+        self._engine = engine
+        self._loop = loop
+        self._timer: Timer | None = None
+        self.status = 0
+
+    def attach(self, wire: Wire, monitor: socket.socket, udp: tuple[int, ...]) -> None:
+        """Put the engine's surroundings on the loop; nothing is read before the loop runs."""
+        loop = self._loop
+        self._monitor: Channel[MonitorRequest | MonitorReply, WorkerRequest | WorkerReply] = Channel(
+            monitor, loop, install.FROM_MONITOR, install.FROM_WORKER, self._from_monitor, self._end
+        )
+        self._keyd: Peer[keyd.Reply, keyd.Request] = Peer(
+            wire, loop, keyd.REPLIES, keyd.REQUESTS, self._from_keyd, self._end
+        )
+        self._sockets = Sockets(udp, loop, self._received)
+        loop.before_poll(self._round)
+
+    def start(self) -> None:
+        """Let the engine begin what the configuration starts by itself."""
+        self._engine.tick(self._loop.now())
+
+    def _received(self, data: bytes, local: Endpoint, remote: Endpoint) -> None:
+        self._engine.datagram(data, local, remote, self._loop.now())
+
+    def _from_keyd(self, reply: keyd.Reply, sequence: int) -> None:
+        self._engine.keyd_reply(sequence, reply, self._loop.now())
+
+    def _from_monitor(self, message: MonitorRequest | MonitorReply, sequence: int) -> None:
+        self._engine.monitor_message(message, sequence, self._loop.now())
+
+    def _round(self) -> bool:
+        """Once a round: take keyd's answers, carry out what the engine wants, know when to wake it."""
+        more = self._keyd.pump()
+        for effect in self._engine.take_effects():
+            match effect:
+                case Send():
+                    self._sockets.send(effect.data, effect.local, effect.remote)
+                case AskKeyd():
+                    self._keyd.send(effect.request, effect.sequence)
+                case AskMonitor() | TellMonitor():
+                    self._monitor.send(effect.message, effect.sequence)
+                case _:
+                    assert_never(effect)
+        # sending may have shown that something arrived; ZeroMQ does not tell twice
+        return self._keyd.pump() or more or self._engine.has_effects
+
+    def _wake(self) -> None:
+        self._engine.tick(self._loop.now())
+
+    def _end(self, reason: str) -> None:
+        """A channel is lost: without it there is nothing to do, and the monitor starts the pair anew."""
+        event(Level.ERROR, "channel-lost", reason=reason)
+        self.status = 1
+        self._loop.stop()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,174 @@
+"""What every exchange works with: time, chance, the two channels, the tables. One for each engine."""
+
+from collections.abc import Callable, Coroutine
+from itertools import count
+from typing import Any, Protocol, TypeVar
+
+from privsep.config.model import Gateway
+from privsep.errors import PeerError
+from privsep.log import Level
+from privsep.schema import install, keyd
+from privsep.tasks import Task
+from privsep.types import Endpoint, Identity, Spi
+from worker.child import ChildSa
+from worker.demux import SaTable
+from worker.effects import AskKeyd, AskMonitor, Effect, Send
+from worker.errors import Failed, KeydRefused, MonitorDenied
+from worker.isakmp_sa import IkeSa, Peer
+from worker.limits import Rate
+from worker.nat import NATT_PORT, NON_ESP_MARKER
+from worker.negotiate import Connections
+from worker.requests import Requests
+from worker.timers import Callback, Timer, Timers
+
+LOGGED_PER_SECOND = 20
+"""Lines that strangers may cause."""
+NOTIFIED_PER_SECOND = 50
+"""Notifications in clear that strangers may cause; each is shorter than what caused it."""
+
+R = TypeVar("R")
+
+
+class Log(Protocol):
+    """`privsep.log.event`, or a test's."""
+
+    def __call__(self, level: Level, code: str, **fields: object) -> None:
+        """Record one event."""
+
+
+class Watcher(Protocol):
+    """Who decides what to do about what happens in exchanges: `worker.keeper`, `worker.control`."""
+
+    def established(self, sa: IkeSa) -> None:
+        """An IKE SA is authenticated on both sides."""
+
+    def installed(self, child: ChildSa) -> None:
+        """A child SA pair is in place."""
+
+    def lost(self, child: ChildSa) -> None:
+        """A pair is gone."""
+
+    def moved(self, sa: IkeSa) -> None:
+        """The peer has another address or port now."""
+
+    def report(self, connection: str, text: str) -> None:
+        """A step, for the operators who wait for this connection."""
+
+    def hint(self, connection: str, text: str) -> None:
+        """What a stranger says, or what silence may mean: worth telling, not worth acting on."""
+
+
+class Context:
+    """The state that exchanges share, and the verbs by which they reach the world."""
+
+    watcher: Watcher
+
+    def __init__(self, gateway: Gateway, random: Callable[[int], bytes], log: Log) -> None:
+        self.gateway = gateway
+        self.random = random
+        self.log = log
+        self.now = 0.0
+        self.connections = Connections(gateway)
+        self.timers = Timers()
+        self.sas = SaTable()
+        self.peers: dict[str, dict[Identity, Peer]] = {}
+        """By the connection's name."""
+        self.adopted: dict[Spi, install.Adopted] = {}
+        """Pairs that an earlier worker had installed, by inbound SPI."""
+        self.serials = count(1)
+        self.outbox: list[Effect] = []
+        self.notifications = Rate(NOTIFIED_PER_SECOND)
+        self._logged = Rate(LOGGED_PER_SECOND)
+        self._keyd: Requests[keyd.Request, keyd.Reply] = Requests(lambda n, q: self.outbox.append(AskKeyd(n, q)))
+        self._monitor: Requests[install.WorkerRequest, install.MonitorReply] = Requests(
+            lambda n, q: self.outbox.append(AskMonitor(n, q))
+        )
+        self.keyd_answered = self._keyd.answered
+        self.monitor_answered = self._monitor.answered
+
+    # the network
+
+    def send(self, local: Endpoint, remote: Endpoint, message: bytes) -> None:
+        """An IKE message; on port 4500 behind its marker (RFC 3948 section 2.2)."""
+        self.outbox.append(Send(local, remote, NON_ESP_MARKER + message if local.port == NATT_PORT else message))
+
+    # time
+
+    def after(self, seconds: float, callback: Callback) -> Timer:
+        """Call in so many seconds."""
+        return self.timers.at(self.now + seconds, callback)
+
+    # keyd and the monitor
+
+    async def ask(self, request: keyd.Request, kind: type[R]) -> R:
+        """keyd's answer. KeydRefused if it is a refusal."""
+        reply = await self._keyd.ask(request)
+        if isinstance(reply, kind):
+            return reply
+        if isinstance(reply, keyd.Refused):
+            raise KeydRefused(reply.why)
+        raise Failed("keyd answered something else than it was asked")
+
+    def drop(self, handle: bytes) -> None:
+        """Have keyd wipe what hangs on the handle; nobody waits for that."""
+        self._keyd.ask(keyd.Drop(handle=handle))
+
+    async def allocate(self, request: install.AllocateSpi) -> Spi:
+        """An inbound SPI. MonitorDenied if there is none."""
+        reply = await self._monitor.ask(request)
+        match reply:
+            case install.Allocated():
+                return Spi(reply.spi)
+            case install.Denied():
+                raise MonitorDenied(reply.why)
+            case _:
+                raise Failed("the monitor answered something else than it was asked")
+
+    async def install(self, request: install.Install) -> None:
+        """Both SAs in place. MonitorDenied if not."""
+        reply = await self._monitor.ask(request)
+        match reply:
+            case install.Installed():
+                return
+            case install.Denied():
+                raise MonitorDenied(reply.why)
+            case _:
+                raise Failed("the monitor answered something else than it was asked")
+
+    def release(self, spi: Spi) -> None:
+        """Remove the pair of that inbound SPI, or give the SPI back; nobody waits for that."""
+        self._monitor.ask(install.Remove(spi_in=spi))
+
+    # tasks
+
+    def spawn(self, coroutine: Coroutine[Any, None, None], code: str, label: Callable[[], dict[str, object]]) -> None:
+        """Run an exchange. The one place where an error ends: whatever it is, it costs this exchange and no other."""
+
+        def ended(error: BaseException | None) -> None:
+            match error:
+                case None:
+                    return
+                case Failed() | PeerError():
+                    self.log_rarely(Level.INFO, code, **label(), reason=error.reason)
+                case Exception():
+                    self.log(
+                        Level.ERROR, "internal_error", **label(), error=type(error).__name__, where=_where(error)
+                    )
+                case _:
+                    raise error
+
+        Task(coroutine, ended)
+
+    def log_rarely(self, level: Level, code: str, **fields: object) -> None:
+        """For what strangers cause."""
+        if self._logged.admit(self.now):
+            refused = self._logged.take_refused()
+            self.log(level, code, **fields, **({"unlogged": refused} if refused else {}))
+
+
+def _where(error: Exception) -> str:
+    """Function and line, without the traceback module: that would open source files, which lockdown forbids."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return f"{trace.tb_frame.f_code.co_qualname}:{trace.tb_lineno}" if trace is not None else "?"

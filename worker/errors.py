@@ -1,0 +1,35 @@
+"""How an exchange ends without a result. A message that is merely not the awaited one is a PeerError instead."""
+
+from privsep.errors import PrivsepError
+from privsep.iana import NotifyType
+from privsep.schema.install import Denial
+from privsep.schema.keyd import Refusal
+
+
+class Failed(PrivsepError):
+    """`reason` is for people: what went wrong and what to look at. `notify` is what the peer was or should be told."""
+
+    def __init__(self, reason: str, notify: NotifyType | None = None) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.notify = notify
+
+
+class TimedOut(Failed):
+    """The peer did not answer."""
+
+
+class KeydRefused(Failed):
+    """keyd said no."""
+
+    def __init__(self, why: Refusal) -> None:
+        super().__init__(why.value)
+        self.why = why
+
+
+class MonitorDenied(Failed):
+    """The monitor's second opinion, or the data plane, said no."""
+
+    def __init__(self, why: Denial) -> None:
+        super().__init__(f"the monitor refuses: {why.value}")
+        self.why = why

@@ -1,0 +1,222 @@
+"""One exchange as its coroutine sees it: send a message, get the next acceptable one.
+
+Retransmission, duplicates, timeouts and the end of the SA under a running exchange are dealt with here. A datagram
+that is not the awaited one changes nothing: `accept` raises PeerError for it, and the waiting goes on.
+"""
+
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from privsep.errors import PeerError
+from privsep.iana import ExchangeType, HeaderFlag
+from privsep.log import Level
+from privsep.payloads import Chain
+from privsep.tasks import Future
+from privsep.types import Endpoint, MessageId
+from worker.codec.header import HEADER_OCTETS, Header, encode_message
+from worker.codec.payloads import Payload, encode_chain
+from worker.context import Context
+from worker.errors import Failed, TimedOut
+from worker.isakmp_sa import IkeSa
+from worker.retransmit import BACK_OFF, HALF_OPEN, LINGER, LastReply
+from worker.timers import Timer
+
+MAX_INBOX = 4
+"""Messages that wait while keyd looks at one; a peer has one or two on the way."""
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True, frozen=True)
+class Received:
+    """A message, where it came from and where it was sent to."""
+
+    header: Header
+    data: bytes
+    local: Endpoint
+    remote: Endpoint
+
+    @property
+    def body(self) -> bytes:
+        """All after the header."""
+        return self.data[HEADER_OCTETS:]
+
+
+Accept = Callable[[Received], Awaitable[T]]
+
+
+class Exchange:
+    """The place in an IKE SA where messages of one message id go."""
+
+    __slots__ = (
+        "_aborted",
+        "_inbox",
+        "_last",
+        "_timer",
+        "_waiting",
+        "context",
+        "hint",
+        "kind",
+        "message_id",
+        "sa",
+        "subject",
+        "suspicion",
+    )
+
+    def __init__(
+        self,
+        context: Context,
+        sa: IkeSa,
+        kind: ExchangeType,
+        message_id: MessageId,
+        first: bytes = b"",
+        subject: str = "",
+    ) -> None:
+        """`first` is the peer's message that began it; `subject` the child it is about."""
+        self.context = context
+        self.sa = sa
+        self.kind = kind
+        self.message_id = message_id
+        self.subject = subject
+        self.hint = ""
+        """What somebody told or something showed about why this will fail."""
+        self.suspicion = ""
+        """What silence means here, and an encrypted notification that we cannot read."""
+        self._inbox: deque[Received] = deque()
+        self._last = LastReply()
+        self._last.accepted(first)
+        self._waiting: Future[Received | None] | None = None
+        self._timer: Timer | None = None
+        self._aborted = ""
+        sa.exchanges[message_id] = self
+
+    # what the coroutine does
+
+    async def ask(self, message: bytes, accept: Accept[T], what: str, suspicion: str = "") -> T:
+        """Send and repeat until `accept` takes an answer. TimedOut when none comes."""
+        self.suspicion = suspicion
+        return await self._converse(message, accept, BACK_OFF, what)
+
+    async def answer(self, message: bytes, accept: Accept[T], what: str) -> T:
+        """Send once, and again for each duplicate of what it answers, until `accept` takes the next message."""
+        return await self._converse(message, accept, HALF_OPEN, what)
+
+    async def _converse(self, message: bytes, accept: Accept[T], waits: Iterable[float], what: str) -> T:
+        for number, wait in enumerate(waits):
+            if number:
+                self.report(f"   no answer to {what} yet, sending it again" + self._because(self.suspicion))
+            self.transmit(message)
+            deadline = self.context.now + wait
+            while (received := await self._next(deadline)) is not None:
+                try:
+                    value = await accept(received)
+                except PeerError as error:
+                    self.context.log_rarely(Level.DEBUG, "message_ignored", **self.sa.label, reason=error.reason)
+                    continue
+                self._last.accepted(received.data)
+                return value
+        raise TimedOut(f"{self.sa.remote.address} does not answer {what}" + self._because(self.hint or self.suspicion))
+
+    @staticmethod
+    def _because(reason: str) -> str:
+        return f"; {reason}" if reason else ""
+
+    async def _next(self, deadline: float) -> Received | None:
+        """The next message, or None when it is time to do something else."""
+        self.check()
+        if self.context.now >= deadline:
+            return None
+        if self._inbox:
+            return self._inbox.popleft()
+        waiting: Future[Received | None] = Future()
+        self._waiting = waiting
+        self._timer = self.context.timers.at(deadline, self._wake)
+        received = await waiting
+        self._timer.cancel()
+        return received
+
+    def _wake(self) -> None:
+        if self._waiting is not None:
+            waiting, self._waiting = self._waiting, None
+            waiting.set_result(None)
+
+    def check(self) -> None:
+        """Failed if the SA was closed or the exchange given up while we were asking somebody."""
+        if self._aborted:
+            raise Failed(self._aborted)
+
+    def transmit(self, message: bytes) -> None:
+        """Send; a duplicate of the last accepted message is answered with this from now on."""
+        self.check()
+        self._last.sent(message, self.context.now)
+        self.context.send(self.sa.local, self.sa.remote, message)
+
+    def message(self, payloads: Iterable[Payload]) -> bytes:
+        """A message in clear."""
+        return self._encode(encode_chain(payloads), HeaderFlag.NONE)
+
+    def sealed(self, first: int, ciphertext: bytes) -> bytes:
+        """A message that keyd encrypted."""
+        return self._encode((first, ciphertext), HeaderFlag.ENCRYPTION)
+
+    def _encode(self, chain: Chain, flags: HeaderFlag) -> bytes:
+        sa = self.sa
+        return encode_message(
+            cky_i=sa.cky_i,
+            cky_r=sa.cky_r,
+            exchange=self.kind,
+            flags=flags,
+            message_id=self.message_id,
+            first=chain[0],
+            body=chain[1],
+        )
+
+    def report(self, text: str) -> None:
+        """A step, for the operator who waits for it."""
+        if self.sa.connection is not None:
+            self.context.watcher.report(self.sa.connection.name, text)
+
+    def suspect(self, text: str) -> None:
+        """Remember and tell what is probably wrong. It may be a stranger's lie: nothing ends by it."""
+        if text and self.hint != text:
+            self.hint = text
+            if self.sa.connection is not None:
+                self.context.watcher.hint(self.sa.connection.name, text)
+
+    # what happens to it
+
+    def deliver(self, received: Received) -> None:
+        """A message for it."""
+        if received.data == self._last.request:
+            reply = self._last.again(self.context.now)
+            if reply:
+                self.context.send(self.sa.local, self.sa.remote, reply)
+        elif self._waiting is not None:
+            waiting, self._waiting = self._waiting, None
+            waiting.set_result(received)
+        elif len(self._inbox) < MAX_INBOX:
+            self._inbox.append(received)
+
+    def abort(self, reason: str) -> None:
+        """End it where it waits for the peer; where it waits for keyd or the monitor, once their answer is there."""
+        self._aborted = self._aborted or reason
+        if self._waiting is not None:
+            waiting, self._waiting = self._waiting, None
+            waiting.set_error(Failed(reason))
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def linger(self) -> None:
+        """Done; our last message may have to be repeated for a while."""
+        self._inbox.clear()
+        self._timer = self.context.after(LINGER, self.close)
+
+    def close(self) -> None:
+        """Leave the SA."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._inbox.clear()
+        if self.sa.exchanges.get(self.message_id) is self:
+            del self.sa.exchanges[self.message_id]

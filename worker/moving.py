@@ -1,0 +1,32 @@
+"""A peer behind a NAT may turn up at another address or port: believed from authenticated messages only.
+
+RFC 3947 section 4 and RFC 3948 section 3; a peer that is behind no NAT does not move.
+"""
+
+from privsep.log import Level
+from worker.context import Context
+from worker.exchange import Received
+from worker.isakmp_sa import IkeSa
+
+MOVE_SECONDS = 10.0
+"""Between two moves that are followed: every one costs new child SAs."""
+
+
+def comes_from_peer(sa: IkeSa, received: Received) -> bool:
+    """Whether a message may be looked at: from where the peer is, or may have moved to."""
+    return sa.encap or received.remote is sa.remote or received.remote == sa.remote
+
+
+def authenticated_from(context: Context, sa: IkeSa, received: Received) -> None:
+    """A new message of the peer's was verified, and this is where it came from."""
+    if received.remote == sa.remote and received.local == sa.local:
+        return
+    connection = sa.connection
+    if connection is None or not sa.encap or context.now - sa.moved < MOVE_SECONDS:
+        return
+    if connection not in context.connections.candidates(received.local.address, received.remote.address):
+        return
+    context.log(Level.NOTICE, "peer_moved", **sa.label, to=received.remote)
+    sa.moved = context.now
+    sa.local, sa.remote = received.local, received.remote
+    context.watcher.moved(sa)

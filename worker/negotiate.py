@@ -1,0 +1,126 @@
+"""Choosing: the connections of an address pair, the suite of a proposal, the child of a pair of selectors.
+
+Where nothing fits, the texts here say what was offered and what is configured; the peer only gets the notify type.
+"""
+
+import dataclasses
+import ipaddress
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from privsep.config.model import Child, Connection, Gateway, RemoteAny
+from privsep.errors import PeerError
+from privsep.iana import NotifyType
+from privsep.types import Address, Auth, TrafficSelector
+from worker.codec.association import SecurityAssociation
+from worker.codec.child_proposals import ChildSelection, describe_child, encapsulation_mode, select_child
+from worker.codec.proposals import IkeSelection, describe_ike, select_ike
+
+MAX_NAMED = 8
+"""Proposals that are written out in a log line."""
+
+
+class Connections:
+    """The configured connections, by name and by the peer's address."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self.by_name = {connection.name: connection for connection in gateway.connections}
+        self._fixed: dict[Address, list[Connection]] = defaultdict(list)
+        wide = []
+        for connection in gateway.connections:
+            match connection.remote:
+                case RemoteAny() | ipaddress.IPv4Network() | ipaddress.IPv6Network():
+                    wide.append(connection)
+                case address:
+                    self._fixed[address].append(connection)
+        self._wide = dataclasses.replace(gateway, connections=tuple(wide))
+
+    def candidates(self, local: Address, remote: Address) -> tuple[Connection, ...]:
+        """As `Gateway.candidates`, without looking at every connection."""
+        exact = tuple(each for each in self._fixed.get(remote, ()) if each.local in (None, local))
+        return exact + self._wide.candidates(local, remote)
+
+
+@dataclass(slots=True, frozen=True)
+class IkeChoice:
+    """A suite that a connection of these addresses and the peer have in common."""
+
+    connection: Connection
+    selection: IkeSelection
+
+
+def choose_ike(sa: SecurityAssociation, candidates: tuple[Connection, ...]) -> IkeChoice:
+    """The most specific connection with a common suite, as keyd will choose too (RFC 2409 section 5)."""
+    for connection in candidates:
+        selection = select_ike(sa, connection.suites, Auth.PSK)
+        if selection is not None:
+            return IkeChoice(connection, selection)
+    if not candidates:
+        raise PeerError("no connection is configured for these addresses", NotifyType.NO_PROPOSAL_CHOSEN)
+    configured = _listed(str(suite) for connection in candidates for suite in connection.suites)
+    raise PeerError(
+        f"no proposal in common: peer offers {_listed(describe_ike(sa))}; configured {configured}",
+        NotifyType.NO_PROPOSAL_CHOSEN,
+    )
+
+
+@dataclass(slots=True, frozen=True)
+class ChildChoice:
+    """A child whose selectors hold the peer's, and a suite in common."""
+
+    child: Child
+    selection: ChildSelection
+
+
+def choose_child(
+    connection: Connection,
+    sa: SecurityAssociation,
+    selectors: tuple[TrafficSelector, TrafficSelector],
+    *,
+    pfs: bool,
+    encap: bool,
+) -> ChildChoice:
+    """RFC 2409 section 5.5: the child that local policy admits these client identities to. Nothing is narrowed.
+
+    `selectors` are ours and the peer's. Children that name them exactly come before those that contain them.
+    """
+    local, remote = selectors
+    fitting = [child for child in connection.children if _contains(child, local, remote)]
+    if not fitting:
+        raise PeerError(
+            f"no child protects {local} with {remote}; configured {_listed(map(_selectors, connection.children))}",
+            NotifyType.INVALID_ID_INFORMATION,
+        )
+    fitting.sort(key=lambda child: (local not in child.local_ts) + (remote not in child.remote_ts))
+    for child in fitting:
+        suites = tuple(suite for suite in child.suites if (suite.group is not None) == pfs)
+        selection = select_child(sa, suites, encapsulation_mode(child.mode, udp=encap))
+        if selection is not None:
+            return ChildChoice(child, selection)
+    configured = _listed(f"{suite} {child.mode.value}" for child in fitting for suite in child.suites)
+    raise PeerError(
+        f"no proposal in common: peer offers {_listed(describe_child(sa))}; configured {configured}",
+        NotifyType.NO_PROPOSAL_CHOSEN,
+    )
+
+
+def host(address: Address) -> TrafficSelector:
+    """What stands for an absent client identity (RFC 2409 section 5.5): the peer's own address."""
+    return TrafficSelector(ipaddress.ip_network(address))
+
+
+def _contains(child: Child, local: TrafficSelector, remote: TrafficSelector) -> bool:
+    return any(each.contains(local) for each in child.local_ts) and any(
+        each.contains(remote) for each in child.remote_ts
+    )
+
+
+def _selectors(child: Child) -> str:
+    return f"{child.name}: {_listed(map(str, child.local_ts))} with {_listed(map(str, child.remote_ts))}"
+
+
+def _listed(texts: Iterable[str]) -> str:
+    """Texts in a row, each once, cut short where there are many."""
+    unique = list(dict.fromkeys(texts))
+    return ", ".join(unique[:MAX_NAMED]) + (", ..." if len(unique) > MAX_NAMED else "")

@@ -1,0 +1,97 @@
+"""Membership: IKE SAs and child SAs join the peer that they lead to, and leave it. Telling the other end is not here."""
+
+from privsep.config.model import Connection
+from privsep.log import Level
+from privsep.types import Identity
+from worker.child import ChildSa, ChildState
+from worker.context import Context
+from worker.isakmp_sa import IkeSa, IkeState, Peer
+
+
+def peers_of(context: Context, connection: str) -> tuple[Peer, ...]:
+    """All identities that we have SAs with under that connection."""
+    return tuple(context.peers.get(connection, {}).values())
+
+
+def first_contact(context: Context, connection: Connection) -> bool:
+    """RFC 2407 section 4.6.3.3: whether we know of no SA with the peer, so that it may forget all that it knows of."""
+    known = any(peer.ike_sas or peer.children for peer in peers_of(context, connection.name))
+    return not known and all(adopted.connection != connection.name for adopted in context.adopted.values())
+
+
+def join(context: Context, sa: IkeSa, connection: Connection, identity: Identity) -> None:
+    """An authenticated IKE SA."""
+    peers = context.peers.setdefault(connection.name, {})
+    peer = peers.get(identity)
+    if peer is None:
+        peer = peers[identity] = Peer(connection, identity)
+    sa.peer = peer
+    peer.ike_sas.append(sa)
+
+
+def newest(peer: Peer) -> IkeSa | None:
+    """The IKE SA to use with the peer."""
+    return peer.ike_sas[-1] if peer.ike_sas else None
+
+
+def superseded(child: ChildSa) -> bool:
+    """Whether a newer pair does the same."""
+    others = reversed(child.peer.children.values())
+    return any(other.installed >= child.installed for other in others if other is not child and other.serves(child.flow))
+
+
+def forget_ike(context: Context, sa: IkeSa, reason: str = "the IKE SA was closed") -> None:
+    """An IKE SA is no more; its exchanges end. Its children stay (RFC 2408 section 2.1). Harmless when it is gone."""
+    if sa.state is IkeState.CLOSED:
+        return
+    established = sa.state is IkeState.ESTABLISHED
+    sa.state = IkeState.CLOSED
+    context.sas.remove(sa)
+    for timer in (sa.renewal, sa.keepalive):
+        if timer is not None:
+            timer.cancel()
+    if sa.peer is not None:
+        sa.peer.ike_sas.remove(sa)
+        _tidy(context, sa.peer)
+    if sa.handle:
+        context.drop(sa.handle)
+    if established:
+        context.log(Level.NOTICE, "ike_closed", **sa.label, reason=reason)
+    exchanges = tuple(sa.exchanges.values())
+    sa.exchanges.clear()
+    for exchange in exchanges:
+        exchange.abort(reason)
+
+
+def add_child(context: Context, child: ChildSa) -> None:
+    """A pair was installed."""
+    peer = child.peer
+    peer.children[child.spi_in] = child
+    peer.by_spi_out[child.spi_out] = child
+    # the peer may have lost its last IKE SA while the monitor worked
+    context.peers.setdefault(peer.connection.name, {}).setdefault(peer.identity, peer)
+
+
+def forget_child(context: Context, child: ChildSa, reason: str) -> None:
+    """A pair is no more in use: the monitor removes it. Harmless when it is gone."""
+    if child.state is ChildState.CLOSED:
+        return
+    child.state = ChildState.CLOSED
+    if child.renewal is not None:
+        child.renewal.cancel()
+    peer = child.peer
+    del peer.children[child.spi_in]
+    if peer.by_spi_out.get(child.spi_out) is child:
+        del peer.by_spi_out[child.spi_out]
+    _tidy(context, peer)
+    context.release(child.spi_in)
+    context.log(Level.NOTICE, "child_closed", **child.label, reason=reason)
+    context.watcher.lost(child)
+
+
+def _tidy(context: Context, peer: Peer) -> None:
+    peers = context.peers.get(peer.connection.name)
+    if peers is not None and not peer.ike_sas and not peer.children and peers.get(peer.identity) is peer:
+        del peers[peer.identity]
+        if not peers:
+            del context.peers[peer.connection.name]
