@@ -7,6 +7,7 @@ addresses is in the filter.
 
 import resource
 
+import cryptography.hazmat.backends.openssl.backend  # noqa: F401  cryptography imports it on first use
 import prctl
 
 from privsep.config.model import Layer

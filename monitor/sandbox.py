@@ -82,7 +82,7 @@ _FILES = _each(
     allow,
     "open openat stat lstat fstat newfstatat statx access faccessat faccessat2 readlink readlinkat getcwd "  # find
     "read write readv writev pread64 pwrite64 lseek getdents64 fadvise64 close close_range "  # read and write
-    "fcntl ioctl dup dup2 dup3 pipe pipe2 "  # descriptors
+    "fcntl ioctl dup dup2 dup3 pipe pipe2 memfd_create "  # descriptors; the sealed configuration for children
     "unlink unlinkat rename mkdir chmod fchmod umask chdir fchdir fstatfs statfs ftruncate flock",  # keep
 )
 
@@ -117,7 +117,7 @@ _NEVER = _each(
     "mount umount2 pivot_root setns fsopen fsmount open_tree move_mount mount_setattr open_by_handle_at "  # mounts
     "init_module finit_module delete_module kexec_load kexec_file_load reboot swapon swapoff "  # the kernel itself
     "add_key request_key keyctl "  # keyrings
-    "memfd_create execveat personality iopl ioperm modify_ldt "  # code from nowhere, other ABIs
+    "execveat personality iopl ioperm modify_ldt "  # code from nowhere, other ABIs
     "settimeofday clock_settime clock_adjtime adjtimex sethostname setdomainname acct quotactl syslog mknod mknodat",
 )
 

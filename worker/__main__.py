@@ -50,7 +50,7 @@ def main() -> int:
         event(Level.ERROR, "keyd_absent")
         return 1
     loop = Loop()
-    shell = Shell(Engine(gateway, os.urandom), loop)
+    shell = Shell(Engine(gateway, os.urandom, now=loop.now()), loop)
     shell.attach(wire, socket.socket(fileno=arguments.channel), tuple(arguments.udp))
     lock_down(confinement)
     loop.run()
@@ -78,10 +78,6 @@ class Shell:
         self._sockets = Sockets(udp, loop, self._received)
         loop.before_poll(self._round)
 
-    def start(self) -> None:
-        """Let the engine begin what the configuration starts by itself."""
-        self._engine.tick(self._loop.now())
-
     def _received(self, data: bytes, local: Endpoint, remote: Endpoint) -> None:
         self._engine.datagram(data, local, remote, self._loop.now())
 
@@ -94,7 +90,8 @@ class Shell:
     def _round(self) -> bool:
         """Once a round: take keyd's answers, carry out what the engine wants, know when to wake it."""
         more = self._keyd.pump()
-        for effect in self._engine.take_effects():
+        effects = self._engine.drain()
+        for effect in effects:
             match effect:
                 case Send():
                     self._sockets.send(effect.data, effect.local, effect.remote)
@@ -104,10 +101,21 @@ class Shell:
                     self._monitor.send(effect.message, effect.sequence)
                 case _:
                     assert_never(effect)
-        # sending may have shown that something arrived; ZeroMQ does not tell twice
-        return self._keyd.pump() or more or self._engine.has_effects
+        self._set_timer(self._engine.next_deadline())
+        # sending may have shown ZeroMQ that something arrived, and it does not tell twice: look again before waiting
+        return more or bool(effects)
+
+    def _set_timer(self, deadline: float | None) -> None:
+        if self._timer is not None:
+            if self._timer.when == deadline and self._timer.callback is not None:
+                return
+            self._timer.cancel()
+            self._timer = None
+        if deadline is not None:
+            self._timer = self._loop.at(deadline, self._wake)
 
     def _wake(self) -> None:
+        self._timer = None
         self._engine.tick(self._loop.now())
 
     def _end(self, reason: str) -> None:

@@ -32,6 +32,7 @@ class ChildState(Enum):
     """Life of a pair."""
 
     INSTALLED = "installed"
+    RENEWING = "rekeying"
     REPLACED = "replaced"
     """A newer pair is in use; this one still takes what is on its way."""
     CLOSED = "closed"

@@ -73,6 +73,8 @@ class Context:
         self.sas = SaTable()
         self.peers: dict[str, dict[Identity, Peer]] = {}
         """By the connection's name."""
+        self.children: dict[Spi, ChildSa] = {}
+        """By inbound SPI."""
         self.adopted: dict[Spi, install.Adopted] = {}
         """Pairs that an earlier worker had installed, by inbound SPI."""
         self.serials = count(1)
@@ -101,7 +103,7 @@ class Context:
     # keyd and the monitor
 
     async def ask(self, request: keyd.Request, kind: type[R]) -> R:
-        """keyd's answer. KeydRefused if it is a refusal."""
+        """Keyd's answer. KeydRefused if it is a refusal."""
         reply = await self._keyd.ask(request)
         if isinstance(reply, kind):
             return reply
@@ -151,9 +153,7 @@ class Context:
                 case Failed() | PeerError():
                     self.log_rarely(Level.INFO, code, **label(), reason=error.reason)
                 case Exception():
-                    self.log(
-                        Level.ERROR, "internal_error", **label(), error=type(error).__name__, where=_where(error)
-                    )
+                    self.log(Level.ERROR, "internal_error", **label(), error=type(error).__name__, where=_where(error))
                 case _:
                     raise error
 

@@ -1,8 +1,8 @@
 """Which SA a message belongs to (RFC 2408 section 2.5.3: the cookies), in bounded tables.
 
-A first message costs a stranger nothing, so what it makes is kept within a budget where the oldest yields to the newest:
-a flood cannot grow the table, and a real peer needs its entry for one round trip only. Message 3 brings our cookie
-back and so proves an address; such SAs have a budget of their own, which spoofed first messages cannot touch.
+A first message costs a stranger nothing, so what it makes is kept within a budget where the oldest yields to the
+newest: a flood cannot grow the table, and a real peer needs its entry for one round trip only. Message 3 brings our
+cookie back and so proves an address; such SAs have a budget of their own, which spoofed messages cannot touch.
 """
 
 from privsep.types import Address, Cookie, Endpoint

@@ -19,6 +19,10 @@ class TimedOut(Failed):
     """The peer did not answer."""
 
 
+class SaClosed(Failed):
+    """The IKE SA ended under the exchange."""
+
+
 class KeydRefused(Failed):
     """keyd said no."""
 

@@ -61,6 +61,7 @@ class Exchange:
         "kind",
         "message_id",
         "sa",
+        "spi",
         "subject",
         "suspicion",
     )
@@ -80,6 +81,8 @@ class Exchange:
         self.kind = kind
         self.message_id = message_id
         self.subject = subject
+        self.spi = b""
+        """The SPI that we offered, while the peer may still refuse it by a notification."""
         self.hint = ""
         """What somebody told or something showed about why this will fail."""
         self.suspicion = ""
@@ -89,7 +92,7 @@ class Exchange:
         self._last.accepted(first)
         self._waiting: Future[Received | None] | None = None
         self._timer: Timer | None = None
-        self._aborted = ""
+        self._aborted: Failed | None = None
         sa.exchanges[message_id] = self
 
     # what the coroutine does
@@ -144,8 +147,8 @@ class Exchange:
 
     def check(self) -> None:
         """Failed if the SA was closed or the exchange given up while we were asking somebody."""
-        if self._aborted:
-            raise Failed(self._aborted)
+        if self._aborted is not None:
+            raise self._aborted
 
     def transmit(self, message: bytes) -> None:
         """Send; a duplicate of the last accepted message is answered with this from now on."""
@@ -199,18 +202,24 @@ class Exchange:
         elif len(self._inbox) < MAX_INBOX:
             self._inbox.append(received)
 
-    def abort(self, reason: str) -> None:
-        """End it where it waits for the peer; where it waits for keyd or the monitor, once their answer is there."""
-        self._aborted = self._aborted or reason
-        if self._waiting is not None:
-            waiting, self._waiting = self._waiting, None
-            waiting.set_error(Failed(reason))
+    def abort(self, why: Failed) -> None:
+        """End it where it waits for the peer; where it waits for keyd or the monitor, once their answer is there.
+
+        So no request is ever forgotten, and what its answer brings can be given back.
+        """
+        self._aborted = self._aborted or why
         if self._timer is not None:
             self._timer.cancel()
+        if self._waiting is not None:
+            waiting, self._waiting = self._waiting, None
+            waiting.set_error(self._aborted)
 
     def linger(self) -> None:
         """Done; our last message may have to be repeated for a while."""
+        self.spi = b""
         self._inbox.clear()
+        if self._aborted is not None:
+            return
         self._timer = self.context.after(LINGER, self.close)
 
     def close(self) -> None:

@@ -29,7 +29,7 @@ class IkeState(Enum):
 
 @dataclass(slots=True, eq=False)
 class Peer:
-    """What we have with one authenticated identity under one connection; child SAs outlive the IKE SA that made them."""
+    """What we have with one authenticated identity under one connection. Child SAs outlive the IKE SA they came by."""
 
     connection: Connection
     identity: Identity

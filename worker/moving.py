@@ -5,8 +5,10 @@ RFC 3947 section 4 and RFC 3948 section 3; a peer that is behind no NAT does not
 
 from privsep.log import Level
 from worker.context import Context
+from worker.effects import Send
 from worker.exchange import Received
-from worker.isakmp_sa import IkeSa
+from worker.isakmp_sa import IkeSa, IkeState
+from worker.nat import KEEPALIVE, KEEPALIVE_SECONDS
 
 MOVE_SECONDS = 10.0
 """Between two moves that are followed: every one costs new child SAs."""
@@ -30,3 +32,14 @@ def authenticated_from(context: Context, sa: IkeSa, received: Received) -> None:
     sa.moved = context.now
     sa.local, sa.remote = received.local, received.remote
     context.watcher.moved(sa)
+
+
+def keep_alive(context: Context, sa: IkeSa) -> None:
+    """RFC 3948 section 4: whoever is behind a NAT sends an octet now and then, so that the NAT does not forget it."""
+    if sa.nat.local and sa.state is IkeState.ESTABLISHED:
+        sa.keepalive = context.after(KEEPALIVE_SECONDS, lambda: _send_keepalive(context, sa))
+
+
+def _send_keepalive(context: Context, sa: IkeSa) -> None:
+    context.outbox.append(Send(sa.local, sa.remote, KEEPALIVE))
+    keep_alive(context, sa)

@@ -56,7 +56,7 @@ def nat_d(hash_: Hash, cky_i: Cookie, cky_r: Cookie, end: Endpoint) -> NatDiscov
 def detect(
     hash_: Hash, cky_i: Cookie, cky_r: Cookie, local: Endpoint, remote: Endpoint, received: Iterable[NatDiscovery]
 ) -> Nat:
-    """What the peer's NAT-D payloads tell: the first is where it sent to, the others are where it may have sent from."""
+    """What the peer's NAT-D payloads tell: the first is where it sent to, the others where it may have sent from."""
     payloads = list(received)
     if len(payloads) < 2:
         # it announced NAT traversal and then does not take part

@@ -1,10 +1,11 @@
-"""Membership: IKE SAs and child SAs join the peer that they lead to, and leave it. Telling the other end is not here."""
+"""Membership: SAs join the peer that they lead to, and leave it. Nothing here tells the other end."""
 
 from privsep.config.model import Connection
 from privsep.log import Level
 from privsep.types import Identity
-from worker.child import ChildSa, ChildState
+from worker.child import ChildSa, ChildState, Flow
 from worker.context import Context
+from worker.errors import SaClosed
 from worker.isakmp_sa import IkeSa, IkeState, Peer
 
 
@@ -34,10 +35,9 @@ def newest(peer: Peer) -> IkeSa | None:
     return peer.ike_sas[-1] if peer.ike_sas else None
 
 
-def superseded(child: ChildSa) -> bool:
-    """Whether a newer pair does the same."""
-    others = reversed(child.peer.children.values())
-    return any(other.installed >= child.installed for other in others if other is not child and other.serves(child.flow))
+def serving(peer: Peer, flow: Flow) -> ChildSa | None:
+    """The newest pair that does what the flow asks for."""
+    return next((child for child in reversed(peer.children.values()) if child.serves(flow)), None)
 
 
 def forget_ike(context: Context, sa: IkeSa, reason: str = "the IKE SA was closed") -> None:
@@ -60,13 +60,13 @@ def forget_ike(context: Context, sa: IkeSa, reason: str = "the IKE SA was closed
     exchanges = tuple(sa.exchanges.values())
     sa.exchanges.clear()
     for exchange in exchanges:
-        exchange.abort(reason)
+        exchange.abort(SaClosed(reason))
 
 
 def add_child(context: Context, child: ChildSa) -> None:
     """A pair was installed."""
     peer = child.peer
-    peer.children[child.spi_in] = child
+    context.children[child.spi_in] = peer.children[child.spi_in] = child
     peer.by_spi_out[child.spi_out] = child
     # the peer may have lost its last IKE SA while the monitor worked
     context.peers.setdefault(peer.connection.name, {}).setdefault(peer.identity, peer)
@@ -80,7 +80,7 @@ def forget_child(context: Context, child: ChildSa, reason: str) -> None:
     if child.renewal is not None:
         child.renewal.cancel()
     peer = child.peer
-    del peer.children[child.spi_in]
+    del context.children[child.spi_in], peer.children[child.spi_in]
     if peer.by_spi_out.get(child.spi_out) is child:
         del peer.by_spi_out[child.spi_out]
     _tidy(context, peer)

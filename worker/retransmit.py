@@ -17,7 +17,7 @@ def back_off(first: float, factor: float, transmissions: int) -> tuple[float, ..
 BACK_OFF = back_off(FIRST_WAIT, FACTOR, TRANSMISSIONS)
 """41 s in all: longer than a rerouting takes, shorter than an operator's patience."""
 HALF_OPEN = (30.0,)
-"""A Main Mode responder's patience for each message: as long as an initiator goes on, without a transmission of ours."""
+"""A Main Mode responder's patience for each message: as long as an initiator goes on, sending nothing itself."""
 LINGER = 60.0
 """Seconds that a finished exchange still answers duplicates: the peer's last message may have got no reply."""
 

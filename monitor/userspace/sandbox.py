@@ -5,6 +5,7 @@ It holds traffic keys, so its memory is locked as keyd's is.
 
 import resource
 
+import cryptography.hazmat.backends.openssl.backend  # noqa: F401  cryptography imports it on first use
 import prctl
 
 from privsep.config.model import Layer

@@ -1,6 +1,6 @@
 """What the kernel calls our algorithms, and which of its build options bring them."""
 
-from monitor.xfrm.messages import Attribute
+from monitor.xfrm.structs import Attribute
 from privsep.algorithms import ChildSuite, EspCipher, Integrity
 
 CIPHERS: dict[EspCipher, bytes] = {

@@ -7,7 +7,8 @@ than by address, so that nothing but IKE gets past. An IPv6 socket needs IPV6_V6
 import socket
 import sys
 
-from monitor.xfrm.messages import UDP_ENCAP_ESPINUDP, UNLIMITED, Direction, NewPolicy
+from monitor.xfrm.messages import NewPolicy
+from monitor.xfrm.structs import UDP_ENCAP_ESPINUDP, UNLIMITED, Direction
 from privsep.errors import OperatorError
 
 _POLICY_OPTIONS = {

@@ -6,8 +6,11 @@ that ALLOCSPI made; an outbound SA is added and replaces none. The kernel answer
 
 import errno
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
+
+from pyroute2.netlink import NLM_F_CREATE, NLM_F_EXCL
 
 from monitor.dataplane import DataplaneError, Pair, Policy, Traffic
 from monitor.xfrm import sa
@@ -32,9 +35,8 @@ from privsep.types import Address, Endpoint, Spi
 
 T = TypeVar("T")
 
-_NLM_F_EXCL = 0x200
-_NLM_F_CREATE = 0x400
-_NEW = _NLM_F_CREATE | _NLM_F_EXCL
+_NEW = NLM_F_CREATE | NLM_F_EXCL
+"""Never in place of another. XFRM goes by the message's type, which says the same."""
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -155,6 +157,9 @@ class KernelDataplane:
     def _remove(self, ends: Ends) -> None:
         for key in ends.keys:
             self._delete(*key)
+        self._forget(ends)
+
+    def _forget(self, ends: Ends) -> None:
         for key in ends.keys:
             self._installed.pop(key, None)
 
@@ -194,12 +199,15 @@ class KernelDataplane:
         return spi if (address, spi) in self._larval else None
 
     def ended(self, address: Address, spi: Spi) -> Spi | None:
-        """The kernel removed this SA, so the other of its pair goes too. As `owner`."""
+        """The kernel removed this SA, so the other of its pair goes too. As `owner`. Never fails."""
         owner = self.owner(address, spi)
         self._larval.discard((address, spi))
         ends = self._installed.get((address, spi))
         if ends is not None:
-            self._remove(ends)
+            # should the kernel refuse: the other's lifetime ends in the same second
+            with suppress(DataplaneError):
+                self._remove(ends)
+            self._forget(ends)
         return owner
 
     def vanished(self) -> list[Spi]:
@@ -211,9 +219,7 @@ class KernelDataplane:
         try:
             self._counters(address, spi)
         except KernelError as error:
-            if error.number != errno.ESRCH:
-                raise
-            return False
+            return error.number != errno.ESRCH
         return True
 
 

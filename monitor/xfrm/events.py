@@ -8,9 +8,10 @@ from collections.abc import Callable
 
 from monitor.dataplane import Events
 from monitor.xfrm.client import KernelDataplane
-from monitor.xfrm.messages import ESP, Acquire, Expire, Type
+from monitor.xfrm.messages import Acquire, Expire, Type
 from monitor.xfrm.netlink import open_socket
 from monitor.xfrm.policy import has_our_priority
+from monitor.xfrm.structs import ESP
 from privsep.types import Address, Spi
 
 MAX_EVENT = 16384

@@ -10,6 +10,7 @@ import socket
 import struct
 from typing import TypeVar
 
+from pyroute2.netlink import NLM_F_ACK, NLM_F_REQUEST, NLMSG_ERROR, SOL_NETLINK
 from pyroute2.netlink.nlsocket import AsyncNetlinkSocket
 
 from monitor.dataplane import DataplaneError
@@ -24,12 +25,8 @@ MAX_ANSWER = 16384
 MAX_STALE = 64
 """Answers to questions that timed out before, skipped until ours comes."""
 
-_SOL_NETLINK = 270
 _NETLINK_CAP_ACK = 10
 """Without it the kernel's refusal of a NEWSA echoes the whole request, keys included."""
-_NLM_F_REQUEST = 1
-_NLM_F_ACK = 4
-_NLMSG_ERROR = 2
 _HEADER = struct.Struct("=IHHIIi")
 """struct nlmsghdr, and of the answer NLMSG_ERROR also the errno."""
 
@@ -56,7 +53,7 @@ def open_socket(groups: int = 0) -> socket.socket:
         if error.errno in (errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT):
             raise OperatorError("the kernel lacks XFRM's netlink (CONFIG_XFRM_USER)") from None
         raise
-    sock.setsockopt(_SOL_NETLINK, _NETLINK_CAP_ACK, 1)
+    sock.setsockopt(SOL_NETLINK, _NETLINK_CAP_ACK, 1)
     sock.bind((0, groups))
     return sock
 
@@ -80,12 +77,12 @@ class XfrmNetlink:
 
     def do(self, message: Message) -> None:
         """Have the kernel carry it out; KernelError if it refuses. The message is wiped in any case."""
-        message["header"]["flags"] |= _NLM_F_REQUEST | _NLM_F_ACK
+        message["header"]["flags"] |= NLM_F_REQUEST | NLM_F_ACK
         self._exchange(message)
 
     def ask(self, message: Message, answer: type[M]) -> M:
         """Have the kernel answer with a message of this class."""
-        message["header"]["flags"] |= _NLM_F_REQUEST
+        message["header"]["flags"] |= NLM_F_REQUEST
         try:
             length, kind = self._exchange(message)
             if kind != answer.kind:
@@ -115,7 +112,7 @@ class XfrmNetlink:
                     continue
                 if length > octets:
                     raise DataplaneError(f"{what}: the kernel's answer is cut off")
-                if kind == _NLMSG_ERROR and code:
+                if kind == NLMSG_ERROR and code:
                     raise KernelError(what, -code, self._detail(length))
                 return length, kind
         except OSError as error:

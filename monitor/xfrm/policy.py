@@ -8,16 +8,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from monitor.dataplane import Policy
-from monitor.xfrm.messages import (
-    ALL_ALGORITHMS,
-    ESP,
-    UNLIMITED,
-    Attribute,
-    Direction,
-    KernelMode,
-    Message,
-    Values,
-)
+from monitor.xfrm.messages import Message
+from monitor.xfrm.structs import ALL_ALGORITHMS, ESP, UNLIMITED, Attribute, Direction, KernelMode, Values
 from privsep.types import Address, Mode, TrafficSelector
 
 PRIORITY_BASE = 0x494B45

@@ -6,6 +6,8 @@ import os
 import secrets
 from collections.abc import Iterable
 
+from pyroute2.netlink import NLM_F_CREATE, NLM_F_EXCL
+
 from monitor.dataplane import Pair, Policy
 from monitor.xfrm import sa
 from monitor.xfrm.algorithms import CIPHERS, CONFIG, INTEGRITIES
@@ -20,7 +22,6 @@ _LOOPBACKS: dict[int, Address] = {4: ipaddress.IPv4Address("127.0.0.1"), 6: ipad
 _ESP_CONFIG = {4: "CONFIG_INET_ESP", 6: "CONFIG_INET6_ESP"}
 _TRIAL_SECONDS = 2
 """After which the kernel forgets it even if we were killed in between."""
-_NLM_F_EXCL = 0x200
 
 
 def probe(netlink: XfrmNetlink, gateway: Gateway) -> str | None:
@@ -54,7 +55,7 @@ def lacking(netlink: XfrmNetlink, suites: Iterable[ChildSuite], versions: Iterab
 def _try(netlink: XfrmNetlink, suite: ChildSuite, version: int) -> str | None:
     pair = _trial(suite, _LOOPBACKS[version])
     try:
-        netlink.do(NewSa.request(_NLM_F_EXCL, *sa.outbound(pair)))
+        netlink.do(NewSa.request(NLM_F_CREATE | NLM_F_EXCL, *sa.outbound(pair)))
     except KernelError as error:
         return _reason(error, suite, version)
     netlink.do(DelSa.request(0, sa.key(pair.remote.address, pair.spi_out)))

@@ -2,16 +2,8 @@
 
 from monitor.dataplane import REPLAY_WINDOW, Pair
 from monitor.xfrm.algorithms import algorithms
-from monitor.xfrm.messages import (
-    ESP,
-    STATE_AF_UNSPEC,
-    UDP_ENCAP_ESPINUDP,
-    UNLIMITED,
-    Attribute,
-    KernelMode,
-    Values,
-)
 from monitor.xfrm.policy import MODES, family, selector
+from monitor.xfrm.structs import ESP, STATE_AF_UNSPEC, UDP_ENCAP_ESPINUDP, UNLIMITED, Attribute, KernelMode, Values
 from privsep.types import Address, Endpoint, Spi, TrafficSelector
 
 MIN_SPI = 0x100
@@ -44,7 +36,7 @@ def allocation(local: Address, remote: Address) -> Values:
 def inbound(pair: Pair) -> Sa:
     """From the peer to us. Only this one asks for its replacement in time, and only this one can be replayed to."""
     values, attributes = _sa(pair, pair.spi_in, (pair.remote, pair.remote_ts), (pair.local, pair.local_ts))
-    values["lft.soft_add_expires_seconds"] = pair.lifetime - pair.lifetime // 10
+    values["lft.soft_add_expires_seconds"] = pair.lifetime * 9 // 10
     attributes += algorithms(pair.suite, pair.encryption_in, pair.integrity_in)
     window = {"bmp_len": REPLAY_WINDOW // _BITMAP_WORD, "replay_window": REPLAY_WINDOW}
     attributes.append(("XFRMA_REPLAY_ESN_VAL", window))

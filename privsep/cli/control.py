@@ -5,7 +5,7 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from privsep.errors import OperatorError
@@ -33,19 +33,28 @@ def ask(
     run_dir: str, request: Message, *, seconds: float | None, told: Callable[[Message], None] = lambda _: None
 ) -> Message:
     """The result of a request; `told` gets every line before it as it comes. `seconds` None waits for ever."""
-    deadline = None if seconds is None else time.monotonic() + seconds + MARGIN
     path = os.path.join(run_dir, SOCKET_NAME)
+    for message in _answers(path, request, seconds):
+        if message["kind"] == "result":
+            return message
+        told(message)
+    raise NotReachable(f"{path}: the daemon ended before it had answered; see its log")
+
+
+def _answers(path: str, request: Message, seconds: float | None) -> Iterator[Message]:
+    """The daemon's lines. What goes wrong here is the daemon's or the path's fault, never that of who prints them."""
+    deadline = None if seconds is None else time.monotonic() + seconds + MARGIN
     try:
         with _connect(path) as sock, sock.makefile("rb") as lines:
             sock.sendall(json.dumps(request).encode() + b"\n")
             while True:
                 sock.settimeout(None if deadline is None else max(0.001, deadline - time.monotonic()))
-                message = _parse(lines.readline(MAX_LINE), path)
-                if message["kind"] == "result":
-                    return message
-                told(message)
+                line = lines.readline(MAX_LINE)
+                if not line.endswith(b"\n"):
+                    return
+                yield _parse(line, path)
     except TimeoutError:
-        raise TimedOut(f"{path}: no answer within {seconds:g} s; the daemon is busy or stuck, see its log") from None
+        raise TimedOut(f"{path}: no answer within {seconds or MARGIN:g} s; the daemon is busy or stuck") from None
     except (ConnectionError, FileNotFoundError, NotADirectoryError) as error:
         hint = "start it with `privsep-ike run`, or name its --run-dir"
         raise NotReachable(f"{path}: no daemon answers ({error.strerror or 'it ended'}); {hint}") from None
@@ -72,15 +81,12 @@ def _connect(path: str) -> socket.socket:
 
 
 def _parse(line: bytes, path: str) -> Message:
-    """One line of the daemon's; its end without a result is the daemon's end."""
-    if not line.endswith(b"\n"):
-        raise NotReachable(f"{path}: the daemon ended before it had answered; see its log")
+    """One line of the daemon's."""
     try:
         message = json.loads(line)
     except (ValueError, RecursionError):
         message = None
-    kinds = {"progress": str, "event": str, "result": int}
-    if not isinstance(message, dict) or message.get("kind") not in kinds:
+    if not isinstance(message, dict) or message.get("kind") not in ("progress", "event", "result"):
         raise NotReachable(f"{path}: not an answer of privsep-ike; another program or release listens there")
     if message["kind"] == "result" and type(message.get("code")) is not int:
         raise NotReachable(f"{path}: a result without a code; another release listens there")

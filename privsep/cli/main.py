@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from privsep.cli import daemon, demo, operate
+from privsep.cli import audit, daemon, demo, operate
 from privsep.cli.control import NotReachable, TimedOut
 from privsep.cli.exits import Exit
 from privsep.config.problems import ConfigError
@@ -33,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"%(prog)s {importlib.metadata.version('privsep-ike')}")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for module in (daemon, operate, demo):
+    for module in (daemon, operate, audit, demo):
         module.add_parser(commands)
     return top
 

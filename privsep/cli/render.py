@@ -7,7 +7,7 @@ from typing import Any, Self, TextIO
 from privsep.log import escape
 
 _GREEN, _YELLOW, _RED, _BOLD, _PLAIN = "\x1b[32m", "\x1b[33m", "\x1b[31m", "\x1b[1m", "\x1b[0m"
-_COLOURS = {"established": _GREEN, "installed": _GREEN, "running": _GREEN, "down": _RED}
+_COLOURS = {"established": _GREEN, "installed": _GREEN, "as designed": _GREEN, "down": _YELLOW, "WEAKER": _RED}
 _GAP = "  "
 
 

@@ -1,5 +1,6 @@
 """What only the whole configuration shows: values that are each right and together cannot work."""
 
+import itertools
 from collections.abc import Iterator
 
 from privsep.algorithms import ChildSuite
@@ -42,6 +43,8 @@ def check(gateway: Gateway, reader: Reader) -> None:
     if children > MAX_POLICIES:
         reader.problem(("connection",), f"{children} children; {MAX_POLICIES} are possible")
         return
+    for connection in gateway.connections:
+        _check_children(connection, reader)
     _check_duplicates(gateway, reader)
     _check_overlaps(gateway, reader)
 
@@ -58,6 +61,19 @@ def _check_duplicates(gateway: Gateway, reader: Reader) -> None:
                 f"same addresses and remote_id as [connection.{other}]; "
                 f"one connection with a child for each network would be right",
             )
+
+
+def _check_children(connection: Connection, reader: Reader) -> None:
+    """Children may nest, the narrower then goes first; the same pair of selectors twice has no first."""
+    seen: dict[tuple[TrafficSelector, TrafficSelector], str] = {}
+    for child in connection.children:
+        for pair in itertools.product(child.local_ts, child.remote_ts):
+            other = seen.setdefault(pair, child.name)
+            if other != child.name:
+                reader.problem(
+                    ("connection", connection.name, "child", child.name, "remote_ts"),
+                    f"{pair[0]} to {pair[1]} is also child {other}'s; one child for it would be right",
+                )
 
 
 def _check_overlaps(gateway: Gateway, reader: Reader) -> None:

@@ -160,7 +160,7 @@ class _Loader:
         lifetime = section.optional("lifetime", _LIFETIME, DEFAULT_IKE_LIFETIME)
         encap = section.choice("encap", Encap, Encap.AUTO)
         children = [_child(each, table, local, remote) for each, table in section.named("child", limit=MAX_CHILDREN)]
-        if not children and not section.has("child"):
+        if not children:
             section.problem("child", f"the connection has no child; add a table [connection.{name}.child.lan]")
         section.close()
         if local is not None and self._listen and local not in self._listen:
@@ -192,7 +192,7 @@ class _Loader:
         elif _NUMERIC.fullmatch(text) or not _HOST.fullmatch(text):
             remote = parse_address(text)
         else:
-            remote = self._names.host(text, local.version if local else None)
+            remote = parse_address(str(self._names.host(text, local.version if local else None)))
         if local is not None and remote.version != local.version:
             raise ValueError(f"{text} is IPv{remote.version} but local is {local}; one IP version would be right")
         return remote

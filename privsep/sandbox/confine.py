@@ -67,10 +67,11 @@ def _end_with_parent(parent: int) -> None:
         raise SandboxError("the monitor has ended")
 
 
-def become_user(confinement: Confinement, workplace: str = "/") -> None:
+def become_user(confinement: Confinement, workplace: str | None = None) -> None:
     """Take every privilege and every name but those under `workplace`. Needs root and a single thread.
 
-    After it, paths are relative to `workplace` and imports find nothing. `lock_down` completes it.
+    After it, paths are relative to `workplace` (the directory of the channel's socket) and imports find nothing.
+    `lock_down` completes it.
     """
     own_status = os.open("/proc/self/status", os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -84,21 +85,24 @@ def become_user(confinement: Confinement, workplace: str = "/") -> None:
         os.close(own_status)
 
 
-def _take(confinement: Confinement, workplace: str) -> None:
+def _take(confinement: Confinement, workplace: str | None) -> None:
     parent, highest = os.getppid(), capabilities.last()
+    outside, inside = (None, ".") if workplace is None else os.path.split(workplace)
     memory.hide()
     if Layer.NETNS in confinement.layers:
         namespaces.leave_network()
     if Layer.MLOCK in confinement.layers:
         memory.lock()
     if confinement.root is not None:
-        identity.enter_root(confinement.root, workplace)
+        identity.enter_root(confinement.root, outside)
     capabilities.limit_bounding(confinement.permitted, highest)
     if confinement.uid != 0:
         capabilities.lock_securebits()
     identity.become(confinement.uid, confinement.gid)
     capabilities.limit(confinement.permitted, confinement.effective)
     prctl.set_no_new_privs(1)
+    # as the user: root without CAP_DAC_OVERRIDE may not enter another's directory
+    os.chdir(inside)
     name = confinement.name
     if Layer.LANDLOCK in confinement.layers:
         granted = "." if confinement.grant is Grant.SOCKETS_IN_WORKPLACE else None

@@ -8,19 +8,21 @@ from privsep.sandbox.errors import SandboxError
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
-def enter_root(path: str, workplace: str) -> None:
-    """Make an empty directory of root's the root, and work outside it, in `workplace`, until `leave_workplace`.
+def enter_root(path: str, outside: str | None) -> None:
+    """Make an empty directory of root's the root, and stay in the directory `outside` it, if there is one.
 
-    Names relative to `workplace` still resolve, which is how the channel's socket is found; no other name does.
-    Needs CAP_SYS_CHROOT.
+    Only names relative to it still resolve, until `leave_workplace`. Needs CAP_SYS_CHROOT.
     """
     facts = os.stat(path, follow_symlinks=False)
     if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != 0 or facts.st_mode & _OTHERS_WRITE:
         raise SandboxError(f"{path} is not a directory that only root can write")
     if os.listdir(path):
         raise SandboxError(f"{path} is not empty")
-    os.chdir(workplace)
+    if outside is not None:
+        os.chdir(outside)
     os.chroot(path)
+    if outside is None:
+        os.chdir("/")
     if os.listdir("/"):
         raise SandboxError("the root directory is not the empty one")
 

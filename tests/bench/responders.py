@@ -1,6 +1,6 @@
 """The responders that the benchmark compares: ours, Debian's charon, Debian's pluto. All pinned to one core.
 
-charon and pluto run over a preloaded shim that turns their SA installations into nothing, since the machine's kernel may
+charon and pluto run over a preloaded shim that turns their SA installations into nothing, as the kernel may
 have no ESP; ours installs into the userspace ESP process or, with the same shim under the monitor, into nothing.
 """
 

@@ -17,8 +17,7 @@ from worker.codec import rules
 from worker.codec.header import encode_message
 from worker.codec.payloads import Delete, Notification, Payload, encode_chain, parse_chain
 from worker.context import Context
-from worker.child import ChildSa
-from worker.errors import Failed, KeydRefused
+from worker.errors import Failed, KeydRefused, SaClosed
 from worker.exchange import Received
 from worker.isakmp_sa import IkeSa, IkeState
 from worker.moving import authenticated_from
@@ -87,7 +86,7 @@ def _name(number: int) -> str:
 async def send(context: Context, sa: IkeSa, payloads: Iterable[Payload]) -> None:
     """HDR*, HASH(1), N/D. Nobody answers: it may get lost."""
     if sa.state is not IkeState.ESTABLISHED:
-        raise Failed("the IKE SA was closed")
+        raise SaClosed("the IKE SA was closed")
     next_payload, chain = encode_chain(payloads)
     sealed = await context.ask(InfoSeal(ike=sa.handle, next_payload=next_payload, payloads=chain), SealedNew)
     message = encode_message(
@@ -139,12 +138,12 @@ async def _notified(context: Context, sa: IkeSa, notification: Notification) -> 
 
 def _told(sa: IkeSa, notification: Notification) -> None:
     """RFC 2408 section 5.14: an error about a Quick Mode of ours ends it; it names our SPI, or there is only one."""
-    if notification.protocol != ProtocolId.ESP or notification.type >= NotifyType.CONNECTED:
+    if notification.type >= NotifyType.CONNECTED:
         return
-    running = [exchange for exchange in sa.exchanges.values() if exchange.subject and exchange.spi]
+    running = [exchange for exchange in sa.exchanges.values() if exchange.spi]
     named = [exchange for exchange in running if exchange.spi == notification.spi]
     if named or len(running) == 1:
-        (named or running)[0].abort(f"{sa.peer_name} answers {_name(notification.type)}")
+        (named or running)[0].abort(Failed(f"{sa.peer_name} answers {_name(notification.type)}"))
 
 
 async def _acknowledge(context: Context, sa: IkeSa, notification: Notification) -> None:
@@ -203,15 +202,18 @@ def honour_initial_contact(context: Context, sa: IkeSa, connection: Connection, 
         for each in tuple(peer.ike_sas):
             if each is not sa and each.established < sa.created:
                 forget_ike(context, each, "the peer has started anew")
+    for spi, adopted in tuple(context.adopted.items()):
+        if adopted.connection == connection.name and adopted.remote.address == sa.remote.address:
+            del context.adopted[spi]
+            context.release(spi)
 
 
-async def delete_children(context: Context, sa: IkeSa, children: Iterable[ChildSa]) -> None:
+async def delete_spis(context: Context, sa: IkeSa, spis: Iterable[Spi]) -> None:
     """Tell the peer that we no longer take what it sends under these SPIs of ours."""
-    spis = [child.spi_in.to_bytes(SPI_OCTETS, "big") for child in children]
-    for start in range(0, len(spis), MAX_DELETED_AT_ONCE):
-        await send(
-            context, sa, [Delete(protocol=ProtocolId.ESP, spis=tuple(spis[start : start + MAX_DELETED_AT_ONCE]))]
-        )
+    listed = [spi.to_bytes(SPI_OCTETS, "big") for spi in spis]
+    for start in range(0, len(listed), MAX_DELETED_AT_ONCE):
+        some = tuple(listed[start : start + MAX_DELETED_AT_ONCE])
+        await send(context, sa, [Delete(protocol=ProtocolId.ESP, spis=some)])
 
 
 async def delete_ike(context: Context, sa: IkeSa) -> None:

@@ -12,8 +12,18 @@ from privsep.errors import PeerError
 from privsep.iana import ExchangeType, NotifyType, PayloadType
 from privsep.log import Level
 from privsep.payloads import split_chain
-from privsep.schema.keyd import Authenticated, AuthOpen, AuthSeal, Done, IkeAgree, IkeAnswer, IkeKeys, IkeOffer
-from privsep.schema.keyd import Refusal, Sealed
+from privsep.schema.keyd import (
+    Authenticated,
+    AuthOpen,
+    AuthSeal,
+    Done,
+    IkeAgree,
+    IkeAnswer,
+    IkeKeys,
+    IkeOffer,
+    Refusal,
+    Sealed,
+)
 from privsep.types import Cookie, Endpoint, MessageId, Role
 from worker.codec import rules
 from worker.codec.association import SecurityAssociation, encode_association
@@ -22,7 +32,7 @@ from worker.codec.payloads import KeyExchange, NatDiscovery, Nonce, Payload, Ven
 from worker.codec.proposals import IkeSelection, accepted_ike, offer_ike
 from worker.codec.vendor import Vendor
 from worker.context import Context
-from worker.errors import Failed, KeydRefused
+from worker.errors import Failed, KeydRefused, SaClosed
 from worker.exchange import Exchange, Received
 from worker.ikev1 import informational
 from worker.isakmp_sa import IkeSa, IkeState
@@ -190,7 +200,7 @@ async def respond(context: Context, first: Received) -> None:
 def _make_room(evicted: IkeSa | None) -> None:
     if evicted is not None:
         for exchange in tuple(evicted.exchanges.values()):
-            exchange.abort("too many half-open IKE SAs")
+            exchange.abort(SaClosed("too many half-open IKE SAs"))
 
 
 class _Responder:
@@ -353,7 +363,7 @@ def _cookie(context: Context) -> Cookie:
     return cookie
 
 
-def _vendor_ids(nat_traversal: bool) -> tuple[VendorId, ...]:  # noqa: FBT001
+def _vendor_ids(nat_traversal: bool) -> tuple[VendorId, ...]:
     natt = (VendorId(Vendor.RFC_3947.data),) if nat_traversal else ()
     return (*natt, VendorId(Vendor.DPD.data))
 

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -28,7 +29,6 @@ class Side:
             text=True,
         )
         self.events: list[dict[str, object]] = []
-        self.answer()
 
     def answer(self) -> object:
         """The next answer; events that come before it are kept."""
@@ -125,6 +125,8 @@ class Cable:
                 description[key] = json.loads(text)
             sides.append(Side(name, description))
             self._sides.append(sides[-1])
+        for side in sides:
+            side.answer()
         return sides[0], sides[1]
 
 
@@ -153,6 +155,8 @@ def cable():
 @pytest.fixture
 def encrypted():
     """Count ESP packets and clear pings that cross a side's cable while the block runs."""
+    if shutil.which("tcpdump") is None:
+        pytest.skip("needs tcpdump")
 
     @contextlib.contextmanager
     def capture(namespace: str, sign: str):

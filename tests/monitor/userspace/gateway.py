@@ -48,7 +48,7 @@ def main() -> None:
     def start() -> None:
         ours, theirs = channel_pair()
         udp, raw = [[sock.fileno() for sock in group] for group in (listeners.esp_udp, listeners.esp_raw)]
-        argv = ["-I", "-B", "-c", "import sys,prctl; prctl.get_seccomp=lambda: 2; from monitor.userspace.__main__ import main; sys.exit(main(sys.argv[1:]))", f"--channel={theirs.fileno()}", f"--tun={routes.tun}"]
+        argv = ["-I", "-B", "-m", "monitor.userspace", f"--channel={theirs.fileno()}", f"--tun={routes.tun}"]
         argv += ["--udp", *map(str, udp), "--raw", *map(str, raw)]
         argv += ["--uid=61003", "--gid=61003", "--root", root, "--absent", *wanted["absent"]]
         process = subprocess.Popen(
@@ -60,7 +60,8 @@ def main() -> None:
 
     local, remote = (ipaddress.ip_address(wanted[side]) for side in ("local", "remote"))
     local_ts, remote_ts = (
-        tuple(TrafficSelector(ipaddress.ip_network(text)) for text in wanted[side]) for side in ("local_ts", "remote_ts")
+        tuple(TrafficSelector(ipaddress.ip_network(text)) for text in wanted[side])
+        for side in ("local_ts", "remote_ts")
     )
     port = 4500 if wanted["encap"] else 500
     policy = Policy(
@@ -75,7 +76,9 @@ def main() -> None:
 
     def keys(spi: int) -> tuple[bytes, bytes]:
         stream = hashlib.shake_256(spi.to_bytes(4, "big")).digest(256)
-        return stream[: suite.cipher.key_octets], stream[128 : 128 + (suite.integrity.key_octets if suite.integrity else 0)]
+        return stream[: suite.cipher.key_octets], stream[
+            128 : 128 + (suite.integrity.key_octets if suite.integrity else 0)
+        ]
 
     def install() -> None:
         spi_in, spi_out = Spi(wanted["spi_in"]), Spi(wanted["spi_out"])
@@ -109,7 +112,9 @@ def main() -> None:
             except DataplaneError as error:
                 say(error=str(error))
             else:
-                say(ok=None if value is None else [value.packets_in, value.packets_out, value.bytes_in, value.bytes_out])
+                say(
+                    ok=None if value is None else [value.packets_in, value.packets_out, value.bytes_in, value.bytes_out]
+                )
 
         future.on_done(done)
 

@@ -1,6 +1,7 @@
 """Two ESP processes, confined as in production, over real TUN devices in two namespaces."""
 
 import json
+import shutil
 import time
 
 import pytest
@@ -140,6 +141,7 @@ def test_the_process_runs_as_its_own_user_without_capabilities_to_act(cable):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("suite", ["aes256gcm16", "aes256-sha256"])
+@pytest.mark.skipif(shutil.which("iperf3") is None, reason="needs iperf3")
 def test_tcp_gets_through_at_a_rate_worth_having(cable, suite, capsys):
     left, right = cable.connect(suite=suite)
     install(left, right)

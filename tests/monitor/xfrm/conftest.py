@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from monitor.dataplane import Pair, Policy
-from monitor.xfrm import messages, policy, sa
+from monitor.xfrm import messages, policy, sa, structs
 from privsep.algorithms import ChildSuite
 from privsep.tasks import Task
 from privsep.types import Endpoint, Mode, Spi, TrafficSelector
@@ -107,7 +107,7 @@ class Case:
     ip: str
 
 
-IN, OUT, FWD = messages.Direction.IN, messages.Direction.OUT, messages.Direction.FWD
+IN, OUT, FWD = structs.Direction.IN, structs.Direction.OUT, structs.Direction.FWD
 _HARD = "limit time-hard 3600"
 _SOFT = f"limit time-soft 3240 {_HARD}"
 _FROM_US = "src 192.0.2.1 dst 192.0.2.2 proto esp spi 0x2000 reqid 7 mode"
@@ -205,7 +205,7 @@ REQUESTS = (
     messages.DelPolicy,
     messages.GetPolicy,
 )
-KNOWN = {number: (name, record) for name, (number, record) in messages.ATTRIBUTES.items()}
+KNOWN = {number: (name, record) for name, (number, record) in structs.ATTRIBUTES.items()}
 KINDS = {kind.kind: kind for kind in (*REQUESTS, messages.Acquire, messages.Expire, messages.PolExpire)}
 
 
@@ -228,7 +228,7 @@ def flatten(message):
     while at < len(message):
         length = int.from_bytes(message[at : at + 2], "little")
         number = int.from_bytes(message[at + 2 : at + 4], "little")
-        name, record = KNOWN.get(number, (f"attribute {number}", messages.Record))
+        name, record = KNOWN.get(number, (f"attribute {number}", structs.Record))
         fields[f"{name}.order"] = order
         fields |= {f"{name}.{field}": value for field, value in record.read(message, at + 4).items()}
         fields[f"{name}.rest"] = message[at + 4 + record.layout.size : at + length]
@@ -313,7 +313,9 @@ class Kit:
 
 
 @pytest.fixture
-def kit():
+def kit(kit):
+    """These makers, and from the other tests of the monitor the configuration's."""
+    Kit.gateway, Kit.connection, Kit.child = kit.gateway, kit.connection, kit.child
     return Kit
 
 

@@ -3,7 +3,7 @@
 import pytest
 from pyroute2.netlink import nla, nlmsg
 
-from monitor.xfrm import messages, sa
+from monitor.xfrm import messages, sa, structs
 
 SIZES = {
     messages.NewSa: 224,
@@ -19,12 +19,12 @@ SIZES = {
     messages.Acquire: 280,
     messages.Expire: 232,
     messages.PolExpire: 176,
-    messages.Template: 64,
-    messages.EncapTemplate: 24,
-    messages.Crypt: 68,
-    messages.AuthTrunc: 72,
-    messages.Aead: 72,
-    messages.ReplayState: 24,
+    structs.Template: 64,
+    structs.EncapTemplate: 24,
+    structs.Crypt: 68,
+    structs.AuthTrunc: 72,
+    structs.Aead: 72,
+    structs.ReplayState: 24,
 }
 """As `sizeof` has them on 64-bit Linux."""
 

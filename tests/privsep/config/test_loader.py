@@ -174,7 +174,8 @@ def test_transport_mode_takes_protocols_and_ports_on_the_outer_addresses(gateway
     child = (
         gateway(
             '[connection.a]\nlocal = "192.0.2.1"\nremote = "any"\nremote_id = "any"\n'
-            '[connection.a.child.c]\nmode = "transport"\nlocal_ts = ["192.0.2.1[udp/1701]"]\nremote_ts = ["0.0.0.0/0[udp]"]\n'
+            '[connection.a.child.c]\nmode = "transport"\n'
+            'local_ts = ["192.0.2.1[udp/1701]"]\nremote_ts = ["0.0.0.0/0[udp]"]\n'
         )
         .connections[0]
         .children[0]
@@ -356,6 +357,20 @@ def test_transport_mode_without_addresses_needs_selectors(problems):
 def test_selectors_of_different_protocols_never_meet(problems):
     text = SMALL.replace("10.1.0.0/16", "10.1.0.0/16[tcp/443]").replace("10.2.0.0/16", "10.2.0.0/16[udp]")
     assert problems(text) == [(6, "selectors of different protocols; one child for each would be right")]
+
+
+def test_two_children_of_a_connection_do_not_have_the_same_selectors(problems, gateway):
+    second = SMALL[SMALL.index("[connection.a.child.c]") :].replace("child.c", "child.d")
+    assert problems(SMALL + second) == [
+        (9, "10.1.0.0/16 to 10.2.0.0/16 is also child c's; one child for it would be right")
+    ]
+    assert len(gateway(SMALL + second.replace("10.2.0.0/16", "10.2.0.0/24")).connections[0].children) == 2
+
+
+def test_a_connection_has_a_child(problems):
+    assert problems(SMALL[: SMALL.index("[connection.a.child.c]")] + "[connection.a.child]") == [
+        (4, "the connection has no child; add a table [connection.a.child.lan]")
+    ]
 
 
 def connection(name: str, remote: str, local_ts: str, remote_ts: str, remote_id: str = "") -> str:

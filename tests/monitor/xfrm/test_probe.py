@@ -1,0 +1,78 @@
+"""What the kernel lacks is said in a sentence that names the build option; trials are taken back."""
+
+import errno
+import ipaddress
+from dataclasses import replace
+
+import pytest
+
+from monitor.xfrm.messages import Type
+from monitor.xfrm.netlink import KernelError
+from monitor.xfrm.probe import lacking, probe
+from privsep.algorithms import ChildSuite
+
+GCM = ChildSuite.parse("aes256gcm16")
+CBC = ChildSuite.parse("aes128-sha256")
+
+
+class FakeKernel:
+    def __init__(self, refused=None):
+        self.refused = refused
+        self.done = []
+
+    def do(self, message):
+        self.done.append(message)
+        if self.refused is not None:
+            raise KernelError(message.kind.name, self.refused)
+
+
+def test_each_trial_is_removed_at_once():
+    kernel = FakeKernel()
+    assert lacking(kernel, [GCM, CBC], [4, 6]) is None
+    assert [message.kind for message in kernel.done] == [Type.NEWSA, Type.DELSA] * 4
+    for made, removed in zip(kernel.done[::2], kernel.done[1::2], strict=True):
+        assert made["id.spi"] == removed["spi"]
+        assert made["id.daddr"] == removed["daddr"]
+        assert made["lft.hard_add_expires_seconds"] == 2
+
+
+def test_the_trials_keys_are_random():
+    kernel = FakeKernel()
+    lacking(kernel, [GCM, GCM], [4])
+    first, second = (dict(message["attrs"])["XFRMA_ALG_AEAD"]["key"] for message in kernel.done[::2])
+    assert first != second
+
+
+@pytest.mark.parametrize(
+    ("refused", "sentence"),
+    [
+        (errno.EPROTONOSUPPORT, "the kernel has no ESP for IPv4 (CONFIG_INET_ESP)"),
+        (errno.ENOSYS, "the kernel lacks rfc4106(gcm(aes)) (CONFIG_CRYPTO_GCM and CONFIG_CRYPTO_AES)"),
+        (errno.ENOENT, "the kernel lacks rfc4106(gcm(aes)) (CONFIG_CRYPTO_GCM and CONFIG_CRYPTO_AES)"),
+        (errno.EPERM, "the kernel refuses aes256gcm16: NEWSA: EPERM"),
+    ],
+)
+def test_a_refusal_is_explained_and_nothing_is_there_to_remove(refused, sentence):
+    kernel = FakeKernel(refused)
+    assert lacking(kernel, [GCM], [4]) == sentence
+    assert [message.kind for message in kernel.done] == [Type.NEWSA]
+
+
+def test_a_reason_is_given_once():
+    found = lacking(FakeKernel(errno.EPROTONOSUPPORT), [GCM, CBC], [4, 6])
+    assert (
+        found == "the kernel has no ESP for IPv4 (CONFIG_INET_ESP); the kernel has no ESP for IPv6 (CONFIG_INET6_ESP)"
+    )
+
+
+def test_the_configurations_suites_are_tried_once_each_whatever_their_group(kit):
+    kernel = FakeKernel()
+    assert probe(kernel, kit.gateway()) is None
+    assert len(kernel.done) == 2 * 2
+
+
+def test_the_ip_versions_are_those_that_the_configuration_names(kit):
+    kernel = FakeKernel()
+    local = kit.connection(local=None, remote=ipaddress.ip_network("2001:db8::/32"))
+    probe(kernel, replace(kit.gateway(), connections=(local,)))
+    assert {message["id.daddr"] for message in kernel.done[::2]} == {ipaddress.ip_address("::1").packed}

@@ -1,0 +1,217 @@
+"""Privileges, names and layers: taken, read back, or fatal."""
+
+import json
+import signal
+
+import pytest
+
+from privsep.sandbox.confine import Grant
+
+SHOW = """
+import dataclasses, json
+shown = os.open("/proc/self/status", os.O_RDONLY)
+def show():
+    print(json.dumps(dataclasses.asdict(status.parse(os.pread(shown, 65536, 0).decode()))))
+"""
+
+CAP_IPC_LOCK = 14
+
+pytestmark = pytest.mark.root
+
+
+def test_the_worker_keeps_nothing(sandbox):
+    actual = json.loads(sandbox.output(SHOW + "become('worker', WORKPLACE)\nshow()"))
+    user = json.loads(sandbox.output("print(USER)"))
+    assert actual["uids"] == actual["gids"] == [user] * 4
+    assert actual["groups"] == []
+    for kind in ("permitted", "effective", "inheritable", "ambient", "bounding"):
+        assert actual[kind] == 0, kind
+    assert actual["no_new_privs"] == 1
+    assert actual["name"].startswith("ike-worker:L")
+
+
+@pytest.mark.parametrize("process", ["keyd", "esp"])
+def test_processes_with_keys_keep_their_memory_locked_and_only_that_capability(sandbox, process):
+    before, after = map(
+        json.loads,
+        sandbox.output(
+            SHOW + f"become({process!r})\nshow()\nx = bytearray(32 << 20)\nx[::4096] = b'x' * 8192\nshow()"
+        ).splitlines(),
+    )
+    assert before["permitted"] == before["effective"] == before["bounding"] == 1 << CAP_IPC_LOCK
+    assert before["inheritable"] == before["ambient"] == 0
+    assert after["locked_kb"] - before["locked_kb"] >= 32 << 10, "memory that is allocated later is locked too"
+
+
+def test_control_root_with_all_capabilities_is_what_a_child_starts_as(sandbox):
+    actual = json.loads(sandbox.output(SHOW + "show()"))
+    assert actual["uids"] == [0] * 4
+    assert actual["permitted"].bit_count() > 10
+    assert actual["locked_kb"] == 0
+
+
+def test_root_cannot_be_had_back_and_securebits_are_locked(sandbox):
+    assert (
+        sandbox.output(
+            """
+become("keyd")
+print(prctl.get_securebits() == capabilities.SECBITS_LOCKED)
+for attempt in (lambda: os.setuid(0), lambda: os.setgroups([0]), lambda: os.chroot("."),
+                lambda: capabilities.limit(frozenset({prctl.CAP_SETUID}), frozenset())):
+    try:
+        attempt()
+        print("succeeded")
+    except PermissionError:
+        print("refused")
+"""
+        ).split()
+        == ["True"] + ["refused"] * 4
+    )
+
+
+def test_only_relative_names_of_the_workplace_resolve_until_lockdown(sandbox):
+    sandbox.workplace.joinpath("keyd.sock").touch()
+    printed = sandbox.output(
+        """
+become("worker", WORKPLACE)
+print(os.stat("keyd.sock").st_size)
+print(os.path.exists("/etc"), os.path.exists(WORKPLACE))
+lock("worker")
+"""
+    ).split()
+    assert printed == ["0", "False", "False"]
+
+
+def test_after_lockdown_the_working_directory_is_the_empty_root(sandbox):
+    printed = sandbox.output(
+        """
+from privsep.sandbox import identity
+become("worker", WORKPLACE)
+print(os.stat(".").st_ino == os.stat("/").st_ino)
+identity.leave_workplace()
+print(os.stat(".").st_ino == os.stat("/").st_ino, os.path.samefile("..", "/"))
+"""
+    ).split()
+    assert printed == ["False", "True", "True"]
+
+
+def test_confinement_with_a_second_thread_running_is_refused(sandbox):
+    result = sandbox.run("threading.Thread(target=time.sleep, args=(1,), daemon=True).start()\nbecome('worker')")
+    assert result.returncode == 1
+    assert "threads run already" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("spoil", "complaint"),
+    [
+        ("open(ROOT + '/file', 'w')", "is not empty"),
+        ("os.chmod(ROOT, 0o777)", "only root can write"),
+        ("os.chown(ROOT, USER, USER)", "only root can write"),
+        ("os.rmdir(ROOT)", "No such file"),
+        ("os.setresuid(USER, USER, USER)", "cannot be"),
+    ],
+)
+def test_a_step_that_cannot_be_applied_is_fatal(sandbox, spoil, complaint):
+    result = sandbox.run(f"{spoil}\nconfine_as('worker')\nprint('confined')")
+    assert result.returncode == 1
+    assert complaint in result.stderr
+    assert result.stdout == ""
+
+
+NO_LAYER = {
+    "netns": "capabilities.limit_bounding(frozenset(), 40); c = frozenset(range(41)) - {21, 24}; capabilities.limit(c, c)",
+    "mlock": "c = frozenset(range(41)) - {14, 24}; capabilities.limit(c, c)",
+    "landlock": "prctl.set_no_new_privs(1); seccomp.load(seccomp.build("
+    "[seccomp.refuse('landlock_create_ruleset', errno.ENOSYS)], seccomp.ALLOW))",
+}
+
+
+@pytest.mark.parametrize("layer", NO_LAYER)
+def test_a_missing_layer_is_fatal_unless_the_configuration_names_it(sandbox, layer):
+    code = f"""
+{NO_LAYER[layer]}
+confined = policy("keyd", frozenset({{}}))
+confine.become_user(confined)
+confine.lock_down(confined)
+print("confined")
+"""
+    refused = sandbox.run(code.replace("{}", ""))
+    assert refused.returncode == 1
+    assert f'absent = ["{layer}"]' in refused.stderr
+    accepted = code.replace("frozenset({})", f"frozenset({{Layer('{layer}')}})")
+    if layer == "mlock":
+        accepted = accepted.replace(" - {14, 24}", " - {24}")
+    assert sandbox.output(accepted) == "confined"
+
+
+def test_a_child_ends_with_its_parent(sandbox):
+    """PR_SET_PDEATHSIG is lost when credentials change; it is set again after."""
+    printed = sandbox.output(
+        """
+inner = os.fork()
+if inner == 0:
+    middle = os.getpid()
+    ready, write = os.pipe()
+    leaf = os.fork()
+    if leaf == 0:
+        confine_as("worker")
+        os.write(write, b"x")
+        time.sleep(30)
+    os.read(ready, 1)
+    print(leaf, flush=True)
+    os._exit(0)
+os.waitpid(inner, 0)
+"""
+    )
+    import os
+
+    for _ in range(100):
+        if not _runs(int(printed)):
+            return
+        signal.sigtimedwait([], 0.02)
+    os.kill(int(printed), signal.SIGKILL)
+    pytest.fail("the child outlived its parent")
+
+
+def _runs(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            return stat.read().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_no_core_and_no_tracing(sandbox):
+    assert sandbox.output("become('keyd')\nprint(prctl.get_dumpable(), resource.getrlimit(resource.RLIMIT_CORE))") == (
+        "0 (0, 0)"
+    )
+    assert sandbox.output("print(prctl.get_dumpable())") == "1"
+
+
+def test_the_network_namespace_is_empty(sandbox):
+    code = "{}\nprint([name for _, name in socket.if_nameindex()])\n"
+    code += "try:\n    socket.socket(socket.AF_INET, socket.SOCK_DGRAM).connect(('127.0.0.1', 9))\n    print('reached')\n"
+    code += "except OSError as error:\n    print(errno.errorcode[error.errno])"
+    assert sandbox.output(code.format("")).endswith("reached")
+    assert sandbox.output(code.format("become('keyd')")).endswith("ENETUNREACH")
+
+
+def test_the_limits_forbid_processes_and_descriptors_even_without_a_filter(sandbox):
+    printed = sandbox.output(
+        """
+from privsep.sandbox import rlimits
+become("worker")
+rlimits.apply(policy("worker").rlimits)
+for attempt in (os.fork, lambda: os.dup(0)):
+    try:
+        attempt()
+        print("succeeded")
+    except OSError as error:
+        print(errno.errorcode[error.errno])
+"""
+    ).split()
+    assert printed == ["EAGAIN", "EMFILE"]
+
+
+def test_grants_are_named_for_people():
+    assert Grant.NOTHING.value == "nothing"

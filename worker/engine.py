@@ -1,0 +1,203 @@
+"""The worker's protocol core: datagrams, answers and time go in, effects come out. No I/O, no clock, no key.
+
+Exchanges are coroutines in `worker/ikev1/`, each message one `await`. Here is decided to which of them a message goes
+(RFC 2408 section 5.2), and how many may run.
+"""
+
+from collections.abc import Callable
+
+from privsep.config.model import Gateway
+from privsep.errors import PeerError
+from privsep.iana import ExchangeType, NotifyType
+from privsep.log import Level, event
+from privsep.schema import keyd
+from privsep.schema.install import (
+    Acquire,
+    Adopted,
+    Describe,
+    Down,
+    Expired,
+    MonitorReply,
+    MonitorRequest,
+    Stop,
+    Up,
+)
+from privsep.types import Endpoint, Spi
+from worker.child import ChildSa
+from worker.codec.header import ZERO_COOKIE, parse_header
+from worker.context import Context, Log
+from worker.control import Control
+from worker.effects import Effect
+from worker.establish import Establisher
+from worker.exchange import Received
+from worker.ikev1 import informational, main_mode, quick_mode
+from worker.isakmp_sa import IkeSa, IkeState
+from worker.keeper import Keeper
+from worker.moving import comes_from_peer, keep_alive
+from worker.nat import NATT_PORT, NON_ESP_MARKER
+from worker.renewal import Renewal
+
+MAX_OPENING = 16
+"""First messages of one peer that wait for keyd's verdict; the rest must be sent again."""
+MAX_EXCHANGES = 64
+"""Of one IKE SA, those that linger included; keyd has room for as many Quick Modes."""
+
+
+class Engine:
+    """One worker. After each verb, `drain` what is to be done; call `tick` when `next_deadline` has come."""
+
+    def __init__(self, gateway: Gateway, random: Callable[[int], bytes], log: Log = event, now: float = 0.0) -> None:
+        """`random(n)` gives n octets that nobody can foretell; `now` is seconds of a monotonic clock, as everywhere."""
+        self._context = context = Context(gateway, random, log)
+        context.now = now
+        context.watcher = self
+        establisher = Establisher(context)
+        self._renewal = Renewal(context, establisher)
+        self._keeper = Keeper(context, establisher, self._renewal)
+        self._control = Control(context, self._keeper, self._renewal)
+        self._keeper.start()
+
+    # verbs
+
+    def datagram(self, data: bytes, local: Endpoint, remote: Endpoint, now: float) -> None:
+        """A datagram arrived on one of our ports. Never raises."""
+        self._context.now = now
+        if local.port == NATT_PORT:
+            if not data.startswith(NON_ESP_MARKER):
+                # a keepalive, or ESP that nobody here can read (RFC 3948 sections 2.1 and 2.3)
+                return
+            data = data[len(NON_ESP_MARKER) :]
+        try:
+            self._dispatch(Received(parse_header(data), data, local, remote))
+        except PeerError as error:
+            self._context.log_rarely(Level.DEBUG, "datagram_dropped", remote=remote, reason=error.reason)
+
+    def keyd_reply(self, sequence: int, reply: keyd.Reply, now: float) -> None:
+        """Keyd answers `AskKeyd`."""
+        self._context.now = now
+        self._context.keyd_answered(sequence, reply)
+
+    def monitor_message(self, message: MonitorRequest | MonitorReply, sequence: int, now: float) -> None:
+        """The monitor answers `AskMonitor`, or orders or tells something itself."""
+        self._context.now = now
+        match message:
+            case Up():
+                self._control.up(message, sequence)
+            case Down():
+                self._control.down(message, sequence)
+            case Describe():
+                self._control.describe(message, sequence)
+            case Stop():
+                self._control.stop(message, sequence)
+            case Acquire():
+                self._keeper.acquire(message.connection, message.child)
+            case Expired():
+                self._keeper.expired(Spi(message.spi_in), hard=message.hard)
+            case Adopted():
+                self._keeper.adopt(message)
+            case _:
+                self._context.monitor_answered(sequence, message)
+
+    def tick(self, now: float) -> None:
+        """Time has passed."""
+        self._context.now = now
+        self._context.timers.run(now)
+
+    def next_deadline(self) -> float | None:
+        """When `tick` has something to do."""
+        return self._context.timers.next_deadline()
+
+    def drain(self) -> list[Effect]:
+        """What is to be done, in this order; each once."""
+        effects, self._context.outbox = self._context.outbox, []
+        return effects
+
+    # messages
+
+    def _dispatch(self, received: Received) -> None:
+        sa = self._context.sas.find(received.data[:16])
+        match received.header.exchange:
+            case ExchangeType.MAIN_MODE:
+                self._main_mode(sa, received)
+            case ExchangeType.QUICK_MODE:
+                self._quick_mode(_established(sa, received), received)
+            case ExchangeType.INFORMATIONAL:
+                self._informational(sa, received)
+            case _:
+                raise PeerError("exchange type is not supported", NotifyType.UNSUPPORTED_EXCHANGE_TYPE)
+
+    def _main_mode(self, sa: IkeSa | None, received: Received) -> None:
+        context, header = self._context, received.header
+        if header.cky_r == ZERO_COOKIE:
+            if sa is not None:
+                raise PeerError("our own first message comes back")
+            sa = context.sas.find_first(header.cky_i, received.remote)
+            if sa is None:
+                context.spawn(
+                    main_mode.respond(context, received), "main_mode_failed", lambda: {"remote": received.remote}
+                )
+                return
+        exchange = sa.exchanges.get(main_mode.PHASE_1) if sa is not None else None
+        if exchange is None:
+            raise PeerError("no such exchange")
+        exchange.deliver(received)
+
+    def _quick_mode(self, sa: IkeSa, received: Received) -> None:
+        exchange = sa.exchanges.get(received.header.message_id)
+        if exchange is not None and exchange.kind is ExchangeType.QUICK_MODE:
+            exchange.deliver(received)
+        elif sa.opening >= MAX_OPENING or len(sa.exchanges) >= MAX_EXCHANGES:
+            raise PeerError("too many exchanges at once")
+        else:
+            self._context.spawn(quick_mode.respond(self._context, sa, received), "quick_mode_failed", lambda: sa.label)
+
+    def _informational(self, sa: IkeSa | None, received: Received) -> None:
+        if sa is None or not comes_from_peer(sa, received):
+            raise PeerError("notification about nothing of ours")
+        if not received.header.encrypted:
+            informational.receive_in_clear(self._context, sa, received)
+        elif sa.state is IkeState.NEGOTIATING:
+            # it may be about our identity or key; we cannot read it before the peer has proved its own
+            for exchange in sa.exchanges.values():
+                exchange.suspect(exchange.suspicion)
+        elif sa.opening >= MAX_OPENING:
+            raise PeerError("too many exchanges at once")
+        else:
+            self._context.spawn(
+                informational.receive(self._context, sa, received), "informational_failed", lambda: sa.label
+            )
+
+    # worker.context.Watcher
+
+    def established(self, sa: IkeSa) -> None:
+        """An IKE SA is authenticated on both sides."""
+        self._renewal.watch_ike(sa)
+        keep_alive(self._context, sa)
+
+    def installed(self, child: ChildSa) -> None:
+        """A child SA pair is in place."""
+        self._renewal.watch_child(child)
+        self._keeper.installed(child)
+
+    def lost(self, child: ChildSa) -> None:
+        """A pair is gone."""
+        self._keeper.lost(child)
+
+    def moved(self, sa: IkeSa) -> None:
+        """The peer has another address or port now."""
+        self._renewal.moved(sa)
+
+    def report(self, connection: str, text: str) -> None:
+        """A step, for the operators who wait for this connection."""
+        self._control.report(connection, text)
+
+    def hint(self, connection: str, text: str) -> None:
+        """What a stranger says, or what silence may mean."""
+        self._control.hint(connection, text)
+
+
+def _established(sa: IkeSa | None, received: Received) -> IkeSa:
+    """RFC 2409 section 5.5: without an IKE SA there is no phase 2."""
+    if sa is None or sa.state is not IkeState.ESTABLISHED or not comes_from_peer(sa, received):
+        raise PeerError("no such IKE SA")
+    return sa

@@ -1,0 +1,414 @@
+"""Quick Mode: child SAs under an IKE SA, with and without perfect forward secrecy (RFC 2409 section 5.5).
+
+keyd makes HASH, nonce, KE and KEYMAT, and gives KEYMAT to the monitor, which compares and installs. The initiator
+installs before it sends message 3, so that nothing that the peer sends then is lost; the responder installs on it.
+"""
+
+from dataclasses import dataclass
+
+from privsep.config.model import Child
+from privsep.errors import PeerError
+from privsep.iana import ExchangeType, NotifyType, PayloadType, ProtocolId
+from privsep.log import Level
+from privsep.payloads import split_chain
+from privsep.schema.install import AllocateSpi, Install
+from privsep.schema.keyd import (
+    Done,
+    Opened,
+    QuickAccept,
+    QuickAnswer,
+    QuickConfirm,
+    QuickFinish,
+    QuickKeyed,
+    QuickOffer,
+    QuickOffered,
+    QuickOpen,
+    QuickOpened,
+    Refusal,
+)
+from privsep.types import MessageId, Mode, Role, Spi, TrafficSelector
+from worker.child import ChildSa, Flow
+from worker.codec import rules
+from worker.codec.association import SecurityAssociation, encode_association
+from worker.codec.child_proposals import (
+    ChildSelection,
+    accepted_child,
+    encapsulation_mode,
+    notified_lifetime,
+    offer_child,
+    responder_lifetime,
+)
+from worker.codec.identification import encode_selector, parse_selector
+from worker.codec.payloads import (
+    Identification,
+    NatOriginalAddress,
+    Notification,
+    Payload,
+    encode_chain,
+    encode_payload,
+    parse_payload,
+)
+from worker.context import Context
+from worker.errors import Failed, KeydRefused, SaClosed
+from worker.exchange import Exchange, Received
+from worker.ikev1 import informational
+from worker.isakmp_sa import IkeSa, IkeState, Peer
+from worker.moving import authenticated_from
+from worker.negotiate import choose_child, host
+from worker.peers import add_child
+
+SPI_OCTETS = 4
+
+
+async def initiate(context: Context, sa: IkeSa, flow: Flow) -> ChildSa:
+    """An installed child SA pair for that flow; Failed says why not."""
+    spi = await context.allocate(
+        AllocateSpi(connection=flow.connection.name, child=flow.child.name, local=sa.local, remote=sa.remote)
+    )
+    try:
+        return await _Initiator(context, sa, flow, spi).run()
+    except BaseException:
+        context.release(spi)
+        raise
+
+
+class _Initiator:
+    """RFC 2409 section 5.5, initiator.
+
+    HDR*, HASH(1), SA, Ni [, KE] [, IDci, IDcr] -->
+                                                <-- HDR*, HASH(2), SA, Nr [, KE] [, IDci, IDcr]
+    HDR*, HASH(3) -->
+    """
+
+    def __init__(self, context: Context, sa: IkeSa, flow: Flow, spi: Spi) -> None:
+        self._context = context
+        self._sa = sa
+        self._flow = flow
+        self._spi = spi
+        self._quick = b""
+
+    async def run(self) -> ChildSa:
+        context, sa, flow, spi = self._context, self._sa, self._flow, self._spi
+        child, peer = flow.child, sa.remote.address
+        group = child.suites[0].group
+        offer = offer_child(child.suites, group, encapsulation_mode(child.mode, udp=sa.encap), spi, child.lifetime)
+        next_payload, payloads = encode_chain(_original_addresses(sa, child, Role.INITIATOR))
+        _admit(sa)
+        offered = await context.ask(
+            QuickOffer(
+                ike=sa.handle,
+                child=child.name,
+                sa=encode_association(offer),
+                group=group,
+                ids=(_id_body(flow.local_ts), _id_body(flow.remote_ts)),
+                next_payload=next_payload,
+                payloads=payloads,
+            ),
+            QuickOffered,
+        )
+        self._quick = offered.quick
+        _admit(sa)
+        exchange = Exchange(context, sa, ExchangeType.QUICK_MODE, MessageId(offered.message_id), subject=child.name)
+        exchange.spi = spi.to_bytes(SPI_OCTETS, "big")
+        try:
+            exchange.report(
+                f"-> {peer} Quick Mode 1/3 for {child.name}: {flow.local_ts} with {flow.remote_ts}, offering "
+                + ", ".join(str(suite) for suite in child.suites if suite.group is group)
+            )
+            message = exchange.sealed(PayloadType.HASH, offered.ciphertext)
+            opened = await exchange.ask(message, self._message_2, f"Quick Mode 1/3 for {child.name}")
+            exchange.spi = b""
+            answer = self._check(offer, opened)
+            suite = answer.selection.suite
+            exchange.report(f"<- {peer} Quick Mode 2/3 for {child.name}: chose {suite}")
+
+            keyed = await context.ask(
+                QuickAccept(quick=self._quick, suite=suite, spi_in=spi, spi_out=answer.selection.spi), QuickKeyed
+            )
+            self._quick = b""
+            exchange.report("   the monitor fetches the keys from keyd, compares and installs")
+            pair = await _install(context, sa, keyed.keymat, flow, spi, answer, Role.INITIATOR)
+            exchange.report(f"-> {peer} Quick Mode 3/3 for {child.name}: confirmation")
+            exchange.transmit(exchange.sealed(PayloadType.HASH, keyed.ciphertext))
+        except PeerError as error:
+            exchange.close()
+            await _refuse(context, sa, error, b"")
+            raise Failed(error.reason, error.notify) from None
+        except BaseException:
+            exchange.close()
+            raise
+        finally:
+            if self._quick:
+                context.drop(self._quick)
+        exchange.linger()
+        _adopt(context, pair)
+        return pair
+
+    async def _message_2(self, received: Received) -> Opened:
+        """HDR*, HASH(2), ..."""
+        rules.check_header(received.header, 2)
+        try:
+            opened = await self._context.ask(QuickFinish(quick=self._quick, ciphertext=received.body), Opened)
+        except KeydRefused as refused:
+            if refused.why in (Refusal.BAD_MESSAGE, Refusal.BAD_PUBLIC_VALUE):
+                # keyd has let go of it
+                self._quick = b""
+            raise _ignored_for(refused) from None
+        authenticated_from(self._context, self._sa, received)
+        return opened
+
+    def _check(self, offer: SecurityAssociation, opened: Opened) -> "_Answer":
+        """RFC 2409 section 5.5: one of our transforms, our identities, and perhaps a shorter lifetime."""
+        flow = self._flow
+        payloads = _parse(2, opened)
+        selection = accepted_child(offer, _sa(payloads))
+        ids = [parse_selector(payload) for payload in payloads if isinstance(payload, Identification)]
+        if ids and ids != [flow.local_ts, flow.remote_ts]:
+            raise PeerError("the peer answers with other client identities", NotifyType.INVALID_ID_INFORMATION)
+        lifetime = min(flow.child.lifetime, selection.lifetime)
+        for payload in payloads:
+            if isinstance(payload, Notification) and payload.type == NotifyType.RESPONDER_LIFETIME:
+                lifetime = min(lifetime, notified_lifetime(payload) or lifetime)
+        return _Answer(selection, lifetime)
+
+
+async def respond(context: Context, sa: IkeSa, first: Received) -> None:
+    """Answer the peer's Quick Mode."""
+    row = rules.check_header(first.header, 1)
+    exchange = Exchange(context, sa, ExchangeType.QUICK_MODE, first.header.message_id, first.data)
+    sa.opening += 1
+    try:
+        opened = await context.ask(
+            QuickOpen(ike=sa.handle, message_id=first.header.message_id, ciphertext=first.body), QuickOpened
+        )
+    except KeydRefused as refused:
+        exchange.close()
+        raise PeerError(refused.reason) from None
+    finally:
+        sa.opening -= 1
+    responder = _Responder(context, sa, exchange, opened)
+    try:
+        exchange.check()
+        authenticated_from(context, sa, first)
+        await responder.run(row)
+    except (PeerError, KeydRefused) as error:
+        notify = error.notify if isinstance(error, PeerError) else NotifyType.NO_PROPOSAL_CHOSEN
+        await _refuse(context, sa, PeerError(error.reason, notify), responder.offered_spi)
+        raise
+    finally:
+        responder.release()
+        exchange.close()
+
+
+class _Responder:
+    """RFC 2409 section 5.5, responder.
+
+    HDR*, HASH(1), SA, Ni [, KE] [, IDci, IDcr] -->
+                                                <-- HDR*, HASH(2), SA, Nr [, KE] [, IDci, IDcr]
+    HDR*, HASH(3) -->
+    """
+
+    def __init__(self, context: Context, sa: IkeSa, exchange: Exchange, opened: QuickOpened) -> None:
+        self._context = context
+        self._sa = sa
+        self._exchange = exchange
+        self._opened = opened
+        self._quick = opened.quick
+        self._spi: Spi | None = None
+        self.offered_spi = b""
+        """The peer's, for a notification."""
+
+    def release(self) -> None:
+        """Give back what was not used."""
+        if self._quick:
+            self._context.drop(self._quick)
+        if self._spi is not None:
+            self._context.release(self._spi)
+
+    async def run(self, row: rules.Message) -> None:
+        context, sa, exchange = self._context, self._sa, self._exchange
+        connection = sa.connection
+        if connection is None:
+            raise Failed("the IKE SA belongs to no connection")
+        listed = split_chain(self._opened.next_payload, self._opened.payloads)
+        rules.check(row, (kind for kind, _ in listed))
+        payloads = [parse_payload(kind, body) for kind, body in listed]
+        offer = _sa(payloads)
+        self.offered_spi = offer.proposals[0].spi
+        id_bodies = tuple(body for kind, body in listed if kind == PayloadType.ID)
+        local_ts, remote_ts = _selectors(sa, payloads)
+        pfs = any(kind == PayloadType.KE for kind, _ in listed)
+        choice = choose_child(connection, offer, (local_ts, remote_ts), pfs=pfs, encap=sa.encap)
+        child, selection = choice.child, choice.selection
+        exchange.subject = child.name
+        flow = Flow(connection=connection, child=child, local_ts=local_ts, remote_ts=remote_ts, peer=sa.peer)
+
+        spi = self._spi = await context.allocate(
+            AllocateSpi(connection=connection.name, child=child.name, local=sa.local, remote=sa.remote)
+        )
+        lifetime = min(child.lifetime, selection.lifetime)
+        extras: list[Payload] = list(_original_addresses(sa, child, Role.RESPONDER))
+        if lifetime < selection.lifetime:
+            extras.append(responder_lifetime(spi, lifetime))
+        next_payload, chain = encode_chain(extras)
+        keyed = await context.ask(
+            QuickAnswer(
+                quick=self._quick,
+                child=child.name,
+                sa=encode_association(selection.answer(spi)),
+                suite=selection.suite,
+                spi_in=spi,
+                spi_out=selection.spi,
+                ids=id_bodies,
+                next_payload=next_payload,
+                payloads=chain,
+            ),
+            QuickKeyed,
+        )
+        # repeated by timer: the peer is authenticated, and it has nothing to repeat once it has sent message 3
+        message = exchange.sealed(PayloadType.HASH, keyed.ciphertext)
+        await exchange.ask(message, self._message_3, f"Quick Mode 2/3 for {child.name}")
+        self._quick = b""
+        answer = _Answer(selection, lifetime)
+        try:
+            pair = await _install(context, sa, keyed.keymat, flow, spi, answer, Role.RESPONDER)
+        except Failed:
+            # the peer believes that it has a pair now
+            await _withdraw(context, sa, spi)
+            raise
+        self._spi = None
+        _adopt(context, pair)
+
+    async def _message_3(self, received: Received) -> None:
+        """HDR*, HASH(3): the initiator is alive."""
+        rules.check_header(received.header, 3)
+        try:
+            await self._context.ask(QuickConfirm(quick=self._quick, ciphertext=received.body), Done)
+        except KeydRefused as refused:
+            raise _ignored_for(refused) from None
+        authenticated_from(self._context, self._sa, received)
+
+
+@dataclass(slots=True, frozen=True)
+class _Answer:
+    """What was agreed on. `lifetime` in seconds is the shortest of all that were named."""
+
+    selection: ChildSelection
+    lifetime: int
+
+
+async def _install(
+    context: Context, sa: IkeSa, keymat: bytes, flow: Flow, spi: Spi, answer: _Answer, role: Role
+) -> ChildSa:
+    """The pair, in place."""
+    peer = _peer(sa)
+    local, remote, encap = sa.local, sa.remote, sa.encap
+    await context.install(
+        Install(
+            keymat=keymat,
+            local=local,
+            remote=remote,
+            encap=encap,
+            local_ts=(flow.local_ts,),
+            remote_ts=(flow.remote_ts,),
+        )
+    )
+    return ChildSa(
+        peer=peer,
+        child=flow.child,
+        role=role,
+        suite=answer.selection.suite,
+        spi_in=spi,
+        spi_out=answer.selection.spi,
+        local=local,
+        remote=remote,
+        encap=encap,
+        local_ts=flow.local_ts,
+        remote_ts=flow.remote_ts,
+        installed=context.now,
+        expires=context.now + answer.lifetime,
+    )
+
+
+def _adopt(context: Context, pair: ChildSa) -> None:
+    """From here on the pair is the peer's, whatever becomes of the exchange."""
+    add_child(context, pair)
+    context.log(
+        Level.NOTICE,
+        "child_installed",
+        **pair.label,
+        role=pair.role.value,
+        suite=pair.suite,
+        local_ts=pair.local_ts,
+        remote_ts=pair.remote_ts,
+    )
+    context.watcher.installed(pair)
+
+
+async def _refuse(context: Context, sa: IkeSa, error: PeerError, spi: bytes) -> None:
+    """Tell the peer why, under protection."""
+    if error.notify is not None and sa.state is IkeState.ESTABLISHED:
+        notification = Notification(protocol=ProtocolId.ESP, type=error.notify, spi=spi)
+        try:
+            await informational.send(context, sa, [notification])
+        except Failed as failed:
+            context.log_rarely(Level.INFO, "notification_unsent", **sa.label, reason=failed.reason)
+
+
+async def _withdraw(context: Context, sa: IkeSa, spi: Spi) -> None:
+    try:
+        await informational.delete_spis(context, sa, (spi,))
+    except Failed as failed:
+        context.log_rarely(Level.INFO, "notification_unsent", **sa.label, reason=failed.reason)
+
+
+def _admit(sa: IkeSa) -> None:
+    """RFC 2409 section 5.5: Quick Mode needs an authenticated IKE SA."""
+    if sa.state is not IkeState.ESTABLISHED:
+        raise SaClosed("the IKE SA was closed")
+
+
+def _ignored_for(refused: KeydRefused) -> PeerError | KeydRefused:
+    """A message that does not verify was never awaited; other refusals end the exchange."""
+    return PeerError(refused.reason) if refused.why is Refusal.BAD_HASH else refused
+
+
+def _parse(number: int, opened: Opened) -> list[Payload]:
+    row = rules.expected(ExchangeType.QUICK_MODE, number, encrypted=True)
+    listed = split_chain(opened.next_payload, opened.payloads)
+    rules.check(row, (kind for kind, _ in listed))
+    return [parse_payload(kind, body) for kind, body in listed]
+
+
+def _sa(payloads: list[Payload]) -> SecurityAssociation:
+    first = payloads[0]
+    if not isinstance(first, SecurityAssociation):
+        raise PeerError("message begins with the wrong payload", NotifyType.INVALID_PAYLOAD_TYPE)
+    return first
+
+
+def _selectors(sa: IkeSa, payloads: list[Payload]) -> tuple[TrafficSelector, TrafficSelector]:
+    """Ours and the peer's: IDcr and IDci, or where they are absent the two outer addresses (RFC 2409 section 5.5)."""
+    ids = [parse_selector(payload) for payload in payloads if isinstance(payload, Identification)]
+    if not ids:
+        return host(sa.local.address), host(sa.remote.address)
+    idci, idcr = ids
+    return idcr, idci
+
+
+def _original_addresses(sa: IkeSa, child: Child, role: Role) -> tuple[NatOriginalAddress, ...]:
+    """NAT-OAi, NAT-OAr (RFC 3947 section 5.2): in transport mode through a NAT, the addresses as we see them."""
+    if not sa.encap or child.mode is not Mode.TRANSPORT:
+        return ()
+    ours, theirs = NatOriginalAddress(sa.local.address), NatOriginalAddress(sa.remote.address)
+    return (ours, theirs) if role is Role.INITIATOR else (theirs, ours)
+
+
+def _id_body(selector: TrafficSelector) -> bytes:
+    return encode_payload(encode_selector(selector))[1]
+
+
+def _peer(sa: IkeSa) -> Peer:
+    if sa.peer is None:
+        raise Failed("the IKE SA belongs to no peer")
+    return sa.peer

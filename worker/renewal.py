@@ -1,0 +1,148 @@
+"""SAs are renewed before they end, and the old one goes after the new one is in use (RFC 2408 section 2.1, 2409 5.5).
+
+Both ends renew and either may come first: whoever finds that a newer SA does the same removes the old one instead.
+"""
+
+from collections.abc import Iterable
+
+from privsep.errors import PeerError
+from privsep.log import Level
+from privsep.types import Spi
+from worker.child import ChildSa, ChildState, renewal_delay
+from worker.context import Context
+from worker.errors import Failed
+from worker.establish import Establisher
+from worker.ikev1 import informational
+from worker.isakmp_sa import IkeSa, IkeState, Peer
+from worker.peers import forget_child, forget_ike, newest, peers_of, serving
+
+GRACE = 5.0
+"""Seconds that a replaced SA still takes what is on its way."""
+RETRY = 20.0
+"""Seconds between two attempts to renew."""
+
+
+class Renewal:
+    """Timers of all SAs, and what happens when they end."""
+
+    def __init__(self, context: Context, establisher: Establisher) -> None:
+        self._context = context
+        self._establisher = establisher
+
+    # child SAs
+
+    def watch_child(self, child: ChildSa) -> None:
+        """A new pair: see to it in time."""
+        delay = renewal_delay(child.expires - child.installed, child.role, self._context.random)
+        child.renewal = self._context.after(delay, lambda: self.renew_child(child))
+
+    def renew_child(self, child: ChildSa) -> None:
+        """Replace the pair, or remove it if that has happened already."""
+        if child.state is not ChildState.INSTALLED:
+            return
+        if child.renewal is not None:
+            child.renewal.cancel()
+        if serving(child.peer, child.flow) is not child:
+            self.delete_child(child, "a newer pair is in use")
+        elif self._context.now >= child.expires:
+            self.delete_child(child, "its lifetime is over")
+        else:
+            child.state = ChildState.RENEWING
+            self._context.spawn(self._renew_child(child), "renewal_failed", lambda: child.label)
+
+    async def _renew_child(self, child: ChildSa) -> None:
+        context = self._context
+        try:
+            await self._establisher.child(child.flow, (child.local, child.remote))
+        except (Failed, PeerError):
+            if child.state is ChildState.RENEWING:
+                child.state = ChildState.INSTALLED
+                wait = max(0.0, min(RETRY, child.expires - context.now))
+                child.renewal = context.after(wait, lambda: self.renew_child(child))
+            raise
+        if child.state is ChildState.RENEWING:
+            child.state = ChildState.REPLACED
+            child.renewal = context.after(GRACE, lambda: self.delete_child(child, "replaced"))
+
+    def delete_child(self, child: ChildSa, reason: str) -> None:
+        """Remove the pair here and tell the peer."""
+        if child.state is not ChildState.CLOSED:
+            forget_child(self._context, child, reason)
+            self.tell_deleted(child.peer, (child.spi_in,))
+
+    def tell_deleted(self, peer: Peer, spis: Iterable[Spi]) -> None:
+        """Delete, if there is an IKE SA to say it under."""
+        sa = newest(peer)
+        if sa is not None:
+            self._context.spawn(
+                informational.delete_spis(self._context, sa, tuple(spis)), "notification_unsent", lambda: sa.label
+            )
+
+    # IKE SAs
+
+    def watch_ike(self, sa: IkeSa) -> None:
+        """A new IKE SA: see to it in time."""
+        delay = renewal_delay(sa.expires - sa.established, sa.role, self._context.random)
+        sa.renewal = self._context.after(delay, lambda: self.renew_ike(sa))
+
+    def renew_ike(self, sa: IkeSa) -> None:
+        """Replace the IKE SA, or let it go when it is replaced, of no more use, or over."""
+        peer = sa.peer
+        if sa.state is not IkeState.ESTABLISHED or peer is None:
+            return
+        if newest(peer) is not sa:
+            self.delete_ike(sa, "a newer one is in use")
+        elif not peer.children:
+            self.delete_ike(sa, "nothing needs it")
+        elif self._context.now >= sa.expires:
+            self.delete_ike(sa, "its lifetime is over")
+        else:
+            self._context.spawn(self._renew_ike(sa, peer), "renewal_failed", lambda: sa.label)
+
+    async def _renew_ike(self, sa: IkeSa, peer: Peer) -> None:
+        context = self._context
+        try:
+            await self._establisher.ike(peer.connection, (sa.local, sa.remote))
+        except (Failed, PeerError):
+            wait = max(0.0, min(RETRY, sa.expires - context.now))
+            sa.renewal = context.after(wait, lambda: self.renew_ike(sa))
+            raise
+        sa.renewal = context.after(GRACE, lambda: self.delete_ike(sa, "replaced"))
+
+    def delete_ike(self, sa: IkeSa, reason: str) -> None:
+        """Tell the peer, then let go."""
+        self._context.spawn(self.close_ike(sa, reason), "notification_unsent", lambda: sa.label)
+
+    async def close_ike(self, sa: IkeSa, reason: str) -> None:
+        """Tell the peer, then let go; done when the message is out."""
+        if sa.state is not IkeState.ESTABLISHED:
+            return
+        try:
+            await informational.delete_ike(self._context, sa)
+        finally:
+            forget_ike(self._context, sa, reason)
+
+    # both
+
+    def moved(self, sa: IkeSa) -> None:
+        """The peer's address has changed: its pairs send to the old one until they are replaced."""
+        if sa.peer is not None:
+            for child in tuple(sa.peer.children.values()):
+                if child.encap and (child.local, child.remote) != (sa.local, sa.remote):
+                    self.renew_child(child)
+
+    async def close(self, connection: str, reason: str) -> None:
+        """Delete all that we have with the peers of a connection: child SAs first, while there is who says it."""
+        context = self._context
+        for peer in peers_of(context, connection):
+            spis = tuple(peer.children)
+            sa = newest(peer)
+            for child in tuple(peer.children.values()):
+                forget_child(context, child, reason)
+            try:
+                if sa is not None:
+                    await informational.delete_spis(context, sa, spis)
+                for each in tuple(peer.ike_sas):
+                    await self.close_ike(each, reason)
+            except Failed as failed:
+                context.log_rarely(Level.INFO, "notification_unsent", connection=connection, reason=failed.reason)
