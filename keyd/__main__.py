@@ -61,7 +61,7 @@ def main() -> int:
     if not wire.await_handshake(WORKER_SECONDS):
         event(Level.ERROR, "worker_absent", seconds=WORKER_SECONDS)
         return 1
-    wire.stop_listening()
+    wire.hide()
     worker = Peer(
         wire,
         loop,

@@ -175,13 +175,13 @@ def _thread(actual: status.Status) -> Thread:
 def _dumpable(proc: Path, uids: tuple[int, ...]) -> bool:
     """proc(5): what is not dumpable belongs to root. What is root's anyway is asked whether it can be traced."""
     if uids[1] != 0:
-        return proc.stat().st_uid != 0
+        return (proc / "environ").stat().st_uid != 0
     return _without_override(lambda: _traceable(proc))
 
 
 def _traceable(proc: Path) -> bool:
     try:
-        os.close(os.open(proc / "environ", os.O_RDONLY | os.O_CLOEXEC))
+        os.close(os.open(proc / "mem", os.O_RDONLY | os.O_CLOEXEC))
     except PermissionError:
         return False
     return True

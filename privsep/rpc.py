@@ -8,6 +8,7 @@ ZeroMQ's descriptor is edge-triggered: after any readiness, and after our own se
 empty. `Loop.before_poll` does that once a round.
 """
 
+import os
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
@@ -54,18 +55,18 @@ class Wire:
         # one I/O thread; it and the reaper exist before lockdown and are covered by seccomp's TSYNC
         self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context(io_threads=1)
         self.sock = _socket(self.context)
-        self._endpoint = ""
+        self._path = ""
         self.state = self.sock.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
 
     def bind(self, path: str, uid: int) -> None:
         """Listen for the one process of that uid."""
         self.sock.setsockopt(zmq.IPC_FILTER_UID, uid)
-        self._endpoint = f"ipc://{path}"
-        self.sock.bind(self._endpoint)
+        self.sock.bind(f"ipc://{path}")
+        self._path = path
 
-    def stop_listening(self) -> None:
-        """Take the endpoint's name away; the connection stays."""
-        self.sock.unbind(self._endpoint)
+    def hide(self) -> None:
+        """Take the endpoint's name away, so that nobody else can connect. (zmq_unbind would end the connection too.)"""
+        os.unlink(self._path)
 
     def connect(self, path: str) -> None:
         """Connect, once."""

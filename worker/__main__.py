@@ -90,7 +90,7 @@ class Shell:
     def _round(self) -> bool:
         """Once a round: take keyd's answers, carry out what the engine wants, know when to wake it."""
         more = self._keyd.pump()
-        effects = self._engine.drain()
+        effects = self._engine.take_effects()
         for effect in effects:
             match effect:
                 case Send():

@@ -1,4 +1,4 @@
-"""What the engine wants done: its only output. The shell drains and executes it in order."""
+"""What the engine wants done: its only output. The shell takes and executes it in order."""
 
 from dataclasses import dataclass
 

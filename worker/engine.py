@@ -44,7 +44,7 @@ MAX_EXCHANGES = 64
 
 
 class Engine:
-    """One worker. After each verb, `drain` what is to be done; call `tick` when `next_deadline` has come."""
+    """One worker. After each verb, `take_effects`; call `tick` when `next_deadline` has come."""
 
     def __init__(self, gateway: Gateway, random: Callable[[int], bytes], log: Log = event, now: float = 0.0) -> None:
         """`random(n)` gives n octets that nobody can foretell; `now` is seconds of a monotonic clock, as everywhere."""
@@ -55,7 +55,8 @@ class Engine:
         self._renewal = Renewal(context, establisher)
         self._keeper = Keeper(context, establisher, self._renewal)
         self._control = Control(context, self._keeper, self._renewal)
-        self._keeper.start()
+        # with the first tick, which brings the time
+        context.timers.at(context.now, self._keeper.start)
 
     # verbs
 
@@ -107,10 +108,15 @@ class Engine:
         """When `tick` has something to do."""
         return self._context.timers.next_deadline()
 
-    def drain(self) -> list[Effect]:
+    def take_effects(self) -> list[Effect]:
         """What is to be done, in this order; each once."""
         effects, self._context.outbox = self._context.outbox, []
         return effects
+
+    @property
+    def has_effects(self) -> bool:
+        """Whether there is something to take."""
+        return bool(self._context.outbox)
 
     # messages
 

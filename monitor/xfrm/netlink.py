@@ -78,7 +78,9 @@ class XfrmNetlink:
     def do(self, message: Message) -> None:
         """Have the kernel carry it out; KernelError if it refuses. The message is wiped in any case."""
         message["header"]["flags"] |= NLM_F_REQUEST | NLM_F_ACK
-        self._exchange(message)
+        _, kind = self._exchange(message)
+        if kind != NLMSG_ERROR:
+            raise _unexpected(message, kind)
 
     def ask(self, message: Message, answer: type[M]) -> M:
         """Have the kernel answer with a message of this class."""
@@ -86,7 +88,7 @@ class XfrmNetlink:
         try:
             length, kind = self._exchange(message)
             if kind != answer.kind:
-                raise DataplaneError(f"{message.kind.name}: the kernel answered with message type {kind}")
+                raise _unexpected(message, kind)
             found = answer(self._buffer[:length])
             found.decode()
             found.wipe()
@@ -96,7 +98,7 @@ class XfrmNetlink:
             self._buffer[:] = bytes(MAX_ANSWER)
 
     def _exchange(self, message: Message) -> tuple[int, int]:
-        """Length and type of the answer, which then stands in the buffer."""
+        """Length and type of the answer, which then stands in the buffer. NLMSG_ERROR with errno 0 is the ACK."""
         what = message.kind.name
         self._sequence = self._sequence % 0xFFFFFFFF + 1
         message["header"]["sequence_number"] = self._sequence
@@ -126,3 +128,7 @@ class XfrmNetlink:
         answer = Refusal(self._buffer[:length])
         answer.decode()
         return str(answer.get_attr("NLMSGERR_ATTR_MSG", ""))
+
+
+def _unexpected(message: Message, kind: int) -> DataplaneError:
+    return DataplaneError(f"{message.kind.name}: the kernel answered with message type {kind}")

@@ -7,6 +7,7 @@ import argparse
 import json
 import shutil
 import sys
+import time
 from dataclasses import asdict
 from typing import Any
 
@@ -22,6 +23,9 @@ from privsep.errors import OperatorError
 
 SCHEMA_VERSION = 1
 MAX_PROCESSES = 16
+SETTLE_SECONDS = 3.0
+"""A child that has just been started is not confined yet; it needs a part of a second."""
+_Seen = list[tuple[Kind, Facts, tuple[Finding, ...]]]
 _NAMES = {number: name for name, number in vars(prctl).items() if name.startswith("CAP_") and isinstance(number, int)}
 _SECCOMP = ("off", "strict", "filter")
 _HEADERS = [
@@ -51,12 +55,13 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Inspect and judge every process that the daemon names."""
-    result = ask(arguments.run_dir, {"command": "audit"}, seconds=STATUS_SECONDS)
-    if result["code"] != Exit.DONE:
-        raise OperatorError(f"audit: {cell(result.get('text'))}")
-    processes, users, absent = _parse(result)
-    seen = [(kind, facts := inspect(pid), judge(kind, facts, users, absent)) for kind, pid in processes]
+    """Inspect and judge every process that the daemon names; again for a while if one is weaker."""
+    deadline = time.monotonic() + SETTLE_SECONDS
+    while True:
+        seen, absent = _look(arguments.run_dir)
+        if time.monotonic() > deadline or not any(findings for _, _, findings in seen):
+            break
+        time.sleep(0.2)
     if arguments.json:
         sys.stdout.write(json.dumps(_document(seen, absent), indent=2) + "\n")
     else:
@@ -65,7 +70,12 @@ def run(arguments: argparse.Namespace) -> int:
     return Exit.FAILED if any(findings for _, _, findings in seen) else Exit.DONE
 
 
-_Seen = list[tuple[Kind, Facts, tuple[Finding, ...]]]
+def _look(run_dir: str) -> tuple[_Seen, frozenset[Layer]]:
+    result = ask(run_dir, {"command": "audit"}, seconds=STATUS_SECONDS)
+    if result["code"] != Exit.DONE:
+        raise OperatorError(f"audit: {cell(result.get('text'))}")
+    processes, users, absent = _parse(result)
+    return [(kind, facts := inspect(pid), judge(kind, facts, users, absent)) for kind, pid in processes], absent
 
 
 def _parse(result: Message) -> tuple[list[tuple[Kind, int]], Users, frozenset[Layer]]:

@@ -270,7 +270,7 @@ def _answers(site: Site) -> bool:
     if not (site.run_dir / "control.sock").exists():
         return False
     try:
-        return "ike_sas" in _status(site)
+        return _status(site).get("worker") == "running"
     except DemoError:
         return False
 

@@ -122,7 +122,7 @@ class Load:
 
     def _carry_out(self, tunnel: Tunnel) -> None:
         engine = tunnel.engine
-        while effects := engine.drain():
+        while effects := engine.take_effects():
             for effect in effects:
                 now = time.monotonic()
                 match effect:

@@ -115,6 +115,12 @@ def test_a_message_of_another_kind_is_no_answer(kit, fake, kernel):
         kernel.ask(get(kit), Counters)
 
 
+def test_only_an_acknowledgement_is_success(kit, fake, kernel):
+    fake.reply = lambda sequence: [(sa_answer(sequence), 0)]
+    with pytest.raises(DataplaneError, match="message type 16"):
+        kernel.do(delete(kit))
+
+
 def test_a_cut_off_answer_is_refused(kit, fake, kernel):
     fake.reply = lambda sequence: [(sa_answer(sequence)[:100], 0)]
     with pytest.raises(DataplaneError, match="cut off"):

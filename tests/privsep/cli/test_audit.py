@@ -1,5 +1,6 @@
 """`audit` against a made-up daemon, whose processes are ours to choose."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -88,28 +89,46 @@ def test_the_document_names_capabilities_and_every_fact(confined, daemon, run_di
 
 def test_a_process_that_does_not_run_is_mentioned(confined, daemon, run_dir, capsys):
     confined["processes"].pop(1)
-    confined["absent"] = ["mlock"]
+    confined["absent"] = ["landlock"]
     daemon(confined)
     main(["audit", "--run-dir", str(run_dir)])
     printed = capsys.readouterr().out
     assert "worker is not running\n" in printed
-    assert "named as absent by the configuration: mlock\n" in printed
+    assert "named as absent by the configuration: landlock\n" in printed
+
+
+def test_a_process_that_has_just_started_gets_time_to_confine_itself(confined, monkeypatch, capsys):
+    answers, looks = [confined, confined], []
+    unfinished = as_designed(facts_of.Kind.WORKER, 102)
+
+    def inspect(pid):
+        looks.append(pid)
+        first = len(looks) <= 3
+        kind = {101: facts_of.Kind.MONITOR, 102: facts_of.Kind.WORKER, 103: facts_of.Kind.KEYD}[pid]
+        return dataclasses.replace(unfinished, root_is_empty=False) if first and pid == 102 else as_designed(kind, pid)
+
+    monkeypatch.setattr(audit, "inspect", inspect)
+    monkeypatch.setattr(audit, "ask", lambda *_, **__: answers.pop())
+    assert main(["audit", "--run-dir", "unused"]) == DONE
+    assert looks == [101, 102, 103] * 2
+    assert "WEAKER" not in capsys.readouterr().out
 
 
 @pytest.mark.root
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to look at processes")
-def test_an_unconfined_process_is_found_weaker(cli, daemon, run_dir):
+def test_an_unconfined_process_is_found_weaker(daemon, run_dir, capsys, monkeypatch):
+    monkeypatch.setattr(audit, "SETTLE_SECONDS", -1.0)
+    printed = []
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as impostor:
-        daemon(answer(("worker", impostor.pid)))
-        done = cli("audit", "--run-dir", run_dir)
-        os.unlink(run_dir / "control.sock")
-        daemon(answer(("worker", impostor.pid)))
-        as_json = cli("audit", "--json", "--run-dir", run_dir)
+        for words in ([], ["--json"]):
+            daemon(answer(("worker", impostor.pid)))
+            assert main(["audit", *words, "--run-dir", str(run_dir)]) == FAILED
+            printed.append(capsys.readouterr().out)
+            (run_dir / "control.sock").unlink()
         impostor.communicate(b"\n")
-    assert (done.returncode, as_json.returncode) == (FAILED, FAILED)
-    assert "WEAKER" in done.stdout
-    assert "worker: uid is (0, 0, 0, 0), designed is (61001, 61001, 61001, 61001)\n" in done.stdout
-    weaker = {finding["what"] for finding in json.loads(as_json.stdout)["processes"][0]["weaker"]}
+    assert "WEAKER" in printed[0]
+    assert "worker: uid is (0, 0, 0, 0), designed is (61001, 61001, 61001, 61001)\n" in printed[0]
+    weaker = {finding["what"] for finding in json.loads(printed[1])["processes"][0]["weaker"]}
     assert {"uid", "seccomp mode", "dumpable", "no_new_privs", "empty network namespace"} <= weaker
 
 

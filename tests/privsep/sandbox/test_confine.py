@@ -1,11 +1,10 @@
 """Privileges, names and layers: taken, read back, or fatal."""
 
 import json
+import os
 import signal
 
 import pytest
-
-from privsep.sandbox.confine import Grant
 
 SHOW = """
 import dataclasses, json
@@ -119,7 +118,7 @@ def test_a_step_that_cannot_be_applied_is_fatal(sandbox, spoil, complaint):
 
 
 NO_LAYER = {
-    "netns": "capabilities.limit_bounding(frozenset(), 40); c = frozenset(range(41)) - {21, 24}; capabilities.limit(c, c)",
+    "netns": "c = frozenset(range(41)) - {21, 24}; capabilities.limit(c, c)",
     "mlock": "c = frozenset(range(41)) - {14, 24}; capabilities.limit(c, c)",
     "landlock": "prctl.set_no_new_privs(1); seccomp.load(seccomp.build("
     "[seccomp.refuse('landlock_create_ruleset', errno.ENOSYS)], seccomp.ALLOW))",
@@ -163,8 +162,6 @@ if inner == 0:
 os.waitpid(inner, 0)
 """
     )
-    import os
-
     for _ in range(100):
         if not _runs(int(printed)):
             return
@@ -183,9 +180,9 @@ def _runs(pid: int) -> bool:
 
 def test_no_core_and_no_tracing(sandbox):
     assert sandbox.output("become('keyd')\nprint(prctl.get_dumpable(), resource.getrlimit(resource.RLIMIT_CORE))") == (
-        "0 (0, 0)"
+        "False (0, 0)"
     )
-    assert sandbox.output("print(prctl.get_dumpable())") == "1"
+    assert sandbox.output("print(prctl.get_dumpable())") == "True"
 
 
 def test_the_network_namespace_is_empty(sandbox):
@@ -202,7 +199,7 @@ def test_the_limits_forbid_processes_and_descriptors_even_without_a_filter(sandb
 from privsep.sandbox import rlimits
 become("worker")
 rlimits.apply(policy("worker").rlimits)
-for attempt in (os.fork, lambda: os.dup(0)):
+for attempt in (os.fork, lambda: [os.dup(0) for _ in range(5)]):
     try:
         attempt()
         print("succeeded")
@@ -211,7 +208,3 @@ for attempt in (os.fork, lambda: os.dup(0)):
 """
     ).split()
     assert printed == ["EAGAIN", "EMFILE"]
-
-
-def test_grants_are_named_for_people():
-    assert Grant.NOTHING.value == "nothing"
