@@ -7,11 +7,10 @@ writes into the process's name just before the filter takes away the means to ch
 import os
 import re
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import TypeVar
 
 import prctl
 
@@ -22,8 +21,6 @@ from privsep.sandbox.confine import SECCOMP_FILTER
 
 MAX_THREADS = 64
 MAX_DESCRIPTORS = 4096
-
-T = TypeVar("T")
 
 
 class Kind(Enum):
@@ -144,7 +141,7 @@ def inspect(pid: int) -> Facts:
             pid=pid,
             threads=main.threads,
             credentials=tuple(credentials),
-            dumpable=_dumpable(proc, main.uids),
+            dumpable=_dumpable(proc, main),
             core_limit=_core_limit((proc / "limits").read_text()),
             landlock=_reported_landlock(main.name),
             root=os.readlink(proc / "root"),
@@ -172,37 +169,34 @@ def _thread(actual: status.Status) -> Thread:
     )
 
 
-def _dumpable(proc: Path, uids: tuple[int, ...]) -> bool:
+def _dumpable(proc: Path, actual: status.Status) -> bool:
     """proc(5): what is not dumpable belongs to root. What is root's anyway is asked whether it can be traced."""
-    if uids[1] != 0:
-        return (proc / "environ").stat().st_uid != 0
-    return _without_override(lambda: _traceable(proc))
-
-
-def _traceable(proc: Path) -> bool:
-    try:
-        os.close(os.open(proc / "mem", os.O_RDONLY | os.O_CLOEXEC))
-    except PermissionError:
-        return False
-    return True
-
-
-def _without_override(question: Callable[[], T]) -> T:
-    """Ask in a thread of its own that has no CAP_SYS_PTRACE: capabilities belong to threads."""
-    answers: list[T] = []
+    if actual.uids[1] != 0:
+        return proc.stat().st_uid != 0
+    answers: list[bool] = []
 
     def ask() -> None:
-        mine = status.parse(Path("/proc/thread-self/status").read_text())
-        held = frozenset(number for number in range(64) if mine.effective >> number & 1) - {prctl.CAP_SYS_PTRACE}
+        # capabilities belong to threads: this one gives up those that would let it trace everything
+        mine = status.parse(Path("/proc/thread-self/status").read_text()).effective & ~(1 << prctl.CAP_SYS_PTRACE)
+        held = frozenset(number for number in range(64) if mine >> number & 1)
         capabilities.limit(held, held)
-        answers.append(question())
+        # who holds more than the asker cannot be traced in any case; the worse is assumed
+        answers.append(bool(actual.permitted & ~mine) or _traceable(proc))
 
     thread = threading.Thread(target=ask)
     thread.start()
     thread.join()
     if not answers:
-        raise AuditError("capabilities cannot be lowered for the question whether a process is dumpable")
+        raise AuditError("capabilities cannot be lowered to ask whether a process is dumpable")
     return answers[0]
+
+
+def _traceable(proc: Path) -> bool:
+    try:
+        os.close(os.open(proc / "environ", os.O_RDONLY | os.O_CLOEXEC))
+    except PermissionError:
+        return False
+    return True
 
 
 def _empty_network(proc: Path) -> bool:

@@ -83,7 +83,9 @@ SOFT_REFUSALS: tuple[Rule, ...] = (
     refuse("unlink", errno.EACCES),  # libzmq removes its socket's name at the end
     refuse("ioctl", errno.ENOTTY),  # is a stream a terminal?
     refuse("lseek", errno.ESPIPE),  # where is a stream?
+    refuse("getsockname", errno.EACCES),  # a socket's repr, which a socket left open at the end gets
+    refuse("getpeername", errno.EACCES),  # the same
     refuse("sysinfo", errno.EACCES),  # how much memory is there?
     refuse("sigaltstack", errno.EACCES),  # the interpreter's end; threads of Rust
 )
-"""Tried by the C library, CPython or OpenSSL in passing; refused with an errno that they live with."""
+"""Tried by the C library, CPython, libzmq or OpenSSL in passing; refused with an errno that they live with."""

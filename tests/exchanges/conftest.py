@@ -344,6 +344,23 @@ class Pair(World):
             assert site.monitor.allocated == {}
 
 
+def restart(world: Pair, name: str) -> None:
+    """The gateway comes back without its memory."""
+    old: Site = getattr(world, name)
+    addresses = [address for address, site in world.sites.items() if site is old]
+    setattr(world, name, world.add(name, old.config, *addresses))
+
+
+def without_client_ids(site: Site) -> None:
+    """A worker that leaves IDci and IDcr away."""
+    handle = site.keyd.handle
+
+    def handling(request: keyd_schema.Request) -> keyd_schema.Reply:
+        return handle(dataclasses.replace(request, ids=()) if isinstance(request, keyd_schema.QuickOffer) else request)
+
+    site.keyd.handle = handling
+
+
 @pytest.fixture(scope="session")
 def make():
     """Everything that tests build worlds with."""
@@ -359,4 +376,7 @@ def make():
         RIGHT=RIGHT,
         LATENCY=LATENCY,
         RemoteAny=RemoteAny,
+        restart=restart,
+        without_client_ids=without_client_ids,
+        address=ipaddress.ip_address,
     )

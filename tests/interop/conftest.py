@@ -103,6 +103,10 @@ class Wiretap:
         output, _ = self._process.communicate(timeout=10)
         return json.loads(output)
 
+    def close(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
 
 CONNECTION = """\
 [gateway]
@@ -162,9 +166,13 @@ class Ours:
             self.process = subprocess.Popen(
                 self.words("run", "--config", str(config), "--secrets", str(secrets)), stdout=log, stderr=log
             )
-        ready = wait_for(lambda: self.process.poll() is not None or self.cli("status", check=False).returncode == 0, 20)
+        ready = wait_for(lambda: self.process.poll() is not None or self.is_ready(), 20)
         assert ready, self.text()
         assert self.process.poll() is None, self.text()
+
+    def is_ready(self) -> bool:
+        done = self.cli("status", "--json", check=False)
+        return done.returncode == 0 and json.loads(done.stdout)["worker"] == "running"
 
     def words(self, *words: str) -> list[str]:
         return self.site.command(sys.executable, "-I", "-m", "privsep", *words, "--run-dir", str(self.run_dir))
@@ -326,5 +334,7 @@ def strongswan(network) -> Iterator[StrongSwan]:
 
 
 @pytest.fixture
-def wiretap(network) -> Wiretap:
-    return Wiretap(network.left)
+def wiretap(network) -> Iterator[Wiretap]:
+    tap = Wiretap(network.left)
+    yield tap
+    tap.close()

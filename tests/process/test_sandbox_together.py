@@ -20,7 +20,9 @@ from privsep.sandbox import confine
 ROOT, WORKPLACE, WORKER, KEYD = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
 """
 
-KEYD_SIDE = COMMON + """
+KEYD_SIDE = (
+    COMMON
+    + """
 import keyd.sandbox
 from cryptography.hazmat.primitives import hashes, hmac
 from cryptography.hazmat.primitives.asymmetric import dh, ec, x25519
@@ -62,8 +64,11 @@ while (request := wire.recv()) != b"end":
 wire.send(b"ended")
 time.sleep(0.1)
 """
+)
 
-WORKER_SIDE = COMMON + """
+WORKER_SIDE = (
+    COMMON
+    + """
 import worker.sandbox
 ours = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 ours.bind(("127.0.0.1", 0))
@@ -107,6 +112,7 @@ wire.send(b"end")
 assert wire.recv() == b"ended"
 print(answers[-1].decode(), flush=True)
 """
+)
 
 # RFC 3526 section 3: 2048-bit MODP, group 14
 PRIME = """
@@ -132,9 +138,9 @@ def places(tmp_path: Path) -> tuple[str, ...]:
     return str(root), str(workplace), str(WORKER), str(KEYD)
 
 
-def start(code: str, *arguments: str, trace="") -> "subprocess.Popen[str]":
+def start(code: str, *arguments: str) -> "subprocess.Popen[str]":
     return subprocess.Popen(
-        [*(["strace","-f","-o",trace] if trace else []), sys.executable, "-I", "-B", "-W", "ignore", "-c", code, *arguments],
+        [sys.executable, "-I", "-B", "-W", "ignore", "-c", code, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -146,7 +152,7 @@ def test_a_confined_worker_and_a_confined_keyd_do_their_work_together(places):
     """ZeroMQ both ways, UDP and SEQPACKET on one epoll, every primitive of keyd; no accept after lockdown."""
     keyd = start(KEYD_SIDE.replace("{prime!r}", repr("".join(PRIME.split()))), *places)
     assert keyd.stdout.readline() == "bound\n", keyd.communicate()[1]
-    worker = start(WORKER_SIDE, *places, trace="/tmp/sbx/t.log")
+    worker = start(WORKER_SIDE, *places)
     worker_output, worker_errors = worker.communicate(timeout=20)
     _, keyd_errors = keyd.communicate(timeout=20)
     assert (worker.returncode, keyd.returncode) == (0, 0), worker_errors + keyd_errors

@@ -21,7 +21,7 @@ from worker.errors import Failed, KeydRefused, SaClosed
 from worker.exchange import Received
 from worker.isakmp_sa import IkeSa, IkeState
 from worker.moving import authenticated_from
-from worker.peers import forget_child, forget_ike, peers_of
+from worker.peers import forget_child, forget_ike
 
 SPI_OCTETS = 4
 MAX_DELETED_AT_ONCE = 32
@@ -193,9 +193,8 @@ def honour_initial_contact(context: Context, sa: IkeSa, connection: Connection, 
 
     SAs that were made since the exchange began are not meant: both ends may have begun at once.
     """
-    for peer in peers_of(context, connection.name):
-        if peer.identity != identity:
-            continue
+    peer = context.peers.get(connection.name, {}).get(identity)
+    if peer is not None:
         for child in tuple(peer.children.values()):
             if child.installed < sa.created:
                 forget_child(context, child, "the peer has started anew")

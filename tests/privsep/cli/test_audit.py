@@ -129,7 +129,7 @@ def test_an_unconfined_process_is_found_weaker(daemon, run_dir, capsys, monkeypa
     assert "WEAKER" in printed[0]
     assert "worker: uid is (0, 0, 0, 0), designed is (61001, 61001, 61001, 61001)\n" in printed[0]
     weaker = {finding["what"] for finding in json.loads(printed[1])["processes"][0]["weaker"]}
-    assert {"uid", "seccomp mode", "dumpable", "no_new_privs", "empty network namespace"} <= weaker
+    assert {"uid", "seccomp mode", "no_new_privs", "empty network namespace"} <= weaker
 
 
 @pytest.mark.parametrize(

@@ -187,7 +187,9 @@ def test_no_core_and_no_tracing(sandbox):
 
 def test_the_network_namespace_is_empty(sandbox):
     code = "{}\nprint([name for _, name in socket.if_nameindex()])\n"
-    code += "try:\n    socket.socket(socket.AF_INET, socket.SOCK_DGRAM).connect(('127.0.0.1', 9))\n    print('reached')\n"
+    code += (
+        "try:\n    socket.socket(socket.AF_INET, socket.SOCK_DGRAM).connect(('127.0.0.1', 9))\n    print('reached')\n"
+    )
     code += "except OSError as error:\n    print(errno.errorcode[error.errno])"
     assert sandbox.output(code.format("")).endswith("reached")
     assert sandbox.output(code.format("become('keyd')")).endswith("ENETUNREACH")

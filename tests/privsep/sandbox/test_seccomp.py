@@ -87,7 +87,9 @@ def test_a_forbidden_call_ends_the_worker(sandbox, attempt):
 
 
 @pytest.mark.parametrize("process", ["keyd", "esp"])
-@pytest.mark.parametrize("name", ["a unix socket", "a process", "executing", "memory for code, high bits set", "ptrace"])
+@pytest.mark.parametrize(
+    "name", ["a unix socket", "a process", "executing", "memory for code, high bits set", "ptrace"]
+)
 def test_the_other_children_are_filtered_alike(sandbox, process, name):
     code = FORBIDDEN[name]
     result = sandbox.run(f"{SETUP}\nattempt = compile({code!r}, 'x', 'exec')\nconfine_as({process!r})\nexec(attempt)")

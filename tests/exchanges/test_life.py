@@ -1,0 +1,259 @@
+"""What becomes of SAs: deletion, renewal, restart, both ends at once."""
+
+import dataclasses
+
+import pytest
+
+from privsep.config.model import Start
+from privsep.schema.install import Acquire, Adopted, Expired, Outcome, Stop
+from privsep.types import Endpoint
+
+HOUR = 3600.0
+
+
+def up_at_both_ends(make, **changes):
+    ours = make.connection(**({"children": (make.child(start=Start.UP),)} | changes))
+    theirs = make.mirrored(ours)
+    theirs = dataclasses.replace(
+        theirs, children=tuple(dataclasses.replace(c, start=Start.UP) for c in theirs.children)
+    )
+    return ours, theirs
+
+
+def test_down_of_a_child_deletes_it_at_both_ends_and_keeps_the_ike_sa_rfc2408_3_15(make):
+    world = make.Pair()
+    world.up()
+    sequence = world.left.down(child="lan")
+    world.run(1.0)
+    assert world.left.outcome(sequence).outcome is Outcome.DONE
+    assert world.left.pairs == world.right.pairs == {}
+    assert len(world.left.established()) == len(world.right.established()) == 1
+    world.settled()
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_down_of_a_connection_by_either_end_deletes_everything(make, side):
+    world = make.Pair()
+    world.up()
+    sequence = getattr(world, side).down()
+    world.run(1.0)
+    assert getattr(world, side).outcome(sequence).outcome is Outcome.DONE
+    for site in (world.left, world.right):
+        assert site.pairs == {}
+        assert site.status() == []
+    world.settled()
+
+
+def test_stop_says_delete_and_is_then_completed(make):
+    world = make.Pair()
+    world.up()
+    sequence = world.left.order(Stop())
+    world.run(1.0)
+    assert world.left.outcome(sequence).outcome is Outcome.DONE
+    assert world.right.status() == []
+    assert world.right.pairs == {}
+
+
+def test_what_the_peer_deletes_comes_back_if_it_starts_by_itself(make):
+    world = make.Pair(make.connection(children=(make.child(start=Start.UP),)))
+    world.run(10.0)
+    assert world.mirror() == 1
+    world.right.down(child="lan")
+    world.run(2.0)
+    assert world.left.pairs == {}
+    world.run(30.0)
+    assert world.mirror() == 1
+    world.left.down(child="lan")
+    world.run(300.0)
+    assert world.left.pairs == {}, "the operator's word counts"
+    world.settled()
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_eight_hours_without_a_gap_rfc2408_2_1(make, both):
+    ours, theirs = up_at_both_ends(make, lifetime=int(1.5 * HOUR))
+    world = make.Pair(ours, theirs if both else None, seed=7)
+    world.run(30.0)
+    assert world.mirror() >= 1
+    first = set(world.left.pairs)
+    cookies = {sa.cky_i for sa in world.left.established()}
+    gaps = []
+    while world.now < 1000.0 + 8 * HOUR:
+        world.run(7.0)
+        if not world.mirror():
+            gaps.append(world.now)
+    assert gaps == []
+    assert len(world.left.pairs) <= 3
+    assert len(world.right.pairs) <= 3
+    assert len(world.left.established()) <= 3
+    assert not first & set(world.left.pairs)
+    assert not cookies & {sa.cky_i for sa in world.left.established()}
+    assert len(world.left.logged("child_installed")) < 40
+    world.settled()
+
+
+def test_renewal_survives_a_lossy_network(make):
+    ours, theirs = up_at_both_ends(make)
+    world = make.Pair(ours, theirs, seed=3)
+    world.run(30.0)
+    world.fate = lambda site, send: [] if world.rng.random() < 0.3 else [make.LATENCY]
+    gaps = 0
+    while world.now < 1000.0 + 6 * HOUR:
+        world.run(30.0)
+        gaps += not world.mirror()
+    assert gaps == 0
+    assert len(world.left.pairs) < 12
+    world.settled()
+
+
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("delay", [0.0, 0.004, 0.013, 0.04])
+def test_both_ends_begin_at_once_and_have_working_sas(make, seed, delay):
+    world = make.Pair(seed=seed)
+    left = world.left.up()
+    world.run(delay)
+    right = world.right.up()
+    world.run(60.0)
+    assert world.left.outcome(left).outcome is Outcome.DONE
+    assert world.right.outcome(right).outcome is Outcome.DONE
+    assert world.mirror() == len(world.left.pairs) == len(world.right.pairs) >= 1
+    assert {sa.cky_i for sa in world.left.established()} == {sa.cky_i for sa in world.right.established()}
+    # the newest pair of each end is the other's too, so traffic passes both ways from now on
+    world.settled()
+
+
+def test_initial_contact_clears_what_the_peer_has_forgotten_rfc2407_4_6_3_3(make):
+    world = make.Pair()
+    world.up()
+    make.restart(world, "left")
+    assert world.up().outcome is Outcome.DONE
+    assert len(world.right.established()) == 1
+    assert len(world.right.pairs) == world.mirror() == 1
+    world.settled()
+
+
+def test_a_soft_expiry_replaces_the_pair_and_a_hard_one_loses_it(make):
+    world = make.Pair(make.connection(children=(make.child(start=Start.UP),)))
+    world.run(10.0)
+    (old,) = world.left.pairs
+    world.left.event(Expired(spi_in=old, hard=False))
+    world.run(20.0)
+    (new,) = world.left.pairs
+    assert new != old
+    assert world.mirror() == 1
+    del world.left.pairs[new]
+    world.left.event(Expired(spi_in=new, hard=True))
+    world.run(1.0)
+    assert world.right.pairs == {}
+    world.run(30.0)
+    assert world.mirror() == 1
+
+
+def test_traffic_brings_a_trap_up(make):
+    world = make.Pair(make.connection(children=(make.child(start=Start.TRAP),)))
+    world.run(10.0)
+    assert world.left.pairs == {}
+    for _ in range(5):
+        world.left.event(Acquire(connection="paris", child="lan"))
+    world.run(2.0)
+    assert world.mirror() == len(world.left.pairs) == 1
+
+
+def test_adopted_pairs_are_replaced_and_then_removed(make):
+    world = make.Pair()
+    world.up()
+    (old,) = world.left.pairs
+    redeemed, asked = world.left.pairs[old]
+    pairs = dict(world.left.pairs)
+    make.restart(world, "left")
+    world.left.monitor.pairs.update(pairs)
+    world.left.event(
+        Adopted(
+            connection="paris",
+            child="lan",
+            spi_in=old,
+            spi_out=redeemed.spi_out,
+            local=asked.local,
+            remote=asked.remote,
+        )
+    )
+    gaps = 0
+    for _ in range(40):
+        world.run(0.5)
+        gaps += not world.mirror()
+    assert gaps == 0
+    assert len(world.left.pairs) == len(world.right.pairs) == 1
+    assert old not in world.left.pairs
+    world.settled()
+
+
+def test_a_child_with_several_selectors_has_a_quick_mode_for_each_pair_rfc2407_4_6_2(make):
+    ours = make.connection(
+        children=(
+            make.child(
+                local_ts=make.selectors("10.1.0.0/16", "10.4.0.0/16"),
+                remote_ts=make.selectors("10.2.0.0/16", "10.3.0.0/16"),
+            ),
+        )
+    )
+    world = make.Pair(ours)
+    assert world.up().outcome is Outcome.DONE
+    assert world.mirror() == 4
+    assert len(world.left.established()) == 1
+    sequence = world.left.up()
+    assert world.left.outcome(sequence).outcome is Outcome.DONE
+    assert len(world.left.pairs) == 4
+
+
+def test_the_shorter_lifetime_counts_and_is_told_rfc2407_4_5_4(make):
+    ours = make.connection(children=(make.child(lifetime=7200),))
+    theirs = make.mirrored(ours)
+    theirs = dataclasses.replace(theirs, children=tuple(dataclasses.replace(c, lifetime=600) for c in theirs.children))
+    world = make.Pair(ours, theirs)
+    world.up()
+    (child,) = world.left.engine._context.children.values()
+    assert child.expires - child.installed == 600
+
+
+def test_status_comes_in_pages(make):
+    connections = [
+        make.connection(name=f"c{n}", remote=make.address(f"198.51.100.{n}"), children=(make.child(start=Start.UP),))
+        for n in range(1, 60)
+    ]
+    world = make.World()
+    site = world.add("left", make.gateway(*connections), make.LEFT)
+    world.run(60.0)
+    status = site.status()
+    assert {each.connection for each in status} == {each.name for each in connections}
+    assert all("next attempt in" in each.state or each.state == "negotiating" for each in status)
+
+
+@pytest.mark.parametrize("moment", range(24))
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_an_sa_that_ends_while_keyd_works_harms_nobody_cve_2011_4073(make, moment, side):
+    world = make.Pair()
+    for site in (world.left, world.right):
+        site.keyd_delay = 0.05
+    world.left.up()
+    world.run(moment * 0.031)
+    getattr(world, side).down()
+    world.run(200.0)
+    world.settled()
+    for site in (world.left, world.right):
+        site.keyd_delay = 0.0
+    assert world.up().outcome is Outcome.DONE
+    assert world.mirror() >= 1
+    world.settled()
+
+
+def test_a_peer_of_no_fixed_address_is_answered_and_renewed_but_never_called(make):
+    ours = make.connection()
+    theirs = dataclasses.replace(make.mirrored(ours), remote=make.RemoteAny())
+    world = make.Pair(ours, theirs)
+    sequence = world.right.up()
+    assert "only the peer can begin" in world.right.outcome(sequence).text
+    assert world.up().outcome is Outcome.DONE
+    world.right.event(Expired(spi_in=next(iter(world.right.pairs)), hard=False))
+    world.run(20.0)
+    assert world.mirror() == len(world.right.pairs) == 1
+    assert Endpoint(make.LEFT, 500) == next(iter(world.right.pairs.values()))[1].remote
