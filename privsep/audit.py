@@ -172,7 +172,8 @@ def _thread(actual: status.Status) -> Thread:
 def _dumpable(proc: Path, actual: status.Status) -> bool:
     """proc(5): what is not dumpable belongs to root. What is root's anyway is asked whether it can be traced."""
     if actual.uids[1] != 0:
-        return proc.stat().st_uid != 0
+        # the directory itself is the user's always
+        return (proc / "environ").stat().st_uid != 0
     answers: list[bool] = []
 
     def ask() -> None:
@@ -193,7 +194,7 @@ def _dumpable(proc: Path, actual: status.Status) -> bool:
 
 def _traceable(proc: Path) -> bool:
     try:
-        os.close(os.open(proc / "environ", os.O_RDONLY | os.O_CLOEXEC))
+        os.close(os.open(proc / "mem", os.O_RDONLY | os.O_CLOEXEC))
     except PermissionError:
         return False
     return True

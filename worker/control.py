@@ -28,7 +28,7 @@ from worker.effects import TellMonitor
 from worker.errors import Failed
 from worker.isakmp_sa import IkeSa, IkeState
 from worker.keeper import UP, Goal, Keeper
-from worker.peers import forget_ike, newest, peers_of
+from worker.peers import newest, peers_of
 from worker.renewal import Renewal
 
 MAX_TEXT = 1000
@@ -127,14 +127,9 @@ class Control:
             return NOT_CONFIGURED
         for goal in self._keeper.of(order.connection):
             self._keeper.give_up(goal)
-        for sa in context.sas.all():
-            if sa.connection is not None and sa.connection.name == order.connection:
-                for exchange in tuple(sa.exchanges.values()):
-                    exchange.abort(Failed(ORDERED_DOWN))
-                if sa.state is IkeState.NEGOTIATING:
-                    forget_ike(context, sa, ORDERED_DOWN)
-                else:
-                    self._tell(order, f"-> {sa.remote.address} Delete of the IKE SA and its children")
+        for peer in peers_of(context, order.connection):
+            for sa in peer.ike_sas:
+                self._tell(order, f"-> {sa.remote.address} Delete of the IKE SA and its children")
         await self._renewal.close(order.connection, ORDERED_DOWN)
         return UP
 

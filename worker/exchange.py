@@ -14,7 +14,7 @@ from privsep.iana import ExchangeType, HeaderFlag
 from privsep.log import Level
 from privsep.payloads import Chain
 from privsep.tasks import Future
-from privsep.types import Endpoint, MessageId
+from privsep.types import Endpoint, MessageId, Spi
 from worker.codec.header import HEADER_OCTETS, Header, encode_message
 from worker.codec.payloads import Payload, encode_chain
 from worker.context import Context
@@ -60,10 +60,11 @@ class Exchange:
         "hint",
         "kind",
         "message_id",
+        "ours",
         "sa",
-        "spi",
         "subject",
         "suspicion",
+        "theirs",
     )
 
     def __init__(
@@ -81,8 +82,9 @@ class Exchange:
         self.kind = kind
         self.message_id = message_id
         self.subject = subject
-        self.spi = b""
-        """The SPI that we offered, while the peer may still refuse it by a notification."""
+        self.ours: Spi | None = None
+        self.theirs: Spi | None = None
+        """SPIs of a pair in the making, as far as the other end knows ours and we know its."""
         self.hint = ""
         """What somebody told or something showed about why this will fail."""
         self.suspicion = ""
@@ -216,7 +218,7 @@ class Exchange:
 
     def linger(self) -> None:
         """Done; our last message may have to be repeated for a while."""
-        self.spi = b""
+        self.ours = self.theirs = None
         self._inbox.clear()
         if self._aborted is not None:
             return

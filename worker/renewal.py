@@ -134,15 +134,28 @@ class Renewal:
     async def close(self, connection: str, reason: str) -> None:
         """Delete all that we have with the peers of a connection: child SAs first, while there is who says it."""
         context = self._context
+        for sa in context.sas.all():
+            if sa.state is IkeState.NEGOTIATING and sa.connection is not None and sa.connection.name == connection:
+                _abandon(sa, reason)
+                forget_ike(context, sa, reason)
         for peer in peers_of(context, connection):
-            spis = tuple(peer.children)
-            sa = newest(peer)
+            newest_sa = newest(peer)
+            making = [each.ours for sa in peer.ike_sas for each in sa.exchanges.values() if each.ours is not None]
+            spis = (*peer.children, *making)
             for child in tuple(peer.children.values()):
                 forget_child(context, child, reason)
+            for sa in peer.ike_sas:
+                _abandon(sa, reason)
             try:
-                if sa is not None:
-                    await informational.delete_spis(context, sa, spis)
-                for each in tuple(peer.ike_sas):
-                    await self.close_ike(each, reason)
+                if newest_sa is not None:
+                    await informational.delete_spis(context, newest_sa, spis)
+                for sa in tuple(peer.ike_sas):
+                    await self.close_ike(sa, reason)
             except Failed as failed:
                 context.log_rarely(Level.INFO, "notification_unsent", connection=connection, reason=failed.reason)
+
+
+def _abandon(sa: IkeSa, reason: str) -> None:
+    """Whoever runs an exchange does not try again: it was not the SA that failed."""
+    for exchange in tuple(sa.exchanges.values()):
+        exchange.abort(Failed(reason))

@@ -3,6 +3,7 @@
 The engines are the product's; only what surrounds them is simpler: no sandbox, and SAs are redeemed but not installed.
 """
 
+import ipaddress
 import os
 import socket
 import time
@@ -38,6 +39,17 @@ remote_ts = ["{other}/32"]
 esp = ["{esp}"]
 start = "wait"
 """
+
+
+EARLIER = install.Adopted(
+    connection="peer",
+    child="net",
+    spi_in=256,
+    spi_out=256,
+    local=Endpoint(ipaddress.ip_address("192.0.2.1"), IKE_PORT),
+    remote=Endpoint(ipaddress.ip_address("192.0.2.2"), IKE_PORT),
+)
+"""A pair that makes an engine believe that it is not the first contact."""
 
 
 @dataclass(slots=True)
@@ -78,6 +90,8 @@ class Load:
     def open(self) -> Tunnel:
         """Begin one more."""
         tunnel = Tunnel(Engine(self.gateway, os.urandom, log=_silence, now=time.monotonic()))
+        # every tunnel is between the same identities: INITIAL-CONTACT would have the responder delete the earlier ones
+        tunnel.engine._context.adopted[EARLIER.spi_in] = EARLIER
         self.tunnels.append(tunnel)
         order = install.Up(order=1, connection="peer", child="net")
         tunnel.engine.monitor_message(order, 1, time.monotonic())

@@ -59,7 +59,7 @@ class Responder(ABC):
 
     def __init__(self, namespace: str, directory: Path, shim: Path | None) -> None:
         self.namespace = namespace
-        self.directory = directory / self.name
+        self.directory = directory / self.name.replace(" ", "-")
         self.directory.mkdir(parents=True)
         self.directory.chmod(0o755)
         self.shim = shim

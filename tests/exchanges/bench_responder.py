@@ -1,7 +1,7 @@
 """The engine's own processor time for each handshake (Main Mode and Quick Mode) as responder.
 
-Run as a script: ``python tests/exchanges/bench_responder.py [HANDSHAKES] [--profile] [--memory]``. keyd, the monitor and the
-network stand outside of what is measured.
+Run as a script: ``python tests/exchanges/bench_responder.py [HANDSHAKES] [--profile] [--memory]``. keyd, the monitor
+and the network stand outside of what is measured.
 """
 
 import argparse

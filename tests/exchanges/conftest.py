@@ -339,6 +339,7 @@ class Pair(World):
 
     def settled(self) -> None:
         """Nothing of ours went wrong and nothing is left over."""
+        self.run(2.0)
         for site in (self.left, self.right):
             assert site.errors == []
             assert site.monitor.allocated == {}

@@ -118,7 +118,6 @@ def test_both_ends_begin_at_once_and_have_working_sas(make, seed, delay):
     assert world.right.outcome(right).outcome is Outcome.DONE
     assert world.mirror() == len(world.left.pairs) == len(world.right.pairs) >= 1
     assert {sa.cky_i for sa in world.left.established()} == {sa.cky_i for sa in world.right.established()}
-    # the newest pair of each end is the other's too, so traffic passes both ways from now on
     world.settled()
 
 

@@ -51,7 +51,7 @@ def finish(child) -> tuple[int, str]:
 
 @pytest.fixture
 def told():
-    """A child's account of itself, started by a parent with a blocked signal, an ignored one and a leaked descriptor."""
+    """A child's account of itself, started by a parent with a blocked and an ignored signal and a leaked descriptor."""
     ours, theirs = pair()
     leaked = os.open("/etc/passwd", os.O_RDONLY)
     os.set_inheritable(leaked, True)

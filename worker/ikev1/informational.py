@@ -19,7 +19,7 @@ from worker.codec.payloads import Delete, Notification, Payload, encode_chain, p
 from worker.context import Context
 from worker.errors import Failed, KeydRefused, SaClosed
 from worker.exchange import Received
-from worker.isakmp_sa import IkeSa, IkeState
+from worker.isakmp_sa import IkeSa, IkeState, Peer
 from worker.moving import authenticated_from
 from worker.peers import forget_child, forget_ike
 
@@ -27,6 +27,7 @@ SPI_OCTETS = 4
 MAX_DELETED_AT_ONCE = 32
 """SPIs in one Delete of ours; peers bound what they take."""
 DPD_SEQUENCE_OCTETS = 4
+DELETED = "the peer deleted it"
 
 
 # in clear
@@ -140,8 +141,8 @@ def _told(sa: IkeSa, notification: Notification) -> None:
     """RFC 2408 section 5.14: an error about a Quick Mode of ours ends it; it names our SPI, or there is only one."""
     if notification.type >= NotifyType.CONNECTED:
         return
-    running = [exchange for exchange in sa.exchanges.values() if exchange.spi]
-    named = [exchange for exchange in running if exchange.spi == notification.spi]
+    running = [each for each in sa.exchanges.values() if each.ours is not None and each.theirs is None]
+    named = [each for each in running if each.ours == int.from_bytes(notification.spi, "big")]
     if named or len(running) == 1:
         (named or running)[0].abort(Failed(f"{sa.peer_name} answers {_name(notification.type)}"))
 
@@ -168,11 +169,21 @@ def _deleted(context: Context, sa: IkeSa, delete: Delete) -> None:
         if delete.protocol == ProtocolId.ISAKMP:
             for each in tuple(peer.ike_sas):
                 if each.cky_i + each.cky_r == spi:
-                    forget_ike(context, each, "the peer deleted it")
+                    forget_ike(context, each, DELETED)
         elif delete.protocol == ProtocolId.ESP and len(spi) == SPI_OCTETS:
-            child = peer.by_spi_out.get(Spi(int.from_bytes(spi, "big")))
-            if child is not None:
-                forget_child(context, child, "the peer deleted it")
+            _deleted_child(context, peer, Spi(int.from_bytes(spi, "big")))
+
+
+def _deleted_child(context: Context, peer: Peer, spi_out: Spi) -> None:
+    """A pair that we have, or one that is being made: the monitor may be installing it."""
+    child = peer.by_spi_out.get(spi_out)
+    if child is not None:
+        forget_child(context, child, DELETED)
+        return
+    for sa in peer.ike_sas:
+        for exchange in tuple(sa.exchanges.values()):
+            if exchange.theirs == spi_out:
+                exchange.abort(Failed(DELETED))
 
 
 def initial_contact(sa: IkeSa) -> Notification:

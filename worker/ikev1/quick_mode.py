@@ -57,8 +57,6 @@ from worker.moving import authenticated_from
 from worker.negotiate import choose_child, host
 from worker.peers import add_child
 
-SPI_OCTETS = 4
-
 
 async def initiate(context: Context, sa: IkeSa, flow: Flow) -> ChildSa:
     """An installed child SA pair for that flow; Failed says why not."""
@@ -109,7 +107,7 @@ class _Initiator:
         self._quick = offered.quick
         _admit(sa)
         exchange = Exchange(context, sa, ExchangeType.QUICK_MODE, MessageId(offered.message_id), subject=child.name)
-        exchange.spi = spi.to_bytes(SPI_OCTETS, "big")
+        exchange.ours = spi
         try:
             exchange.report(
                 f"-> {peer} Quick Mode 1/3 for {child.name}: {flow.local_ts} with {flow.remote_ts}, offering "
@@ -117,9 +115,9 @@ class _Initiator:
             )
             message = exchange.sealed(PayloadType.HASH, offered.ciphertext)
             opened = await exchange.ask(message, self._message_2, f"Quick Mode 1/3 for {child.name}")
-            exchange.spi = b""
             answer = self._check(offer, opened)
             suite = answer.selection.suite
+            exchange.theirs = answer.selection.spi
             exchange.report(f"<- {peer} Quick Mode 2/3 for {child.name}: chose {suite}")
 
             keyed = await context.ask(
@@ -265,15 +263,16 @@ class _Responder:
             ),
             QuickKeyed,
         )
-        # repeated by timer: the peer is authenticated, and it has nothing to repeat once it has sent message 3
-        message = exchange.sealed(PayloadType.HASH, keyed.ciphertext)
-        await exchange.ask(message, self._message_3, f"Quick Mode 2/3 for {child.name}")
-        self._quick = b""
-        answer = _Answer(selection, lifetime)
+        exchange.ours, exchange.theirs = spi, selection.spi
         try:
-            pair = await _install(context, sa, keyed.keymat, flow, spi, answer, Role.RESPONDER)
+            # repeated by timer: the peer is authenticated, and it has nothing to repeat once it has sent message 3
+            message = exchange.sealed(PayloadType.HASH, keyed.ciphertext)
+            await exchange.ask(message, self._message_3, f"Quick Mode 2/3 for {child.name}")
+            self._quick = b""
+            pair = await _install(context, sa, keyed.keymat, flow, spi, _Answer(selection, lifetime), Role.RESPONDER)
+            exchange.check()
         except Failed:
-            # the peer believes that it has a pair now
+            # the peer may believe that it has a pair now
             await _withdraw(context, sa, spi)
             raise
         self._spi = None
