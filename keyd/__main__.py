@@ -13,7 +13,7 @@ import time
 from keyd import credentials, sandbox
 from keyd.service import Service
 from privsep.channel import Channel
-from privsep.config import handover, loader
+from privsep.config import handover
 from privsep.errors import Violation
 from privsep.log import Level, event
 from privsep.loop import Loop
@@ -37,10 +37,13 @@ def main() -> int:
     arguments = parser.parse_args()
 
     begin()
-    gateway = loader.load(handover.receive(arguments.config_fd, arguments.config), arguments.config)
+    gateway = handover.receive(arguments.config_fd, arguments.config)
     uid, gid = gateway.users.keyd
     confinement = sandbox.confinement(uid, gid, arguments.root, gateway.absent)
-    service = Service(gateway, credentials.load(arguments.secrets, gateway), time.monotonic, os.urandom)
+    secrets = credentials.load(arguments.secrets, gateway)
+    for warning in secrets.warnings:
+        event(Level.WARNING, "secrets", problem=warning)
+    service = Service(gateway, secrets, time.monotonic, os.urandom)
     become_user(confinement, arguments.workplace)
 
     loop = Loop()

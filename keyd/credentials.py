@@ -76,18 +76,20 @@ class Credentials:
         self._psks = tuple(psk for psk in psks if psk.ids)
         self._found: dict[str, Secret | None] = {}
         self.warnings: tuple[str, ...] = ()
+        self.missing: tuple[Problem, ...] = ()
+        """Connections that can never be negotiated."""
 
     @classmethod
     def parse(cls, text: str, filename: str, gateway: Gateway) -> Self:
         """ConfigError with every problem of the file."""
         psks, warnings = _Loading(text, filename, gateway).run()
         loaded = cls(psks)
-        missing = (each.name for each in gateway.connections if each.auth is Auth.PSK and not loaded.psk_for(each))
-        hints = (
-            f'{filename}:1: no secret fits connection {quote(name)}; a [[psk]] with connection = "{name}" would'
-            for name in missing
+        loaded.warnings = warnings
+        loaded.missing = tuple(
+            Problem(1, f'no secret fits connection "{each.name}"; a [[psk]] with connection = "{each.name}" would')
+            for each in gateway.connections
+            if each.auth is Auth.PSK and not loaded.psk_for(each)
         )
-        loaded.warnings = (*warnings, *hints)
         return loaded
 
     def psk_for(self, connection: Connection) -> Secret | None:
@@ -117,7 +119,10 @@ def load(path: str, gateway: Gateway) -> Credentials:
         ) from None
     except UnicodeDecodeError:
         raise ConfigError(path, [Problem(1, "not UTF-8; TOML files are UTF-8")]) from None
-    return Credentials.parse(text, path, gateway)
+    loaded = Credentials.parse(text, path, gateway)
+    if loaded.missing:
+        raise ConfigError(path, list(loaded.missing))
+    return loaded
 
 
 def check_access(status: os.stat_result, path: str) -> None:

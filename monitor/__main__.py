@@ -6,6 +6,7 @@ import sys
 from monitor import sandbox
 from monitor.daemon import Daemon
 from privsep.config import handover, loader
+from privsep.config.names import Names
 from privsep.errors import OperatorError
 from privsep.log import Level, event
 from privsep.sandbox.confine import become_user, lock_down
@@ -24,13 +25,18 @@ def main() -> int:
     report_unhandled()
     try:
         text = handover.read_file(arguments.config)
-        gateway = loader.load(text, arguments.config)
+        names = Names()
+        gateway = loader.load(text, arguments.config, names)
     except OperatorError as error:
         print(error, file=sys.stderr)
         return CONFIGURATION_INVALID
     try:
         daemon = Daemon(
-            gateway, config=arguments.config, text=text, secrets=arguments.secrets, run_dir=arguments.run_dir
+            gateway,
+            handed_over=handover.publish(text, names),
+            config=arguments.config,
+            secrets=arguments.secrets,
+            run_dir=arguments.run_dir,
         )
     except OperatorError as error:
         event(Level.ERROR, "cannot-start", reason=error)

@@ -35,6 +35,7 @@ class _Request:
     connection: str = ""
     child: str = ""
     timeout: int = ORDER_SECONDS
+    plan: bool = False
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -69,7 +70,7 @@ class Commands:
             "down": _Command(run=self._down, required=connection, optional=order),
             "audit": _Command(run=self._audit),
             "events": _Command(run=self._events),
-            "reload": _Command(run=self._reload),
+            "reload": _Command(run=self._reload, optional=frozenset({"plan"})),
         }
 
     def serve(self, request: dict[str, Any], client: Client) -> None:
@@ -207,4 +208,6 @@ def _parse(request: dict[str, Any]) -> _Request | str:
     timeout = request.get("timeout", ORDER_SECONDS)
     if type(timeout) is not int or not 1 <= timeout <= MAX_ORDER_SECONDS:
         return f"timeout is 1 to {MAX_ORDER_SECONDS} whole seconds"
+    if type(request.get("plan", False)) is not bool:
+        return "plan is true or false"
     return _Request(**request)

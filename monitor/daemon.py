@@ -19,11 +19,10 @@ from monitor.plane import choose
 from monitor.redeemer import Redeemer
 from monitor.service import Service
 from monitor.sockets import Plane, open_listeners
-from monitor.supervisor import Supervisor
+from monitor.supervisor import State, Supervisor
 from monitor.waiting import run
 from privsep import log
 from privsep.channel import Channel, pair
-from privsep.config import handover
 from privsep.config.model import Gateway
 from privsep.errors import ChannelClosed, OperatorError
 from privsep.log import Level
@@ -66,8 +65,8 @@ class Directories:
 class Daemon:
     """One for the life of the monitor. Implements `monitor.supervisor.Hooks`."""
 
-    def __init__(self, gateway: Gateway, *, config: str, text: str, secrets: str, run_dir: str) -> None:
-        """`text` is the content of the file `config`; keyd reads `secrets`, nobody else does."""
+    def __init__(self, gateway: Gateway, *, handed_over: int, config: str, secrets: str, run_dir: str) -> None:
+        """`handed_over` is the descriptor of the configuration, `config` its name; keyd alone reads `secrets`."""
         self.loop = Loop()
         self._gateway = gateway
         self._config = config
@@ -75,7 +74,7 @@ class Daemon:
         self._directories = Directories(run_dir, gateway)
         self._control_socket = control.listen(self._directories.run_dir)
         self._notifier = Notifier.from_environment()
-        self._config_fd = handover.publish(text)
+        self._config_fd = handed_over
         self._log_pipes: dict[str, LogPipe] = {}
         self._worker: Channel[WorkerRequest | WorkerReply, MonitorRequest | MonitorReply] | None = None
         self._keyd: Channel[keymat.Reply, Redeem] | None = None
@@ -114,7 +113,7 @@ class Daemon:
     # monitor.supervisor.Hooks
 
     def epoch_began(self) -> None:
-        """keyd and the worker run."""
+        """Keyd and the worker run."""
         self._service.epoch_began()
         self._notifier.ready()
 
@@ -246,11 +245,12 @@ class Daemon:
     def _acquired(self, policy: int) -> None:
         self._service.acquired(policy)
 
-    def _expired(self, spi: Spi, hard: bool) -> None:  # noqa: FBT001
+    def _expired(self, spi: Spi, hard: bool) -> None:
         self._service.expired(spi, hard)
 
     def _lost(self, reason: str) -> None:
-        self._log_event(Level.ERROR, "dataplane-lost", reason=reason)
+        if self._supervisor.state not in (State.STOPPING, State.STOPPED):
+            self._log_event(Level.ERROR, "dataplane-lost", reason=reason)
 
     def _log_event(self, level: Level, code: str, **fields: object) -> None:
         log.event(level, code, **fields)

@@ -10,7 +10,7 @@ import sys
 from typing import assert_never
 
 from privsep.channel import Channel
-from privsep.config import handover, loader
+from privsep.config import handover
 from privsep.log import Level, event
 from privsep.loop import Loop, Timer
 from privsep.rpc import ENDPOINT, Peer, Wire
@@ -39,7 +39,7 @@ def main() -> int:
     arguments = parser.parse_args()
 
     begin()
-    gateway = loader.load(handover.receive(arguments.config_fd, arguments.config), arguments.config)
+    gateway = handover.receive(arguments.config_fd, arguments.config)
     uid, gid = gateway.users.worker
     confinement = sandbox.confinement(uid, gid, arguments.root, gateway.absent)
     become_user(confinement, arguments.workplace)

@@ -39,8 +39,8 @@ from worker.renewal import Renewal
 
 MAX_OPENING = 16
 """First messages of one peer that wait for keyd's verdict; the rest must be sent again."""
-MAX_EXCHANGES = 64
-"""Of one IKE SA, those that linger included; keyd has room for as many Quick Modes."""
+MAX_ANSWERING = 32
+"""Quick Modes of one peer at once; keyd has room for twice as many, ours included."""
 
 
 class Engine:
@@ -152,7 +152,7 @@ class Engine:
         exchange = sa.exchanges.get(received.header.message_id)
         if exchange is not None and exchange.kind is ExchangeType.QUICK_MODE:
             exchange.deliver(received)
-        elif sa.opening >= MAX_OPENING or len(sa.exchanges) >= MAX_EXCHANGES:
+        elif sa.opening >= MAX_OPENING or sa.answering >= MAX_ANSWERING:
             raise PeerError("too many exchanges at once")
         else:
             self._context.spawn(quick_mode.respond(self._context, sa, received), "quick_mode_failed", lambda: sa.label)
@@ -190,8 +190,8 @@ class Engine:
         self._keeper.lost(child)
 
     def moved(self, sa: IkeSa) -> None:
-        """The peer has another address or port now."""
-        self._renewal.moved(sa)
+        """The peer has another address or port now. What its message says comes first: it may delete."""
+        self._context.after(0.0, lambda: self._renewal.moved(sa))
 
     def report(self, connection: str, text: str) -> None:
         """A step, for the operators who wait for this connection."""

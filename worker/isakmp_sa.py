@@ -65,6 +65,8 @@ class IkeSa:
     """By message id; 0 is phase 1's."""
     opening: int = 0
     """The peer's first messages of exchanges that keyd has not verified yet."""
+    answering: int = 0
+    """Quick Modes that the peer began and that are not over."""
     renewal: Timer | None = None
     keepalive: Timer | None = None
     moved: float = float("-inf")

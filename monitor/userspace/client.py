@@ -88,7 +88,9 @@ class UserspaceDataplane:
         """Routes first: they block the clear path even while no process runs."""
         future: Future[None] = Future()
         if policy.number in self._policies:
-            future.set_error(DataplaneError("a policy of this number exists"))
+            # a peer that moved: neither routes nor the process know outer addresses
+            self._policies[policy.number] = policy
+            future.set_result(None)
             return future
         try:
             self._routes.add(policy)

@@ -1,11 +1,16 @@
-"""The same bytes of gateway.toml for every process: the monitor reads the file once, its children inherit a sealed copy.
+"""The same gateway.toml for every process: the monitor reads the file once, its children inherit a sealed copy.
 
-A file that changes later, between two starts of a child, thus cannot make two processes see different policies.
+With it goes what the machine said about names. A file or a name that changes between two starts of a child thus cannot
+make two processes see different policies.
 """
 
 import fcntl
+import json
 import os
 
+from privsep.config import loader
+from privsep.config.model import Gateway
+from privsep.config.names import Names
 from privsep.errors import OperatorError
 
 MAX_CONFIG = 4 << 20
@@ -36,18 +41,20 @@ def _decode(data: bytes, path: str) -> str:
         raise OperatorError(f"{path}:{line}: not UTF-8; TOML files are UTF-8") from error
 
 
-def publish(text: str) -> int:
-    """A sealed descriptor of the text, for children to inherit."""
+def publish(text: str, names: Names) -> int:
+    """A sealed descriptor of the text and of the answers it took to load it, for children to inherit."""
     fd = os.memfd_create("gateway.toml", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    os.write(fd, text.encode())
+    with os.fdopen(os.dup(fd), "wb") as file:
+        file.write(json.dumps([text, names.answers]).encode())
     fcntl.fcntl(fd, _F_ADD_SEALS, _F_SEAL_ALL)
     return fd
 
 
-def receive(fd: int, path: str) -> str:
-    """The text behind an inherited descriptor, which is closed; `path` is for messages only."""
+def receive(fd: int, path: str) -> Gateway:
+    """The configuration behind an inherited descriptor, which is closed; `path` is for messages only."""
     try:
         # the offset is shared with all who inherited it, so it is not used
-        return _decode(os.pread(fd, MAX_CONFIG + 1, 0), path)
+        text, answers = json.loads(os.pread(fd, os.fstat(fd).st_size, 0))
     finally:
         os.close(fd)
+    return loader.load(text, path, Names(answers))

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -27,6 +27,7 @@ from responders import (
     RIGHT,
     RIGHT_HOST,
     Responder,
+    Unsupported,
     build_shim,
     cpu_seconds,
     resident_kb,
@@ -50,6 +51,8 @@ class Row:
     cpu_ms: float
     kb_per_tunnel: float
     missing: str = ""
+    processes: dict[str, float] = field(default_factory=dict)
+    """CPU ms of each process for a handshake."""
 
 
 def in_namespace(mark: str) -> tuple[str, str]:
@@ -74,7 +77,10 @@ def measure(responder: Responder, initiator_namespace: str, suite: str, tunnels:
     if missing:
         return Row(responder.name, suite, 0, 0.0, 0.0, 0.0, missing)
     try:
-        responder.start(ike, esp)
+        try:
+            responder.start(ike, esp)
+        except Unsupported as reason:
+            return Row(responder.name, suite, 0, 0.0, 0.0, 0.0, str(reason))
         # the warm-up and the measured tunnels are one process, told by its standard input when to go on
         load = subprocess.Popen(
             ["ip", "netns", "exec", initiator_namespace, "taskset", "-c", INITIATOR_CPU, sys.executable, __file__,
@@ -86,19 +92,27 @@ def measure(responder: Responder, initiator_namespace: str, suite: str, tunnels:
         if load.stdout.readline() != "warm\n":
             return Row(responder.name, suite, 0, 0.0, 0.0, 0.0, "the warm-up failed")
         time.sleep(0.5)
-        pids = responder.pids()
-        cpu, memory = cpu_seconds(pids), resident_kb(pids)
+        processes = responder.processes()
+        cpu, memory = {name: cpu_seconds(pid) for name, pid in processes.items()}, resident_kb(processes.values())
         load.stdin.write("go\n")
         load.stdin.flush()
         line = load.stdout.readline()
         time.sleep(0.5)
-        cpu, memory = cpu_seconds(pids) - cpu, resident_kb(pids) - memory
+        each = {name: 1000 * (cpu_seconds(pid) - cpu[name]) / tunnels for name, pid in processes.items()}
+        memory = resident_kb(processes.values()) - memory
         load.stdin.close()
         load.wait(30)
         if not line:
             return Row(responder.name, suite, 0, 0.0, 0.0, 0.0, "the initiator failed")
-        seconds = float(line)
-        return Row(responder.name, suite, tunnels, tunnels / seconds, 1000 * cpu / tunnels, memory / tunnels)
+        return Row(
+            responder.name,
+            suite,
+            tunnels,
+            per_second=tunnels / float(line),
+            cpu_ms=sum(each.values()),
+            kb_per_tunnel=memory / tunnels,
+            processes=each,
+        )
     finally:
         responder.stop()
 
@@ -132,6 +146,10 @@ def table(rows: list[Row]) -> str:
             lines.append(
                 f"{row.responder:18} {row.per_second:12.0f} {row.cpu_ms:12.2f} {row.kb_per_tunnel:8.1f}  {ratio}"
             )
+        for row in of_suite:
+            if len(row.processes) > 1:
+                shares = ", ".join(f"{name} {ms:.2f}" for name, ms in row.processes.items())
+                lines.append(f"{row.responder}'s CPU ms each: {shares}")
     return "\n".join(lines)
 
 

@@ -9,8 +9,6 @@ import socket
 import time
 from dataclasses import dataclass, field
 
-from worker.engine import Engine
-
 from keyd.credentials import Credentials
 from keyd.service import Service
 from privsep.config.loader import load
@@ -19,6 +17,7 @@ from privsep.schema import install
 from privsep.schema.keymat import Redeem, Redeemed
 from privsep.types import Endpoint
 from worker.effects import AskKeyd, AskMonitor, Send, TellMonitor
+from worker.engine import Engine
 
 IKE_PORT = 500
 

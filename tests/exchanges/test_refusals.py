@@ -8,7 +8,7 @@ from privsep.algorithms import ChildSuite, IkeSuite
 from privsep.config.model import Encap
 from privsep.iana import IdType
 from privsep.schema.install import Denial, Outcome
-from privsep.types import Identity
+from privsep.types import Identity, Mode
 
 DIFFERS = "pre-shared key for gw2.example.org probably differs"
 
@@ -157,8 +157,6 @@ def test_orders_for_what_is_not_configured_fail(make):
 
 
 def test_transport_mode_without_client_identities_means_the_outer_addresses_rfc2409_5_5(make):
-    from privsep.types import Mode
-
     ours = make.connection(
         children=(
             make.child(

@@ -157,7 +157,7 @@ class Ours:
                 worker=uid,
                 keyd=uid + 1,
                 userspace=uid + 2,
-            )  # fmt: skip
+            )
         )
         secrets.touch(mode=0o600)
         secrets.write_text(f'[[psk]]\nids = ["{LEFT}", "{RIGHT}"]\nsecret = "{psk}"\n')
@@ -228,9 +228,11 @@ connections {{ peer {{
 secrets {{ ike-peer {{ secret = "{psk}" }} }}
 """
 
+PLUGINS = "kernel-libipsec kernel-netlink socket-default vici updown"
+
 STRONGSWAN_CONF = """\
 charon {{
-  load = random nonce openssl aes sha1 sha2 hmac kdf gmp curve25519 gcm kernel-libipsec kernel-netlink socket-default vici updown
+  load = random nonce openssl aes sha1 sha2 hmac kdf gmp curve25519 gcm {rest}
   retransmit_tries = 3
   retransmit_timeout = 2
   install_routes = yes
@@ -255,7 +257,9 @@ class StrongSwan:
         directory = self.site.directory
         other = RIGHT_HOST if self.site.inner == LEFT_HOST else LEFT_HOST
         remote = RIGHT if self.site.outer == LEFT else LEFT
-        (directory / "strongswan.conf").write_text(STRONGSWAN_CONF.format(directory=directory))
+        (directory / "strongswan.conf").write_text(
+            STRONGSWAN_CONF.format(directory=directory, rest=PLUGINS)
+        )
         (directory / "swanctl.conf").write_text(
             SWANCTL_CONF.format(
                 ike=ike, esp=esp, local=self.site.outer, remote=remote, inner=self.site.inner, other=other, psk=psk

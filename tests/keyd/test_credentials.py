@@ -161,7 +161,7 @@ use = "both"
         ("[[private_key]]\nfile = 'k'\n", "'connection' or 'certificate' is missing"),
         ("[[private_key]]\nconnection = 'paris'\n", "'file' is missing"),
         ("[[private_key]]\nconnection = 'paris'\nfile = ''\n", "no file name"),
-        ("psk = 3\n", "a number"),
+        ("psk = 3\n", "a whole number"),
     ],
 )
 def test_entries_that_contradict_themselves_are_refused(problems, text, hint):
@@ -184,11 +184,11 @@ def test_weak_secrets_are_warned_of_and_accepted(read, gateway, text, weak):
     assert text not in "".join(found.warnings)
 
 
-def test_connections_that_no_secret_fits_are_warned_of(read):
-    found = read(psk(STRONG, connection="paris"))
-    assert found.warnings == (
-        "secrets.toml:1: no secret fits connection 'london'; a [[psk]] with connection = \"london\" would",
-    )
+def test_a_connection_that_no_secret_fits_is_a_problem_of_the_file(file, gateway):
+    assert [problem.line for problem in Credentials.parse(psk(STRONG, connection="paris"), "s", gateway).missing] == [1]
+    file.write_text(psk(STRONG, connection="paris"))
+    with pytest.raises(ConfigError, match='no secret fits connection "london"'):
+        credentials.load(str(file), gateway)
 
 
 def test_random_secrets_of_128_bits_are_never_called_weak():
@@ -224,6 +224,7 @@ def file(tmp_path):
 @pytest.mark.root
 @pytest.mark.parametrize("mode", [0o600, 0o400])
 def test_a_file_that_only_root_reads_is_loaded(file, gateway, mode):
+    file.write_text(file.read_text() + psk(STRONG, connection="london"))
     file.chmod(mode)
     assert credentials.load(str(file), gateway).psk_for(gateway.connection("paris")) == bytes(range(16))
 

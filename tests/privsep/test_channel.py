@@ -58,7 +58,7 @@ def test_a_frame_outside_the_table_closes_the_channel(ends, garbage):
 
 
 def test_the_end_of_the_other_side_is_reported_once(ends):
-    loop, channel, theirs, got, closed = ends
+    loop, channel, theirs, _got, closed = ends
     theirs.close()
     turn(loop)
     channel.close("again")
@@ -66,15 +66,19 @@ def test_the_end_of_the_other_side_is_reported_once(ends):
 
 
 def test_a_reader_that_never_reads_cannot_block_or_fill_us(ends):
-    loop, channel, theirs, got, closed = ends
-    with pytest.raises(ChannelClosed):
+    _loop, channel, _theirs, _got, closed = ends
+
+    def send_forever() -> None:
         for number in range(100_000):
             channel.send(REDEEM, number)
+
+    with pytest.raises(ChannelClosed):
+        send_forever()
     assert closed == ["the other end does not read"]
 
 
 def test_queued_frames_arrive_in_order_when_the_reader_returns(ends):
-    loop, channel, theirs, got, closed = ends
+    loop, channel, theirs, _got, _closed = ends
     for number in range(2000):
         channel.send(REDEEM, number)
     theirs.setblocking(False)

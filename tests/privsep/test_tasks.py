@@ -75,7 +75,7 @@ def test_no_handler_of_exceptions_swallows_a_cancellation():
     async def work() -> None:
         try:
             await future
-        except Exception:  # noqa: BLE001
+        except Exception:
             pytest.fail("cancellation must pass")
 
     ends = []

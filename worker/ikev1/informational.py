@@ -111,7 +111,9 @@ async def receive(context: Context, sa: IkeSa, received: Received) -> None:
             InfoOpen(ike=sa.handle, message_id=received.header.message_id, ciphertext=received.body), Opened
         )
     except KeydRefused as refused:
-        raise PeerError(refused.reason) from None
+        # a stranger's, or one that was received before
+        context.log_rarely(Level.DEBUG, "message_ignored", **sa.label, reason=refused.reason)
+        return
     finally:
         sa.opening -= 1
     if sa.state is not IkeState.ESTABLISHED:

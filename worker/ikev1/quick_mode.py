@@ -174,16 +174,33 @@ async def respond(context: Context, sa: IkeSa, first: Received) -> None:
     """Answer the peer's Quick Mode."""
     row = rules.check_header(first.header, 1)
     exchange = Exchange(context, sa, ExchangeType.QUICK_MODE, first.header.message_id, first.data)
+    sa.answering += 1
+    try:
+        opened = await _open(context, sa, first)
+        if opened is not None:
+            await _respond(context, exchange, opened, first, row)
+    finally:
+        sa.answering -= 1
+        exchange.close()
+
+
+async def _open(context: Context, sa: IkeSa, first: Received) -> QuickOpened | None:
+    """What the peer says; None where HASH(1) does not prove that it is the peer, or says it again."""
     sa.opening += 1
     try:
-        opened = await context.ask(
-            QuickOpen(ike=sa.handle, message_id=first.header.message_id, ciphertext=first.body), QuickOpened
-        )
+        request = QuickOpen(ike=sa.handle, message_id=first.header.message_id, ciphertext=first.body)
+        return await context.ask(request, QuickOpened)
     except KeydRefused as refused:
-        exchange.close()
-        raise PeerError(refused.reason) from None
+        context.log_rarely(Level.DEBUG, "message_ignored", **sa.label, reason=refused.reason)
+        return None
     finally:
         sa.opening -= 1
+
+
+async def _respond(
+    context: Context, exchange: Exchange, opened: QuickOpened, first: Received, row: rules.Message
+) -> None:
+    sa = exchange.sa
     responder = _Responder(context, sa, exchange, opened)
     try:
         exchange.check()
@@ -195,7 +212,6 @@ async def respond(context: Context, sa: IkeSa, first: Received) -> None:
         raise
     finally:
         responder.release()
-        exchange.close()
 
 
 class _Responder:
