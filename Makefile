@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test unit setup peers lint types contracts check bench lock clean
+.PHONY: demo test test-kernel unit setup peers lint types contracts check bench lock clean
 
 demo: $(VENV)/ready
 	$(BIN)/privsep-ike demo
@@ -24,6 +24,12 @@ $(VENV)/ready: requirements-dev.lock pyproject.toml .ci/packages
 # other IKE daemons, for the interoperability tests and the benchmark
 peers: $(VENV)/ready
 	.ci/system peers
+
+# the daemon on a kernel that has ESP: Debian's, in an emulated machine, in some four minutes
+test-kernel: $(VENV)/ready
+	.ci/system kernel
+	$(BIN)/python -m compileall -q privsep monitor worker keyd
+	tests/kernel/boot $(BIN)/pytest -v -p no:cacheprovider --tb=short --durations=0 --durations-min=2 tests/kernel
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .

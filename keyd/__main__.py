@@ -14,10 +14,10 @@ from keyd import credentials, sandbox
 from keyd.service import Service
 from privsep.channel import Channel
 from privsep.config import handover
-from privsep.errors import Violation
+from privsep.errors import OperatorError, Violation
 from privsep.log import Level, event
 from privsep.loop import Loop
-from privsep.rpc import ENDPOINT, Peer, Wire
+from privsep.rpc import ENDPOINT, Peer, Wire, run_in_batches
 from privsep.sandbox.confine import become_user, begin, lock_down
 from privsep.schema import keyd, keymat
 
@@ -37,10 +37,16 @@ def main() -> int:
     arguments = parser.parse_args()
 
     begin()
-    gateway = handover.receive(arguments.config_fd, arguments.config)
+    run_in_batches()
+    try:
+        gateway = handover.receive(arguments.config_fd, arguments.config)
+        secrets = credentials.load(arguments.secrets, gateway)
+    except OperatorError as error:
+        # they were valid when the daemon started: somebody changed secrets.toml since
+        event(Level.ERROR, "secrets", problem=error)
+        return 1
     uid, gid = gateway.users.keyd
     confinement = sandbox.confinement(uid, gid, arguments.root, gateway.absent)
-    secrets = credentials.load(arguments.secrets, gateway)
     for warning in secrets.warnings:
         event(Level.WARNING, "secrets", problem=warning)
     service = Service(gateway, secrets, time.monotonic, os.urandom)

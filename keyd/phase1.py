@@ -3,6 +3,7 @@
 import hmac
 from dataclasses import dataclass
 from typing import ClassVar
+from weakref import WeakValueDictionary
 
 from keyd import ikev1
 from keyd.ciphers import CbcChain, phase1_iv
@@ -38,7 +39,7 @@ LIFETIME_MARGIN = 120.0
 """Seconds that an IKE SA outlives its configured lifetime, so that an honest worker can still say DELETE."""
 
 
-@dataclass(slots=True, kw_only=True, repr=False)
+@dataclass(slots=True, kw_only=True, repr=False, eq=False, weakref_slot=True)
 class MainMode:
     """What phase 1 works with and nobody needs after it."""
 
@@ -115,6 +116,8 @@ class Phase1:
 
     def __init__(self, context: Context) -> None:
         self._context = context
+        self._own: WeakValueDictionary[bytes, MainMode] = WeakValueDictionary()
+        """Our public values of every phase 1 under way: none of them is ever a peer's."""
 
     def offer(self, request: IkeOffer) -> IkeKeys:
         """Message 3 at the initiator: KE and Ni."""
@@ -141,7 +144,7 @@ class Phase1:
         """Message 4 at the initiator: the peer's KE and Nr."""
         sa = self._context.registry.find(request.ike, IkeSa, IkeAgree)
         main = self._main(sa)
-        g_xy = _agree(main.keypair, request.ke)
+        g_xy = self._agree(main.keypair, request.ke)
         main.g_xr, main.nr_b = request.ke, request.nonce
         _derive(sa, main, g_xy)
         sa.advance(IkeAgree)
@@ -167,7 +170,7 @@ class Phase1:
             raise Refuse(Refusal.NO_PSK)
         sa = self._new(request, Role.RESPONDER, State.KEYED_R, psk, None)
         main = self._main(sa)
-        g_xy = _agree(main.keypair, request.ke)
+        g_xy = self._agree(main.keypair, request.ke)
         main.g_xi, main.ni_b = request.ke, request.nonce
         main.g_xr, main.nr_b = main.keypair.public, context.random(NONCE_OCTETS)
         _derive(sa, main, g_xy)
@@ -235,7 +238,17 @@ class Phase1:
             skeyid=Secret(),
             claimed=claimed,
         )
+        self._own[main.keypair.public] = main
         return IkeSa(state, self._context.clock() + HALF_OPEN_LIFETIME, role, request.suite, main)
+
+    def _agree(self, keypair: KeyPair, peer: bytes) -> Secret:
+        """g^xy. A value of ours that comes back, from whichever SA, is a reflection and no peer's."""
+        if peer in self._own:
+            raise Refuse(Refusal.BAD_PUBLIC_VALUE)
+        try:
+            return keypair.agree(peer)
+        except BadPublicValue:
+            raise Refuse(Refusal.BAD_PUBLIC_VALUE) from None
 
     @staticmethod
     def _main(sa: IkeSa) -> MainMode:
@@ -262,6 +275,8 @@ class Phase1:
             if connection.auth is Auth.PSK
             and sa.suite in connection.suites
             and connection.remote_id in (None, identity)
+            # nobody else is who we are: that would be ourselves, reflected
+            and connection.local_id != identity
             and self._has_psk(connection, main.psk)
         ]
         accepting.sort(key=lambda connection: connection.remote_id is None)
@@ -274,13 +289,6 @@ class Phase1:
     def _has_psk(self, connection: Connection, psk: Secret) -> bool:
         configured = self._context.credentials.psk_for(connection)
         return configured is not None and hmac.compare_digest(configured, psk)
-
-
-def _agree(keypair: KeyPair, peer: bytes) -> Secret:
-    try:
-        return keypair.agree(peer)
-    except BadPublicValue:
-        raise Refuse(Refusal.BAD_PUBLIC_VALUE) from None
 
 
 def _derive(sa: IkeSa, main: MainMode, g_xy: Secret) -> None:

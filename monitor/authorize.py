@@ -123,6 +123,19 @@ def _identity(case: Case) -> Verdict:
     return PASSED if expected is None or case.redeemed.identity == expected else Denial.IDENTITY
 
 
+def _most_specific(case: Case) -> Verdict:
+    """No other connection describes this peer more closely: a laxer one must not stand in for a stricter."""
+    identity, remote = case.redeemed.identity, case.install.remote.address
+
+    def closeness(connection: Connection) -> tuple[bool, int]:
+        return connection.remote_id is not None, connection.specificity(remote)
+
+    rivals = case.gateway.candidates(case.install.local.address, remote)
+    ours = closeness(case.connection)
+    closer = any(closeness(rival) > ours for rival in rivals if rival.remote_id in (None, identity))
+    return Denial.IDENTITY if closer else PASSED
+
+
 def _suite(case: Case) -> Verdict:
     """The suite with its group stands in the child's proposals: neither a weaker cipher nor less secrecy."""
     return PASSED if case.redeemed.suite in case.child.suites else Denial.ALGORITHMS
@@ -266,6 +279,7 @@ def _quota(case: Case) -> Verdict:
 
 CHECKS: tuple[Callable[[Case], Verdict], ...] = (
     _identity,
+    _most_specific,
     _suite,
     _key_lengths,
     _spis_differ,

@@ -212,8 +212,11 @@ class Control:
         self._clients.add(Client(sock, self._loop, self._serve, self._clients.discard))
 
     def close(self) -> None:
-        """End it and all its clients."""
+        """End it and all its clients, and take its name away."""
         self._loop.on_readable(self._sock.fileno(), None)
+        # where the name is gone already, or the directory, nothing is left to do
+        with contextlib.suppress(OSError):
+            os.unlink(self._sock.getsockname())
         self._sock.close()
         for client in tuple(self._clients):
             client.close()

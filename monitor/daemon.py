@@ -8,23 +8,23 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 from monitor import control
 from monitor.commands import Commands
 from monitor.dataplane import Events
+from monitor.directories import Directories
 from monitor.logpipe import LogPipe
 from monitor.notify import Notifier
 from monitor.plane import choose
 from monitor.redeemer import Redeemer
-from monitor.service import Service
+from monitor.service import Leave, Service
 from monitor.sockets import Plane, open_listeners
 from monitor.supervisor import State, Supervisor
 from monitor.waiting import run
 from privsep import log
 from privsep.channel import Channel, pair
 from privsep.config.model import Gateway
-from privsep.errors import ChannelClosed, OperatorError
+from privsep.errors import ChannelClosed
 from privsep.log import Level
 from privsep.loop import Loop
 from privsep.schema import install, keymat
@@ -38,30 +38,6 @@ CHANNEL_FD, CONFIG_FD, FIRST_FD = 3, 4, 5
 """Descriptor numbers of a child: its channel to us, the configuration, then what it serves."""
 
 
-class Directories:
-    """RUN_DIR: the control socket, an empty root for every child, and the place where keyd and the worker meet."""
-
-    def __init__(self, run_dir: str, gateway: Gateway) -> None:
-        """OperatorError when they cannot be made."""
-        self.run_dir = Path(run_dir).absolute()
-        self.root = self.run_dir / "empty"
-        self.meeting = self.run_dir / "keyd"
-        keyd_uid, _ = gateway.users.keyd
-        _, worker_gid = gateway.users.worker
-        try:
-            for path, mode in ((self.run_dir, 0o755), (self.root, 0o555), (self.meeting, 0o700)):
-                path.mkdir(mode=mode, exist_ok=True)
-                path.chmod(mode)
-            for leftover in self.meeting.iterdir():
-                leftover.unlink()
-            # keyd makes its socket here, mode 0660; set-group-id hands it to the worker's group. Search is for all,
-            # since the children enter as root without CAP_DAC_OVERRIDE
-            os.chown(self.meeting, keyd_uid, worker_gid)
-            self.meeting.chmod(0o2711)
-        except OSError as error:
-            raise OperatorError(f"{error.filename}: {error.strerror}; --run-dir must be root's to use") from error
-
-
 class Daemon:
     """One for the life of the monitor. Implements `monitor.supervisor.Hooks`."""
 
@@ -71,8 +47,9 @@ class Daemon:
         self._gateway = gateway
         self._config = config
         self._secrets = os.path.abspath(secrets)
-        self._directories = Directories(run_dir, gateway)
+        self._directories = Directories(run_dir)
         self._control_socket = control.listen(self._directories.run_dir)
+        self._directories.prepare(gateway.users)
         self._notifier = Notifier.from_environment()
         self._config_fd = handed_over
         self._log_pipes: dict[str, LogPipe] = {}
@@ -109,6 +86,7 @@ class Daemon:
     async def _place_policies(self) -> None:
         """A policy that cannot be placed ends the daemon: it would mean clear text."""
         await self._service.start()
+        self._plane.settle()
 
     # monitor.supervisor.Hooks
 
@@ -128,14 +106,15 @@ class Daemon:
         self._worker = self._keyd = self._redeemer = None
 
     def drain(self) -> Future[None]:
-        """DELETE to the peers, SAs and policies removed."""
+        """DELETE to the peers, SAs and policies removed. A daemon that fails leaves its traffic refused."""
         self._notifier.stopping()
-        return self._service.stop()
+        return self._service.stop(Leave.POLICIES if self._supervisor.failed else Leave.NOTHING)
 
     def stopped(self) -> None:
         """No child is left."""
         self._control.close()
-        self._plane.close()
+        if not self._supervisor.failed:
+            self._plane.close()
         for pipe in self._log_pipes.values():
             pipe.close()
         self.loop.stop()
@@ -262,6 +241,8 @@ class Daemon:
         for end in (reader, writer):
             end.setblocking(False)
         signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        # inherited as ignored, it would have the kernel reap our children
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda *_: None)
 
@@ -280,5 +261,5 @@ def _write_line(line: str) -> None:
     try:
         sys.stderr.write(line + "\n")
         sys.stderr.flush()
-    except (BlockingIOError, BrokenPipeError):
+    except OSError:
         return

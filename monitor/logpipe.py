@@ -13,7 +13,7 @@ from privsep.loop import Loop, Timer
 MAX_LINE = 2048
 """Octets of one line; the rest of a longer one is dropped."""
 LINES_PER_SECOND = 200
-READS_PER_SECOND = 200
+READS_PER_SECOND = 50
 """Of READ_SIZE; after that the child has to wait, or to lose what it says."""
 READ_SIZE = 4096
 
@@ -105,4 +105,6 @@ class LogPipe:
 
 
 def _printable(line: bytes) -> str:
+    if line.isascii() and (text := line.decode("ascii")).isprintable():
+        return text
     return "".join(chr(octet) if 0x20 <= octet < 0x7F else f"\\x{octet:02x}" for octet in line)

@@ -31,6 +31,8 @@ class Choice:
     dataplane: Dataplane
     reason: str
     userspace: Userspace | None
+    settle: Callable[[], None]
+    """Once every configured policy is placed: what a daemon that was killed has left is not needed any more."""
     close: Callable[[], None]
     """At the end of the daemon: device, routes, netlink sockets."""
 
@@ -42,14 +44,25 @@ def choose(gateway: Gateway, loop: Loop, events: Events, lost: Callable[[str], N
     """
     if gateway.dataplane is DataplaneChoice.USERSPACE:
         return _userspace(loop, events, lost, "the configuration says so")
-    netlink = XfrmNetlink()
+    found = _able_kernel(gateway)
+    if isinstance(found, XfrmNetlink):
+        return _kernel(found, loop, events)
+    if gateway.dataplane is DataplaneChoice.KERNEL:
+        raise OperatorError(f'dataplane = "kernel": {found}; "auto" or "userspace" would work')
+    return _userspace(loop, events, lost, found)
+
+
+def _able_kernel(gateway: Gateway) -> XfrmNetlink | str:
+    """The way to a kernel that can carry every configured suite, or what this one lacks."""
+    try:
+        netlink = XfrmNetlink()
+    except OperatorError as error:
+        return str(error)
     lacking = probe(netlink, gateway)
     if lacking is None:
-        return _kernel(netlink, loop, events)
+        return netlink
     netlink.close()
-    if gateway.dataplane is DataplaneChoice.KERNEL:
-        raise OperatorError(f'dataplane = "kernel": {lacking}; "auto" or "userspace" would work')
-    return _userspace(loop, events, lost, lacking)
+    return lacking
 
 
 def _kernel(netlink: XfrmNetlink, loop: Loop, events: Events) -> Choice:
@@ -63,11 +76,15 @@ def _kernel(netlink: XfrmNetlink, loop: Loop, events: Events) -> Choice:
         netlink.close()
 
     reason = "the kernel carries every configured suite"
-    return Choice(dataplane=dataplane, reason=reason, userspace=None, close=close)
+    return Choice(dataplane=dataplane, reason=reason, userspace=None, settle=_nothing, close=close)
 
 
 def _userspace(loop: Loop, events: Events, lost: Callable[[str], None], reason: str) -> Choice:
     routes = Routes()
     dataplane = UserspaceDataplane(loop, routes, events, lost)
     userspace = Userspace(dataplane=dataplane, tun=routes.tun)
-    return Choice(dataplane=dataplane, reason=reason, userspace=userspace, close=routes.close)
+    return Choice(dataplane=dataplane, reason=reason, userspace=userspace, settle=routes.settle, close=routes.close)
+
+
+def _nothing() -> None:
+    pass

@@ -7,7 +7,7 @@ depends on where the peer is, and a change of uplink needs nothing from us.
 
 Each selector also has an `unreachable` route of lower preference. While the device exists it does nothing; if the
 monitor dies, the device goes and takes its own routes along, and traffic is refused instead of sent in the clear, until
-the next start takes over or an operator empties the table.
+the next start has placed its own policies or an operator empties the table.
 
 A remote selector that contains a local one (everything, most often) must not swallow traffic to our own networks: such
 local networks get a `throw` route, which sends the look-up on to the main table. With strict reverse-path filtering,
@@ -30,7 +30,7 @@ from pyroute2 import IPRoute, NetlinkError
 
 from monitor.dataplane import DataplaneError, Policy
 from privsep.errors import OperatorError
-from privsep.types import Address, Network
+from privsep.types import ANY_IPV4, ANY_IPV6, Address, Network
 
 OUTER_MARK = 0x706B
 """Firewall mark of our outer packets ("pk"); excepted from `TABLE`."""
@@ -48,7 +48,7 @@ TUN_QUEUE = 1000
 _RULE_INVERT = 2
 """<linux/fib_rules.h>: "not from all fwmark"."""
 _MAX_RULES = 64
-"""Leftover rules that are removed at start; each start of a daemon that was killed leaves one for each family."""
+"""Leftover rules that are removed; on kernels that admit equal ones, each daemon that was killed leaves one."""
 
 _CLONE_DEVICE = "/dev/net/tun"
 # <linux/if_tun.h>, <linux/if_link.h>
@@ -68,13 +68,15 @@ class _Kind(Enum):
 
 
 _Entry = tuple[_Kind, Network]
+_BY_METRIC = {kind.value[1]: kind for kind in _Kind}
+_FAMILIES = (socket.AF_INET, socket.AF_INET6)
 
 
 class Routes:
     """Owns the device and the table; one instance in a network namespace. Netlink calls block, for microseconds."""
 
     def __init__(self) -> None:
-        """Create the device and take the table over; OperatorError where this machine has no TUN."""
+        """Create the device; OperatorError where this machine has no TUN. What a killed daemon left refuses on."""
         self.tun, self.name = _open_tun()
         self._netlink = IPRoute()
         self._index: int = self._netlink.link_lookup(ifname=self.name)[0]
@@ -84,7 +86,6 @@ class Routes:
         self._netlink.link("set", index=self._index, mtu=TUN_MTU, txqlen=TUN_QUEUE, state="up")
         self._uses: Counter[_Entry] = Counter()
         self._ruled: set[int] = set()
-        self._clear()
 
     def add(self, policy: Policy) -> None:
         """Lead the policy's remote networks into the device. DataplaneError if the kernel refuses."""
@@ -103,6 +104,16 @@ class Routes:
             self._uses[entry] -= 1
             if not self._uses[entry]:
                 _unless_absent(partial(self._route, "del", entry, None))
+
+    def settle(self) -> None:
+        """Every policy is placed: remove the rest of what a daemon that was killed has left."""
+        for family in _FAMILIES:
+            for record in self._netlink.get_routes(family=family, table=TABLE):
+                entry = _entry(family, record)
+                if entry is not None and not self._uses[entry]:
+                    _unless_absent(partial(self._route, "del", entry, None))
+            if family not in self._ruled:
+                self._unrule(family)
 
     def close(self) -> None:
         """Remove everything: the daemon ends, and protects nothing any more."""
@@ -135,7 +146,11 @@ class Routes:
     def _require_rule(self, family: int) -> None:
         """Consult the table, for a family that has routes there: a machine without IPv6 never hears of it."""
         if family not in self._ruled:
-            self._rule("add", family)
+            try:
+                self._rule("add", family)
+            except NetlinkError as error:
+                if error.code != errno.EEXIST:
+                    raise
             self._ruled.add(family)
 
     def _rule(self, verb: str, family: int) -> None:
@@ -144,12 +159,15 @@ class Routes:
         )
 
     def _clear(self) -> None:
-        """Empty the table and remove its rules: ours, or those of a daemon that was killed."""
-        for family in (socket.AF_INET, socket.AF_INET6):
+        """Empty the table and remove its rules."""
+        for family in _FAMILIES:
             _unless_absent(partial(self._netlink.flush_routes, table=TABLE, family=family))
-            for _ in range(_MAX_RULES):
-                if not _unless_absent(partial(self._rule, "del", family)):
-                    break
+            self._unrule(family)
+
+    def _unrule(self, family: int) -> None:
+        for _ in range(_MAX_RULES):
+            if not _unless_absent(partial(self._rule, "del", family)):
+                break
 
 
 def _entries(policy: Policy) -> list[_Entry]:
@@ -167,6 +185,16 @@ def _entries(policy: Policy) -> list[_Entry]:
             + [(_Kind.PROTECT, network) for network in remote]
         )
     )
+
+
+def _entry(family: int, record: Any) -> _Entry | None:
+    """The route that a netlink record is, if it is of a kind that we make."""
+    kind = _BY_METRIC.get(record.get("priority"))
+    if kind is None:
+        return None
+    if not record["dst_len"]:
+        return kind, ANY_IPV4 if family == socket.AF_INET else ANY_IPV6
+    return kind, ipaddress.ip_network(f"{record.get('dst')}/{record['dst_len']}")
 
 
 def _strictly_inside(inner: Network, outer: Network) -> bool:

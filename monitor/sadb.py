@@ -100,8 +100,9 @@ class Claims:
     def touching(self, network: Network) -> Iterator[Claim]:
         """Claims with a remote network that contains this one or lies in it."""
         version, first, prefix = _key(network)
+        longest = network.max_prefixlen
         for length in range(prefix + 1):
-            spare = network.max_prefixlen - length
+            spare = longest - length
             yield from self._held.get((version, first >> spare << spare, length), ())
         low = bisect_right(self._keys, (version, first, prefix))
         high = bisect_left(self._keys, (version, int(network.broadcast_address) + 1, -1))

@@ -7,6 +7,7 @@ what no honest one asks raises Violation, and the supervisor ends it.
 
 import dataclasses
 from collections.abc import Callable, Iterable
+from enum import Enum
 from itertools import count
 from typing import Any
 
@@ -55,6 +56,14 @@ ADOPTED_AT_ONCE = 512
 ADOPT_SECONDS = 0.1
 LOGGED_PER_SECOND = 20
 """Denials and acquires that are logged; the rest is counted. A captured worker must not drown the log."""
+
+
+class Leave(Enum):
+    """What a stop leaves behind."""
+
+    NOTHING = "nothing"
+    POLICIES = "policies"
+    """Nobody is left to protect their traffic, and nobody asked for it to pass in the clear."""
 
 
 class Service:
@@ -131,11 +140,11 @@ class Service:
         """Whether a worker runs."""
         return self._epoch is not None
 
-    def stop(self) -> Future[None]:
+    def stop(self, leave: Leave = Leave.NOTHING) -> Future[None]:
         """Let the worker say DELETE, then remove all that is ours and nothing else. Never fails."""
-        return begin(self._stop())
+        return begin(self._stop(leave))
 
-    async def _stop(self) -> None:
+    async def _stop(self, leave: Leave) -> None:
         self._stopping = True
         if self._epoch is not None:
             try:
@@ -146,6 +155,8 @@ class Service:
         for entry in self.sadb.entries():
             await self._quietly(self.dataplane.remove(entry.pair))
             self.sadb.forget(entry)
+        if leave is Leave.POLICIES:
+            return
         for policy in self._placed.values():
             await self._quietly(self.dataplane.remove_policy(policy))
 

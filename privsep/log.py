@@ -33,9 +33,10 @@ def set_threshold(level: Level) -> None:
 
 def escape(text: str, limit: int = MAX_VALUE) -> str:
     r"""Printable ASCII, capped; everything else as \\xNN, so that a line stays one line and a terminal stays sane."""
-    cut = text[:limit]
-    safe = "".join(c if " " <= c <= "~" and c != "\\" else c.encode("unicode_escape").decode() for c in cut)
-    return safe + ("..." if len(text) > limit else "")
+    if len(text) <= limit and text.isascii() and text.isprintable() and "\\" not in text:
+        return text
+    safe = "".join(c if " " <= c <= "~" and c != "\\" else c.encode("unicode_escape").decode() for c in text[:limit])
+    return safe if len(text) <= limit and len(safe) <= limit else safe[: limit - 3] + "..."
 
 
 def event(level: Level, code: str, **fields: object) -> None:
@@ -49,6 +50,6 @@ def event(level: Level, code: str, **fields: object) -> None:
     try:
         sys.stderr.write(" ".join(parts)[:MAX_LINE] + "\n")
         sys.stderr.flush()
-    except (BlockingIOError, BrokenPipeError):
-        # a reader that is gone or slow must not stop the daemon
+    except OSError:
+        # a reader that is gone or slow, or a full disk, must not stop the daemon
         return

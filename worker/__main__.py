@@ -13,7 +13,7 @@ from privsep.channel import Channel
 from privsep.config import handover
 from privsep.log import Level, event
 from privsep.loop import Loop, Timer
-from privsep.rpc import ENDPOINT, Peer, Wire
+from privsep.rpc import ENDPOINT, Peer, Wire, run_in_batches
 from privsep.sandbox.confine import become_user, begin, lock_down
 from privsep.schema import install, keyd
 from privsep.schema.install import MonitorReply, MonitorRequest, WorkerReply, WorkerRequest
@@ -39,6 +39,7 @@ def main() -> int:
     arguments = parser.parse_args()
 
     begin()
+    run_in_batches()
     gateway = handover.receive(arguments.config_fd, arguments.config)
     uid, gid = gateway.users.worker
     confinement = sandbox.confinement(uid, gid, arguments.root, gateway.absent)
@@ -89,9 +90,8 @@ class Shell:
 
     def _round(self) -> bool:
         """Once a round: take keyd's answers, carry out what the engine wants, know when to wake it."""
-        more = self._keyd.pump()
-        effects = self._engine.take_effects()
-        for effect in effects:
+        self._keyd.pump()
+        for effect in self._engine.take_effects():
             match effect:
                 case Send():
                     self._sockets.send(effect.data, effect.local, effect.remote)
@@ -102,8 +102,7 @@ class Shell:
                 case _:
                     assert_never(effect)
         self._set_timer(self._engine.next_deadline())
-        # sending may have shown ZeroMQ that something arrived, and it does not tell twice: look again before waiting
-        return more or bool(effects)
+        return self._keyd.unread
 
     def _set_timer(self, deadline: float | None) -> None:
         if self._timer is not None:

@@ -79,6 +79,8 @@ class Context:
         """Pairs that an earlier worker had installed, by inbound SPI."""
         self.serials = count(1)
         self.outbox: list[Effect] = []
+        self.agreeing = 0
+        """Diffie-Hellman computations for strangers that keyd has before it."""
         self.notifications = Rate(NOTIFIED_PER_SECOND)
         self._logged = Rate(LOGGED_PER_SECOND)
         self._keyd: Requests[keyd.Request, keyd.Reply] = Requests(lambda n, q: self.outbox.append(AskKeyd(n, q)))

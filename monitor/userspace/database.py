@@ -21,7 +21,7 @@ from privsep.types import Address, Mode, Spi, TrafficSelector
 Outer = tuple[str, int]
 """Address and port as the socket module has them: parsing an address costs as much as decrypting a packet."""
 
-MAX_POLICIES = 4096
+MAX_POLICIES = 65535
 MAX_PAIRS = 16384
 """With some 3 KB a pair, 50 MB."""
 MAX_FLOWS = 4096

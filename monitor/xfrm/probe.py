@@ -4,7 +4,7 @@ import errno
 import ipaddress
 import os
 import secrets
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from pyroute2.netlink import NLM_F_CREATE, NLM_F_EXCL
 
@@ -20,6 +20,8 @@ from privsep.types import Address, Endpoint, Mode, Network, Spi, TrafficSelector
 _LOOPBACKS: dict[int, Address] = {4: ipaddress.IPv4Address("127.0.0.1"), 6: ipaddress.IPv6Address("::1")}
 """Where the tried SA leads: nowhere."""
 _ESP_CONFIG = {4: "CONFIG_INET_ESP", 6: "CONFIG_INET6_ESP"}
+_COMMON = ChildSuite.parse("aes128-sha1")
+"""What hardly any kernel lacks, whether it has ESP or not."""
 _TRIAL_SECONDS = 2
 """After which the kernel forgets it even if we were killed in between."""
 
@@ -44,12 +46,16 @@ def _versions(gateway: Gateway) -> set[int]:
     return {int(end.version) for end in named} or {4}
 
 
-def lacking(netlink: XfrmNetlink, suites: Iterable[ChildSuite], versions: Iterable[int]) -> str | None:
+def lacking(netlink: XfrmNetlink, suites: Collection[ChildSuite], versions: Iterable[int]) -> str | None:
     """The same for these suites over these IP versions."""
-    reasons = dict.fromkeys(
-        reason for version in versions for suite in suites if (reason := _try(netlink, suite, version)) is not None
-    )
-    return "; ".join(reasons) or None
+    reasons: list[str] = []
+    for version in versions:
+        refused = [reason for suite in suites if (reason := _try(netlink, suite, version)) is not None]
+        # the kernel looks for the algorithms before it looks for ESP, whose absence is the greater one
+        if refused and _try(netlink, _COMMON, version) == _no_esp(version):
+            reasons.append(_no_esp(version))
+        reasons += refused
+    return "; ".join(dict.fromkeys(reasons)) or None
 
 
 def _try(netlink: XfrmNetlink, suite: ChildSuite, version: int) -> str | None:
@@ -65,7 +71,7 @@ def _try(netlink: XfrmNetlink, suite: ChildSuite, version: int) -> str | None:
 def _reason(error: KernelError, suite: ChildSuite, version: int) -> str:
     match error.number:
         case errno.EPROTONOSUPPORT | errno.EAFNOSUPPORT:
-            return f"the kernel has no ESP for IPv{version} ({_ESP_CONFIG[version]})"
+            return _no_esp(version)
         case errno.ENOSYS | errno.ENOENT:
             names = [INTEGRITIES[suite.integrity]] if suite.integrity is not None else []
             names += [CIPHERS[suite.cipher]] if suite.cipher is not None else []
@@ -73,6 +79,10 @@ def _reason(error: KernelError, suite: ChildSuite, version: int) -> str:
             return f"the kernel lacks {' or '.join(name.decode() for name in names)} ({needs})"
         case _:
             return f"the kernel refuses {suite}: {error}"
+
+
+def _no_esp(version: int) -> str:
+    return f"the kernel has no ESP for IPv{version} ({_ESP_CONFIG[version]})"
 
 
 def _trial(suite: ChildSuite, address: Address) -> Pair:

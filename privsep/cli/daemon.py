@@ -20,6 +20,8 @@ from privsep.errors import OperatorError
 
 DEFAULT_CONFIG = "/etc/privsep-ike/gateway.toml"
 SCHEMA_VERSION = 1
+_Found = tuple[str, int, str]
+"""File, line, what is wrong and what would be right."""
 _ISOLATED = ("-I", "-B", "-m")
 """Nothing of the environment or the current directory decides what is imported; no file is written."""
 
@@ -66,39 +68,34 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Become the monitor. Files are only looked at; it reads and judges them itself."""
+    """Become the monitor. It judges gateway.toml itself, but never sees secrets.toml: both are judged before."""
     config, secrets = _files(arguments)
     for path in (config, secrets):
         if not os.access(path, os.R_OK):
             raise ConfigError(path, [Problem(1, "cannot be read; it must exist, and root must run this command")])
     if os.geteuid() != 0:
         raise OperatorError("run: the daemon starts as root, to give all of it up but what it needs; try sudo")
-    named = {"--config": config, "--secrets": secrets, "--run-dir": arguments.run_dir}
-    words = [word for name, path in named.items() for word in (name, os.path.abspath(path))]
-    os.execv(sys.executable, [sys.executable, *_ISOLATED, "monitor", *words])  # noqa: S606 - no shell is the point
+    _, found, _ = _judge(config, secrets)
+    if not found:
+        named = {"--config": config, "--secrets": secrets, "--run-dir": arguments.run_dir}
+        words = [word for name, path in named.items() for word in (name, os.path.abspath(path))]
+        os.execv(sys.executable, [sys.executable, *_ISOLATED, "monitor", *words])  # noqa: S606 - no shell is the point
+    return _tell(found)
 
 
 def check(arguments: argparse.Namespace) -> int:
     """0 without a problem, 3 with any."""
     config, secrets = _files(arguments)
-    found: list[tuple[str, int, str]] = []
-    gateway = None
-    try:
-        gateway = _load(config)
-    except ConfigError as error:
-        found += [(config, problem.line, problem.text) for problem in error.problems]
-    # secrets.toml speaks of connections, so it is judged only beside a valid gateway.toml
-    secret_problems, notes = _check_secrets(config, secrets) if gateway is not None else ([], [])
-    found += secret_problems
+    gateway, found, notes = _judge(config, secrets)
     if arguments.json:
         problems = [{"file": file, "line": line, "text": text} for file, line, text in found]
         sys.stdout.write(json.dumps({"schema_version": SCHEMA_VERSION, "problems": problems}, indent=2) + "\n")
-    else:
-        sys.stderr.writelines(f"{note}\n" for note in notes)
-        sys.stderr.writelines(f"{file}:{line}: {text}\n" for file, line, text in found)
-        if gateway is not None and not found:
-            sys.stdout.write(f"{config}: {_summary(gateway)}, no problem found\n")
-    return Exit.CONFIGURATION_INVALID if found else Exit.DONE
+        return Exit.CONFIGURATION_INVALID if found else Exit.DONE
+    sys.stderr.writelines(f"{note}\n" for note in notes)
+    if gateway is None or found:
+        return _tell(found)
+    sys.stdout.write(f"{config}: {_summary(gateway)}, no problem found\n")
+    return Exit.DONE
 
 
 def selftest(arguments: argparse.Namespace) -> int:
@@ -121,7 +118,22 @@ def _load(path: str) -> Gateway:
     return loader.load(Document.decode(octets, path), path)
 
 
-def _check_secrets(config: str, secrets: str) -> tuple[list[tuple[str, int, str]], list[str]]:
+def _judge(config: str, secrets: str) -> tuple[Gateway | None, list[_Found], list[str]]:
+    """The configuration if it is valid, problems of both files, notes."""
+    try:
+        gateway = _load(config)
+    except ConfigError as error:
+        # secrets.toml speaks of connections, so it is judged only beside a valid gateway.toml
+        return None, [(config, problem.line, problem.text) for problem in error.problems], []
+    return gateway, *_check_secrets(config, secrets)
+
+
+def _tell(found: list[_Found]) -> int:
+    sys.stderr.writelines(f"{file}:{line}: {text}\n" for file, line, text in found)
+    return Exit.CONFIGURATION_INVALID
+
+
+def _check_secrets(config: str, secrets: str) -> tuple[list[_Found], list[str]]:
     """Problems and, if there are none, notes."""
     words = ["--config", config, "--secrets", secrets]
     done = subprocess.run(

@@ -19,10 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from privsep.cli.control import ask
+from privsep.errors import OperatorError
+
 PINGS = 3
 """In each direction."""
-START_SECONDS = 20.0
-UP_SECONDS = 20
+START_SECONDS = 60.0
+UP_SECONDS = 60
 INSIDE = "0a"
 """The inner networks are 10.1.0.0/16 and 10.2.0.0/16; both begin with this octet."""
 
@@ -80,6 +83,11 @@ class Site:
     def run_dir(self) -> Path:
         """Where its daemon's sockets are."""
         return self.directory / "run"
+
+    @property
+    def log(self) -> Path:
+        """What its daemon says."""
+        return self.directory / "log"
 
     def command(self, *words: str) -> list[str]:
         """An argument list that runs `privsep-ike` on this gateway."""
@@ -160,14 +168,14 @@ def _tell(stack: contextlib.ExitStack, narrator: Narrator, *, keep: bool) -> dic
 
     narrator.step("On each, the daemon starts as confined processes.")
     psk = secrets.token_urlsafe(32).replace("-", "+").replace("_", "/") + "="
-    for site in (left, right):
-        _start(stack, site, psk, keep=keep)
-    for site in (left, right):
+    daemons = {site: _start(stack, site, psk, keep=keep) for site in (left, right)}
+    for site, daemon in daemons.items():
+        _await(site, daemon)
         for line in _audit_lines(site):
             narrator.say(f"   {line}")
 
     narrator.step("A witness listens on the wire. The left gateway negotiates (Main Mode, then Quick Mode).")
-    tap = _listen(stack, left)
+    tap = _listen(stack, left, right)
     _up(left, narrator)
 
     narrator.step(f"Pings from inside to inside, {PINGS} each way.")
@@ -232,16 +240,16 @@ def _network(stack: contextlib.ExitStack, left: Site, right: Site, *, keep: bool
         _ip("-n", site.namespace, "route", "add", "default", "via", site.peer)
 
 
-def _start(stack: contextlib.ExitStack, site: Site, psk: str, *, keep: bool) -> None:
+def _start(stack: contextlib.ExitStack, site: Site, psk: str, *, keep: bool) -> "subprocess.Popen[bytes]":
     site.directory.mkdir()
     site.run_dir.mkdir()
-    config, secret, log = (site.directory / name for name in ("gateway.toml", "secrets.toml", "log"))
+    config, secret = (site.directory / name for name in ("gateway.toml", "secrets.toml"))
     inner = {"inside": site.inside, "other_inside": site.other_inside}
     outer = {"local": site.address, "remote": site.peer, "name": site.name, "other": site.other}
     config.write_text(GATEWAY_TOML.format(**outer, **inner))
     secret.touch(mode=0o600)
     secret.write_text(SECRETS_TOML.format(psk=psk))
-    with log.open("wb") as output:
+    with site.log.open("wb") as output:
         daemon = subprocess.Popen(
             site.command("run", "--config", str(config), "--secrets", str(secret), "--run-dir", str(site.run_dir)),
             stdin=subprocess.DEVNULL,
@@ -250,10 +258,14 @@ def _start(stack: contextlib.ExitStack, site: Site, psk: str, *, keep: bool) -> 
         )
     if not keep:
         stack.callback(_stop, daemon)
+    return daemon
+
+
+def _await(site: Site, daemon: "subprocess.Popen[bytes]") -> None:
     deadline = time.monotonic() + START_SECONDS
     while not _answers(site):
         if daemon.poll() is not None or time.monotonic() > deadline:
-            raise DemoError(f"the {site.name} gateway's daemon did not start:\n{log.read_text(errors='replace')}")
+            raise DemoError(f"the {site.name} gateway's daemon did not start:\n{site.log.read_text(errors='replace')}")
         time.sleep(0.1)
 
 
@@ -267,12 +279,11 @@ def _stop(daemon: "subprocess.Popen[bytes]") -> None:
 
 
 def _answers(site: Site) -> bool:
-    if not (site.run_dir / "control.sock").exists():
-        return False
     try:
-        return _status(site).get("worker") == "running"
-    except DemoError:
+        result = ask(str(site.run_dir), {"command": "status"}, seconds=START_SECONDS)
+    except OperatorError:
         return False
+    return bool(result["status"]["worker"] == "running")
 
 
 def _status(site: Site) -> dict[str, Any]:
@@ -316,13 +327,14 @@ def _up(site: Site, narrator: Narrator) -> None:
             lines.append(line)
             narrator.say(f"   {line.rstrip()}")
     if process.wait():
-        log = (site.directory / "log").read_text(errors="replace")
+        log = site.log.read_text(errors="replace")
         raise DemoError(f"the tunnel did not come up:\n{''.join(lines)}\nlog of {site.name}:\n{log}")
 
 
-def _listen(stack: contextlib.ExitStack, site: Site) -> "subprocess.Popen[str]":
+def _listen(stack: contextlib.ExitStack, *ends: Site) -> "subprocess.Popen[str]":
+    namespaces = [site.namespace for site in ends]
     tap = subprocess.Popen(
-        [*site.inside_namespace(), sys.executable, "-I", "-m", "privsep.cli.wiretap", site.interface, INSIDE],
+        [sys.executable, "-I", "-m", "privsep.cli.wiretap", ends[0].interface, INSIDE, *namespaces],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -1,9 +1,12 @@
-"""A witness on the wire for the demo and the tests: counts what passes an interface, by what a stranger could read.
+"""A witness on the wire for the demo and the tests: counts what passes it, by what a stranger could read.
 
-Runs as a process of its own inside a network namespace; prints one JSON object when its standard input ends.
+Runs as a process of its own; prints one JSON object when its standard input ends. It listens at both ends of the wire,
+to what leaves: a tap sees a packet that came in encrypted a second time, when the kernel has decapsulated it.
 """
 
+import ctypes
 import json
+import os
 import select
 import socket
 import struct
@@ -15,6 +18,7 @@ PROTOCOL_UDP = 17
 PROTOCOL_ESP = 50
 PORT_IKE = 500
 PORT_NAT_T = 4500
+CLONE_NEWNET = 0x40000000
 
 
 def classify(frame: bytes, inside: bytes) -> str:
@@ -38,19 +42,33 @@ def classify(frame: bytes, inside: bytes) -> str:
     return "other"
 
 
+def listen(namespace: str, interface: str) -> socket.socket:
+    """A tap on the interface in the named network namespace; this process is in that namespace afterwards."""
+    with open(f"/run/netns/{namespace}") as entrance:
+        if ctypes.CDLL(None, use_errno=True).setns(entrance.fileno(), CLONE_NEWNET) != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
+    tap = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL))
+    tap.bind((interface, ETH_P_ALL))
+    return tap
+
+
 def main() -> int:
-    """`wiretap INTERFACE HEX`: HEX is the beginning of the inner addresses, 0a for 10.0.0.0/8."""
-    interface, inside = sys.argv[1], bytes.fromhex(sys.argv[2])
+    """`wiretap INTERFACE HEX NAMESPACE...`: HEX is the beginning of the inner addresses, 0a for 10.0.0.0/8."""
+    interface, inside, *namespaces = sys.argv[1:]
+    beginning = bytes.fromhex(inside)
     counts = {"ike": 0, "encrypted": 0, "cleartext": 0, "other": 0}
-    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL)) as tap:
-        tap.bind((interface, ETH_P_ALL))
-        print("ready", flush=True)
-        while True:
-            readable, _, _ = select.select([tap, sys.stdin], [], [])
+    taps = [listen(namespace, interface) for namespace in namespaces]
+    print("ready", flush=True)
+    while True:
+        readable, _, _ = select.select([*taps, sys.stdin], [], [])
+        if readable == [sys.stdin]:
+            break
+        for tap in taps:
             if tap in readable:
-                counts[classify(tap.recv(2048), inside)] += 1
-            elif sys.stdin.read(1) == "":
-                break
+                frame, (_, _, direction, *_) = tap.recvfrom(2048)
+                if direction == socket.PACKET_OUTGOING:
+                    counts[classify(frame, beginning)] += 1
     print(json.dumps(counts), flush=True)
     return 0
 

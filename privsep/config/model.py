@@ -90,6 +90,10 @@ class Connection:
     encap: Encap
     children: tuple[Child, ...]
 
+    def specificity(self, remote: Address) -> int:
+        """How closely `remote` describes that address: 129 names it, 1 to 128 a prefix of it, 0 any; -1 not at all."""
+        return _specificity(self.remote, remote)
+
     def child(self, name: str) -> Child | None:
         """The child of that name, or None."""
         return next((child for child in self.children if child.name == name), None)
@@ -115,7 +119,7 @@ class Gateway:
         found = [
             (specificity, connection)
             for connection in self.connections
-            if connection.local in (None, local) and (specificity := _specificity(connection.remote, remote)) >= 0
+            if connection.local in (None, local) and (specificity := connection.specificity(remote)) >= 0
         ]
         return tuple(connection for _, connection in sorted(found, key=lambda pair: -pair[0]))
 

@@ -16,7 +16,7 @@ import prctl
 from privsep.config.model import Layer
 from privsep.sandbox import capabilities, identity, landlock, memory, namespaces, rlimits, seccomp, status
 from privsep.sandbox.errors import SandboxError
-from privsep.sandbox.interpreter import report_unhandled, seal_interpreter
+from privsep.sandbox.interpreter import report_unhandled, seal_interpreter, settle
 
 SECCOMP_FILTER = 2
 """What PR_GET_SECCOMP and /proc call a process with a filter."""
@@ -148,6 +148,7 @@ def lock_down(confinement: Confinement) -> None:
         if confinement.root is not None:
             identity.leave_workplace()
             seal_interpreter()
+        settle()
         rlimits.apply(confinement.rlimits)
         seccomp.load(seccomp.build(confinement.syscalls, confinement.otherwise))
         if prctl.get_seccomp() is not True:

@@ -26,6 +26,8 @@ _PRELOADED = (
 for _name in _PRELOADED:
     importlib.import_module(_name)
 
+GARBAGE_THRESHOLD = 10_000
+"""Containers allocated and not freed before the youngest are searched for cycles; some MB at most."""
 MAX_FRAMES = 8
 """Of an unhandled exception's traceback: the innermost, where the fault is."""
 
@@ -49,7 +51,7 @@ def report_unhandled() -> None:
 
 
 def seal_interpreter() -> None:
-    """No import of anything that is not loaded, no source lines; what is alive now is not garbage."""
+    """No import of anything that is not loaded, no source lines."""
     report_unhandled()
     sys.meta_path.clear()
     sys.path_hooks.clear()
@@ -57,8 +59,13 @@ def seal_interpreter() -> None:
     sys.path_importer_cache.clear()
     linecache.clearcache()
     linecache.updatecache = _no_lines
+
+
+def settle() -> None:
+    """What is alive now is not garbage, and what is allocated later is mostly none either: look for cycles rarely."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(GARBAGE_THRESHOLD)
 
 
 def _no_lines(filename: str, module_globals: object = None) -> list[str]:

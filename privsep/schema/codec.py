@@ -7,6 +7,7 @@ positional, so there are no keys to repeat or to confuse.
 """
 
 import dataclasses
+import functools
 import ipaddress
 import types
 import typing
@@ -26,6 +27,8 @@ MAX_FRAME = 65536
 MAX_ITEMS = 512
 """Elements of one array, at any depth."""
 MAX_SEQUENCE = 2**53
+MAX_CACHED = 1024
+"""Decoded values of one kind that are kept."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -272,6 +275,13 @@ def _nested(layout: _Layout) -> tuple[_Encode, _Decode]:
     return encode, decode
 
 
+# the same few addresses, networks and suites come in every handshake; none of them can be changed
+_address = functools.lru_cache(MAX_CACHED)(ipaddress.ip_address)
+_network = functools.lru_cache(MAX_CACHED)(ipaddress.ip_network)
+_ike_suite = functools.lru_cache(MAX_CACHED)(IkeSuite.parse)
+_child_suite = functools.lru_cache(MAX_CACHED)(ChildSuite.parse)
+
+
 def _packed(address: Any) -> bytes:
     packed: bytes = address.packed
     return packed
@@ -280,7 +290,7 @@ def _packed(address: Any) -> bytes:
 def _unpacked(value: Any) -> Any:
     if type(value) is not bytes or len(value) not in (4, 16):
         raise ValueError
-    return ipaddress.ip_address(value)
+    return _address(value)
 
 
 def _decode_endpoint(value: Any) -> Endpoint:
@@ -293,11 +303,12 @@ def _decode_selector(value: Any) -> TrafficSelector:
     if type(value) is not tuple or len(value) != 4:
         raise ValueError
     packed, prefix, protocol, port = value
-    _unpacked(packed)
+    if type(packed) is not bytes or len(packed) not in (4, 16):
+        raise ValueError
     if type(prefix) is not int or not 0 <= prefix <= 128:
         raise ValueError
     # strict: host bits beyond the prefix are an error
-    return TrafficSelector(ipaddress.ip_network((packed, prefix)), _OCTET(protocol), _PORT(port))
+    return TrafficSelector(_network((packed, prefix)), _OCTET(protocol), _PORT(port))
 
 
 def _decode_identity(value: Any) -> Identity:
@@ -306,21 +317,25 @@ def _decode_identity(value: Any) -> Identity:
     kind, data = value
     if type(data) is not bytes or not 1 <= len(data) <= 1024:
         raise ValueError
-    return Identity(IdType(_OCTET(kind)), data)
+    identity = Identity(IdType(_OCTET(kind)), data)
+    if _ADDRESS_OCTETS.get(identity.type, len(data)) != len(data):
+        raise ValueError
+    return identity
 
 
 def _decode_ike_suite(value: Any) -> IkeSuite:
     if type(value) is not str or len(value) > 64:
         raise ValueError
-    return IkeSuite.parse(value)
+    return _ike_suite(value)
 
 
 def _decode_child_suite(value: Any) -> ChildSuite:
     if type(value) is not str or len(value) > 64:
         raise ValueError
-    return ChildSuite.parse(value)
+    return _child_suite(value)
 
 
+_ADDRESS_OCTETS = {IdType.IPV4_ADDR: 4, IdType.IPV6_ADDR: 16}
 _PORT = _integer(Range(0, 0xFFFF))
 _OCTET = _integer(Range(0, 0xFF))
 

@@ -6,6 +6,7 @@ import os
 import pytest
 
 from keyd import phase1
+from keyd.groups import generate
 from privsep.algorithms import IkeSuite
 from privsep.errors import Violation
 from privsep.iana import IdType, PayloadType
@@ -13,6 +14,8 @@ from privsep.payloads import join_chain
 from privsep.schema import keyd as ops
 from privsep.schema.keyd import Refusal
 from privsep.types import Identity
+
+LEFT, RIGHT = ipaddress.ip_address("192.0.2.1"), ipaddress.ip_address("192.0.2.2")
 
 
 def refused(why: Refusal) -> ops.Refused:
@@ -124,12 +127,22 @@ def test_hash_covers_cookies_and_the_sa_offer_rfc2409_5(world, changed):
 def test_a_ke_in_the_middle_does_not_authenticate(world):
     """Whoever swaps the public values learns g^xy but not the PSK."""
     ours = world.left.do(world.offer())
-    middle = world.right.do(world.answer(ours.ke, ours.nonce))
-    other = world.right.do(world.answer(middle.ke, ours.nonce))
-    world.left.do(ops.IkeAgree(ike=ours.ike, ke=middle.ke, nonce=middle.nonce))
+    middle = generate(world.suite.group)
+    other = world.right.do(world.answer(middle.public, ours.nonce))
+    world.left.do(ops.IkeAgree(ike=ours.ike, ke=middle.public, nonce=other.nonce))
     fifth = seal_auth(world.left, ours.ike)
     opened = world.right.do(ops.AuthOpen(ike=other.ike, ciphertext=fifth))
     assert opened == refused(Refusal.AUTHENTICATION_FAILED)
+
+
+def test_a_public_value_of_any_sa_of_ours_is_no_peers(world):
+    """A captured worker that joins two of our own handles would have us authenticate to ourselves."""
+    first = world.left.do(world.offer())
+    reflected = world.left.do(world.answer(first.ke, first.nonce, local=LEFT, remote=RIGHT))
+    assert reflected == refused(Refusal.BAD_PUBLIC_VALUE)
+    second = world.left.do(world.answer(generate(world.suite.group).public, first.nonce, local=LEFT, remote=RIGHT))
+    crossed = world.left.do(ops.IkeAgree(ike=first.ike, ke=second.ke, nonce=second.nonce))
+    assert crossed == refused(Refusal.BAD_PUBLIC_VALUE)
 
 
 @pytest.mark.parametrize("kind", [PayloadType.HASH, PayloadType.ID, PayloadType.SA, PayloadType.NONCE, PayloadType.KE])

@@ -69,6 +69,13 @@ def scene(kit):
     return Scene(kit)
 
 
+def wanderer(scene):
+    """An honest request of somebody whom no connection but `road` describes."""
+    scene.of("road")
+    scene.redeem(identity=scene.kit.identity("wanderer.example.org"))
+    scene.install(remote_ts=scene.kit.selectors("10.4.0.0/16"))
+
+
 def another_identity(scene):
     scene.redeem(identity=scene.kit.identity("mallory.example.org"))
 
@@ -89,8 +96,12 @@ def spi_of_another_child(scene):
     scene.allocated["child"] = "dmz"
 
 
-def other_address_than_the_spis(scene):
+def laxer_connection(scene):
     scene.of("road")
+
+
+def other_address_than_the_spis(scene):
+    wanderer(scene)
     scene.allocated["remote"] = scene.kit.endpoint("192.0.2.77")
 
 
@@ -141,6 +152,7 @@ def one_more_than_the_quota(scene):
 
 LIES = {
     "_identity": (another_identity, Denial.IDENTITY),
+    "_most_specific": (laxer_connection, Denial.IDENTITY),
     "_suite": (weaker_suite, Denial.ALGORITHMS),
     "_key_lengths": (short_key, Denial.ALGORITHMS),
     "_spis_differ": (equal_spis, Denial.SPI),
@@ -376,4 +388,5 @@ def test_the_traffic_of_a_fixed_peer_that_may_prove_any_identity_is_nobody_elses
     scene.gateway = replace(scene.gateway, connections=(anybody, scene.gateway.connection("road")))
     scene.policies = Policies(scene.gateway)
     scene.of("road")
+    scene.install(remote=kit.endpoint("192.0.2.77"))
     assert scene.judge() is Denial.OVERLAP

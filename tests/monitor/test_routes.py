@@ -170,6 +170,25 @@ def test_the_next_start_takes_over_what_a_killed_one_left():
     routes = Routes()
     routes.add(policy("10.1.0.0/16", "10.2.0.0/16"))
     assert leads_to("10.2.0.1")["dev"] == routes.name
+    # refused until every policy is placed: there is no moment of clear text
+    answer = subprocess.run(("ip", "route", "get", "10.5.0.1"), check=False, capture_output=True, text=True)
+    assert "No route to host" in answer.stderr
+    routes.settle()
+    assert leads_to("10.2.0.1")["dev"] == routes.name
     assert leads_to("10.5.0.1")["dev"] == "uplink"
     routes.close()
     assert ip("rule") == rules
+
+
+def test_what_a_killed_one_left_is_removed_whatever_its_networks():
+    killed = Routes()
+    killed.add(policy("10.1.0.0/16", "0.0.0.0/0"))
+    killed.add(policy("fd00:1::/32", "::/0 fd00:2::/32"))
+    os.close(killed.tun)
+    killed._netlink.close()
+    tables = [("-4", "route", "show", "table", str(TABLE)), ("-6", "route", "show", "table", str(TABLE))]
+    routes = Routes()
+    assert all(ip(*words) for words in tables)
+    routes.settle()
+    assert [ip(*words) for words in tables] == ["", ""]
+    routes.close()

@@ -266,7 +266,8 @@ def test_pairs_are_bounded_in_total_and_for_each_connection(bench, kit, monkeypa
 def test_policy_numbers_are_bounded(bench, kit, monkeypatch):
     monkeypatch.setattr(sadb_module, "MAX_POLICY_NUMBER", 6)
     spi = allocate(bench, kit, "road").spi
-    assert bench.install(kit.redeemed(connection="road", spi_in=spi)) == Denied(why=Denial.QUOTA)
+    redeemed = kit.redeemed(connection="road", identity=kit.identity("wanderer.example.org"), spi_in=spi)
+    assert bench.install(redeemed, remote_ts=kit.selectors("10.4.0.0/16")) == Denied(why=Denial.QUOTA)
 
 
 @pytest.mark.parametrize("sequence", [0, 7])
@@ -338,7 +339,8 @@ def test_a_failed_installation_leaves_nothing_behind(bench, kit):
 def test_without_its_policy_no_pair_is_installed(bench, kit):
     spi = allocate(bench, kit, "road").spi
     bench.plane.failing.add("add_policy")
-    assert bench.install(kit.redeemed(connection="road", spi_in=spi)) == Denied(why=Denial.DATAPLANE)
+    redeemed = kit.redeemed(connection="road", identity=kit.identity("wanderer.example.org"), spi_in=spi)
+    assert bench.install(redeemed, remote_ts=kit.selectors("10.4.0.0/16")) == Denied(why=Denial.DATAPLANE)
     assert "install" not in bench.plane.names()
 
 
@@ -529,6 +531,15 @@ def test_a_clean_stop_asks_the_worker_then_removes_all_that_is_ours_and_nothing_
     assert bench.plane.calls[:2] == [("release_spi", spare), ("remove", spi)]
     assert {policy.number for name, policy in bench.plane.calls[2:] if name == "remove_policy"} == policies
     assert len(bench.plane.calls) == 2 + len(policies)
+
+
+def test_a_daemon_that_fails_leaves_its_policies_so_that_no_clear_text_leaves(bench, kit):
+    spi = installed(bench, kit)
+    future = bench.service.stop(service_module.Leave.POLICIES)
+    bench.service.epoch_ended()
+    assert future.done
+    assert ("remove", spi) in bench.plane.calls
+    assert "remove_policy" not in bench.plane.names()
 
 
 def test_a_worker_that_does_not_answer_delays_the_stop_for_a_bounded_time(bench, kit):

@@ -4,7 +4,6 @@ RFC 2409 sections 5 and 5.4 (Main Mode), 5.5 (Quick Mode), 5.7 (Informational); 
 NAT-OA); RFC 2407 section 4.6.3 (status notifies only under protection). Header fields: RFC 2408 sections 3.1 and 5.2.
 """
 
-from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -130,11 +129,11 @@ def check(row: Message, kinds: Iterable[int]) -> None:
     listed = [kind for kind in kinds if kind < PRIVATE_USE]
     if tuple(listed[: len(row.begins)]) != row.begins:
         raise PeerError("message begins with the wrong payload", NotifyType.INVALID_PAYLOAD_TYPE)
-    counts = Counter(listed)
+    counts = {kind: listed.count(kind) for kind in listed}
     if not row.payloads.keys() >= counts.keys():
         raise PeerError("a payload has no place in this message", NotifyType.INVALID_PAYLOAD_TYPE)
     for kind, allowed in row.payloads.items():
-        if counts[kind] not in allowed:
-            raise PeerError(f"{counts[kind]} {_P(kind).name} payloads", NotifyType.INVALID_PAYLOAD_TYPE)
+        if (count := counts.get(kind, 0)) not in allowed:
+            raise PeerError(f"{count} {_P(kind).name} payloads", NotifyType.INVALID_PAYLOAD_TYPE)
     if row.some_of and not row.some_of & counts.keys():
         raise PeerError("message says nothing", NotifyType.INVALID_PAYLOAD_TYPE)

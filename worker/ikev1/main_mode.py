@@ -84,7 +84,7 @@ class _Initiator:
         context, exchange, sa, connection = self._context, self._exchange, self._sa, self._connection
         peer = sa.remote.address
         exchange.report(f"-> {peer} Main Mode 1/6: offering {', '.join(map(str, connection.suites))}")
-        first = exchange.message([self._offer, *_vendor_ids(connection.encap is not Encap.OFF)])
+        first = exchange.message([self._offer, *_vendor_ids(nat_traversal=connection.encap is not Encap.OFF)])
         chosen = await exchange.ask(first, self._message_2, "Main Mode 1/6")
         suite = chosen.selection.suite
         sa.suite = suite
@@ -203,6 +203,10 @@ def _make_room(evicted: IkeSa | None) -> None:
             exchange.abort(SaClosed("too many half-open IKE SAs"))
 
 
+MAX_AGREEING = 64
+"""Diffie-Hellman computations that may wait in keyd for strangers; established peers' requests queue behind them."""
+
+
 class _Responder:
     """RFC 2409 section 5.4, responder.
 
@@ -224,7 +228,7 @@ class _Responder:
 
     async def run(self) -> None:
         context, exchange, sa, encap = self._context, self._exchange, self._sa, self._choice.connection.encap
-        second = exchange.message([self._choice.selection.answer, *_vendor_ids(self._nat_traversal)])
+        second = exchange.message([self._choice.selection.answer, *_vendor_ids(nat_traversal=self._nat_traversal)])
         message, keys = await exchange.answer(second, self._message_3, "Main Mode 2/6")
         if self._nat_traversal:
             _traverse(sa, self._suite, encap, message.nat_ds)
@@ -246,9 +250,12 @@ class _Responder:
         sa, sas = self._sa, self._context.sas
         _from_peer(sa, received)
         message = _key_message(received, 3)
+        if self._context.agreeing >= MAX_AGREEING:
+            raise PeerError("too many peers wait for keyd; this one will send again")
         sas.spoofable.remove(sa)
         sas.forget_first(sa)
         _make_room(sas.unauthenticated.add(sa))
+        self._context.agreeing += 1
         try:
             keys = await self._context.ask(
                 IkeAnswer(
@@ -265,6 +272,8 @@ class _Responder:
             )
         except KeydRefused as refused:
             raise _ignored_for(refused, Refusal.BAD_PUBLIC_VALUE, NotifyType.INVALID_KEY_INFORMATION) from None
+        finally:
+            self._context.agreeing -= 1
         sa.handle = keys.ike
         return message, keys
 
@@ -363,7 +372,7 @@ def _cookie(context: Context) -> Cookie:
     return cookie
 
 
-def _vendor_ids(nat_traversal: bool) -> tuple[VendorId, ...]:
+def _vendor_ids(*, nat_traversal: bool) -> tuple[VendorId, ...]:
     natt = (VendorId(Vendor.RFC_3947.data),) if nat_traversal else ()
     return (*natt, VendorId(Vendor.DPD.data))
 

@@ -55,7 +55,31 @@ def test_the_trials_keys_are_random():
 def test_a_refusal_is_explained_and_nothing_is_there_to_remove(refused, sentence):
     kernel = FakeKernel(refused)
     assert lacking(kernel, [GCM], [4]) == sentence
-    assert [message.kind for message in kernel.done] == [Type.NEWSA]
+    assert {message.kind for message in kernel.done} == {Type.NEWSA}
+
+
+class KernelWithoutEsp:
+    """As Linux orders it: algorithms are looked up before the protocol."""
+
+    def __init__(self, absent):
+        self.absent = absent
+
+    def do(self, message):
+        names = {attribute[1]["name"] for attribute in message["attrs"]}
+        raise KernelError(message.kind.name, errno.ENOSYS if names & self.absent else errno.EPROTONOSUPPORT)
+
+
+def test_missing_esp_is_named_before_the_missing_algorithm_that_hides_it():
+    kernel = KernelWithoutEsp({b"rfc4106(gcm(aes))"})
+    assert lacking(kernel, [GCM], [4]) == (
+        "the kernel has no ESP for IPv4 (CONFIG_INET_ESP); "
+        "the kernel lacks rfc4106(gcm(aes)) (CONFIG_CRYPTO_GCM and CONFIG_CRYPTO_AES)"
+    )
+
+
+def test_esp_is_not_blamed_for_a_missing_algorithm():
+    kernel = KernelWithoutEsp({b"rfc4106(gcm(aes))", b"hmac(sha1)"})
+    assert "CONFIG_INET_ESP" not in lacking(kernel, [GCM], [4])
 
 
 def test_a_reason_is_given_once():
