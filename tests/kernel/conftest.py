@@ -34,12 +34,6 @@ class Gateway(Ours):
     """Our daemon over the kernel. Asked on its socket: a command of its own takes seconds in the virtual machine."""
 
     dataplane = "kernel"
-    lifetime = "1h"
-
-    def configure(self, ike: str, esp: str, **others) -> None:
-        super().configure(ike, esp, **others)
-        with self.config.open("a") as config:
-            config.write(f'lifetime = "{self.lifetime}"\n')
 
     def ask(self, command: str, **fields) -> dict:
         return ask(str(self.run_dir), {"command": command, **fields}, seconds=SECONDS)
