@@ -68,7 +68,7 @@ def main() -> int:
     wire.bind(ENDPOINT, gateway.users.worker[0])
     monitor.send(keymat.Ready())
     if not wire.await_handshake(WORKER_SECONDS):
-        event(Level.ERROR, "worker_absent", seconds=WORKER_SECONDS)
+        event(Level.ERROR, "worker-absent", seconds=WORKER_SECONDS)
         return 1
     wire.hide()
     worker = Peer(
@@ -101,7 +101,7 @@ class _End:
 
     def loudly(self, reason: str) -> None:
         """The worker is gone or asked what no honest worker asks: every handle dies with this process."""
-        event(Level.ERROR, "epoch_ends", reason=reason)
+        event(Level.ERROR, "epoch-ends", reason=reason)
         self.status = 1
         self._loop.stop()
 

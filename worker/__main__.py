@@ -48,7 +48,7 @@ def main() -> int:
     wire = Wire()
     wire.connect(ENDPOINT)
     if not wire.await_handshake(KEYD_SECONDS):
-        event(Level.ERROR, "keyd_absent")
+        event(Level.ERROR, "keyd-absent")
         return 1
     loop = Loop()
     shell = Shell(Engine(gateway, os.urandom, now=loop.now()), loop)

@@ -155,7 +155,7 @@ class Context:
                 case Failed() | PeerError():
                     self.log_rarely(Level.INFO, code, **label(), reason=error.reason)
                 case Exception():
-                    self.log(Level.ERROR, "internal_error", **label(), error=type(error).__name__, where=_where(error))
+                    self.log(Level.ERROR, "internal-error", **label(), error=type(error).__name__, where=_where(error))
                 case _:
                     raise error
 

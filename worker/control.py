@@ -154,7 +154,7 @@ class Control:
             finally:
                 done.set_result(None)
 
-        self._context.spawn(close(), "stop_failed", lambda: {"connection": connection})
+        self._context.spawn(close(), "stop-failed", lambda: {"connection": connection})
         return done
 
     def _run(self, work: Coroutine[Any, Any, str], order: Order, sequence: int) -> None:
@@ -173,7 +173,7 @@ class Control:
                 outcome = Outcome.DONE if failure == UP else Outcome.FAILED
                 self._reply(sequence, Completed(outcome=outcome, text=escape(failure, MAX_TEXT)))
 
-        self._context.spawn(run(), "order_failed", lambda: {"connection": order.connection})
+        self._context.spawn(run(), "order-failed", lambda: {"connection": order.connection})
 
     # description
 

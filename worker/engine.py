@@ -71,7 +71,7 @@ class Engine:
         try:
             self._dispatch(Received(parse_header(data), data, local, remote))
         except PeerError as error:
-            self._context.log_rarely(Level.DEBUG, "datagram_dropped", remote=remote, reason=error.reason)
+            self._context.log_rarely(Level.DEBUG, "datagram-dropped", remote=remote, reason=error.reason)
 
     def keyd_reply(self, sequence: int, reply: keyd.Reply, now: float) -> None:
         """Keyd answers `AskKeyd`."""
@@ -140,7 +140,7 @@ class Engine:
             sa = context.sas.find_first(header.cky_i, received.remote)
             if sa is None:
                 context.spawn(
-                    main_mode.respond(context, received), "main_mode_failed", lambda: {"remote": received.remote}
+                    main_mode.respond(context, received), "main-mode-failed", lambda: {"remote": received.remote}
                 )
                 return
         exchange = sa.exchanges.get(main_mode.PHASE_1) if sa is not None else None
@@ -155,7 +155,7 @@ class Engine:
         elif sa.opening >= MAX_OPENING or sa.answering >= MAX_ANSWERING:
             raise PeerError("too many exchanges at once")
         else:
-            self._context.spawn(quick_mode.respond(self._context, sa, received), "quick_mode_failed", lambda: sa.label)
+            self._context.spawn(quick_mode.respond(self._context, sa, received), "quick-mode-failed", lambda: sa.label)
 
     def _informational(self, sa: IkeSa | None, received: Received) -> None:
         if sa is None or not comes_from_peer(sa, received):
@@ -170,7 +170,7 @@ class Engine:
             raise PeerError("too many exchanges at once")
         else:
             self._context.spawn(
-                informational.receive(self._context, sa, received), "informational_failed", lambda: sa.label
+                informational.receive(self._context, sa, received), "informational-failed", lambda: sa.label
             )
 
     # worker.context.Watcher

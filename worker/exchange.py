@@ -118,7 +118,7 @@ class Exchange:
                 try:
                     value = await accept(received)
                 except PeerError as error:
-                    self.context.log_rarely(Level.DEBUG, "message_ignored", **self.sa.label, reason=error.reason)
+                    self.context.log_rarely(Level.DEBUG, "message-ignored", **self.sa.label, reason=error.reason)
                     continue
                 self._last.accepted(received.data)
                 return value

@@ -101,7 +101,7 @@ class Keeper:
             goal.running = True
             if goal.retry is not None:
                 goal.retry.cancel()
-            self._context.spawn(self._run(goal), "child_failed", goal.label)
+            self._context.spawn(self._run(goal), "child-failed", goal.label)
         return future
 
     async def _run(self, goal: Goal) -> None:

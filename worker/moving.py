@@ -28,7 +28,7 @@ def authenticated_from(context: Context, sa: IkeSa, received: Received) -> None:
         return
     if connection not in context.connections.candidates(received.local.address, received.remote.address):
         return
-    context.log(Level.NOTICE, "peer_moved", **sa.label, to=received.remote)
+    context.log(Level.NOTICE, "peer-moved", **sa.label, to=received.remote)
     sa.moved = context.now
     sa.local, sa.remote = received.local, received.remote
     context.watcher.moved(sa)

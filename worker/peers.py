@@ -56,7 +56,7 @@ def forget_ike(context: Context, sa: IkeSa, reason: str = "the IKE SA was closed
     if sa.handle:
         context.drop(sa.handle)
     if established:
-        context.log(Level.NOTICE, "ike_closed", **sa.label, reason=reason)
+        context.log(Level.NOTICE, "ike-closed", **sa.label, reason=reason)
     exchanges = tuple(sa.exchanges.values())
     sa.exchanges.clear()
     for exchange in exchanges:
@@ -85,7 +85,7 @@ def forget_child(context: Context, child: ChildSa, reason: str) -> None:
         del peer.by_spi_out[child.spi_out]
     _tidy(context, peer)
     context.release(child.spi_in)
-    context.log(Level.NOTICE, "child_closed", **child.label, reason=reason)
+    context.log(Level.NOTICE, "child-closed", **child.label, reason=reason)
     context.watcher.lost(child)
 
 

@@ -48,7 +48,7 @@ class Renewal:
             self.delete_child(child, "its lifetime is over")
         else:
             child.state = ChildState.RENEWING
-            self._context.spawn(self._renew_child(child), "renewal_failed", lambda: child.label)
+            self._context.spawn(self._renew_child(child), "renewal-failed", lambda: child.label)
 
     async def _renew_child(self, child: ChildSa) -> None:
         context = self._context
@@ -75,7 +75,7 @@ class Renewal:
         sa = newest(peer)
         if sa is not None:
             self._context.spawn(
-                informational.delete_spis(self._context, sa, tuple(spis)), "notification_unsent", lambda: sa.label
+                informational.delete_spis(self._context, sa, tuple(spis)), "notification-unsent", lambda: sa.label
             )
 
     # IKE SAs
@@ -97,7 +97,7 @@ class Renewal:
         elif self._context.now >= sa.expires:
             self.delete_ike(sa, "its lifetime is over")
         else:
-            self._context.spawn(self._renew_ike(sa, peer), "renewal_failed", lambda: sa.label)
+            self._context.spawn(self._renew_ike(sa, peer), "renewal-failed", lambda: sa.label)
 
     async def _renew_ike(self, sa: IkeSa, peer: Peer) -> None:
         context = self._context
@@ -111,7 +111,7 @@ class Renewal:
 
     def delete_ike(self, sa: IkeSa, reason: str) -> None:
         """Tell the peer, then let go."""
-        self._context.spawn(self.close_ike(sa, reason), "notification_unsent", lambda: sa.label)
+        self._context.spawn(self.close_ike(sa, reason), "notification-unsent", lambda: sa.label)
 
     async def close_ike(self, sa: IkeSa, reason: str) -> None:
         """Tell the peer, then let go; done when the message is out."""
@@ -152,7 +152,7 @@ class Renewal:
                 for sa in tuple(peer.ike_sas):
                     await self.close_ike(sa, reason)
             except Failed as failed:
-                context.log_rarely(Level.INFO, "notification_unsent", connection=connection, reason=failed.reason)
+                context.log_rarely(Level.INFO, "notification-unsent", connection=connection, reason=failed.reason)
 
 
 def _abandon(sa: IkeSa, reason: str) -> None:

@@ -87,7 +87,7 @@ class Sockets:
             if sock is not None:
                 sock.sendmsg([data], [_source(local.address)], 0, target)
         except OSError as error:
-            event(Level.DEBUG, "send_failed", remote=remote, error=error.strerror)
+            event(Level.DEBUG, "send-failed", remote=remote, error=error.strerror)
 
 
 def _destination(ancillary: list[tuple[int, int, bytes]]) -> bytes | None:

@@ -164,7 +164,7 @@ class Site:
 
     def _logged(self, level: Level, code: str, **fields: object) -> None:
         self.log.append((level, code, fields))
-        if code == "internal_error":
+        if code == "internal-error":
             self.errors.append(fields)
 
     def logged(self, code: str) -> list[dict]:

@@ -166,4 +166,4 @@ def test_a_quick_modes_message_id_is_not_taken_twice_rfc2409_5_5(world):
     world.run(100.0)
     assert world.right.sent == []
     assert len(world.right.pairs) == 1
-    assert "the message id was used before" in {each["reason"] for each in world.right.logged("message_ignored")}
+    assert "the message id was used before" in {each["reason"] for each in world.right.logged("message-ignored")}

@@ -111,7 +111,7 @@ def test_a_new_mapping_is_believed_from_an_authenticated_message_only_rfc3947_7(
     world.left.down(child="lan")
     world.run(1.0)
     assert world.right.status()[0].remote.port == 54500
-    assert world.right.logged("peer_moved")
+    assert world.right.logged("peer-moved")
     assert before not in world.right.pairs
 
 

@@ -19,7 +19,7 @@ def test_a_wrong_psk_is_reported_at_both_ends_rfc2409_5_4(make):
     assert done.outcome is Outcome.FAILED
     assert DIFFERS in done.text
     assert "AUTHENTICATION_FAILED" in done.text
-    (report,) = world.right.logged("authentication_failed")
+    (report,) = world.right.logged("authentication-failed")
     assert report["reason"] == ("peer's message does not decrypt: pre-shared key for gw1.example.org probably differs")
     assert report["connection"] == "paris"
     world.run(200.0)
@@ -47,7 +47,7 @@ def test_no_common_ike_proposal_is_reported_at_both_ends_rfc2408_3_14(make):
     assert done.outcome is Outcome.FAILED
     assert "NO_PROPOSAL_CHOSEN" in done.text
     assert world.now - started < 10
-    (report, *_) = world.right.logged("main_mode_failed")
+    (report, *_) = world.right.logged("main-mode-failed")
     assert "peer offers aes128-sha256-modp2048; configured aes256-sha512-ecp384" in report["reason"]
     assert len(world.right.engine._context.sas) == 0
     world.settled()
@@ -81,7 +81,7 @@ def test_no_common_esp_proposal_is_answered_under_protection_rfc2409_5_5(make):
     done = world.up()
     assert done.outcome is Outcome.FAILED
     assert "gw2.example.org answers NO_PROPOSAL_CHOSEN" in done.text
-    (report,) = world.right.logged("quick_mode_failed")
+    (report,) = world.right.logged("quick-mode-failed")
     assert "peer offers aes256gcm16" in report["reason"]
     assert "configured aes128-sha1 tunnel" in report["reason"]
     assert len(world.left.established()) == 1
@@ -95,7 +95,7 @@ def test_selectors_outside_of_the_child_are_refused_rfc2407_4_6_3(make):
     done = world.up()
     assert done.outcome is Outcome.FAILED
     assert "INVALID_ID_INFORMATION" in done.text
-    (report,) = world.right.logged("quick_mode_failed")
+    (report,) = world.right.logged("quick-mode-failed")
     assert "no child protects 10.0.0.0/8 with 10.1.0.0/16" in report["reason"]
     assert world.right.pairs == {}
     world.settled()
@@ -115,7 +115,7 @@ def test_an_identity_that_no_connection_accepts_is_refused(make):
     world = make.Pair(ours, make.mirrored(make.connection()))
     done = world.up()
     assert done.outcome is Outcome.FAILED
-    assert world.right.logged("authentication_failed")[0]["reason"] == (
+    assert world.right.logged("authentication-failed")[0]["reason"] == (
         "the peer proved an identity that no connection accepts"
     )
     assert world.right.established() == []

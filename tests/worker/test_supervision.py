@@ -38,7 +38,7 @@ def test_an_unexpected_exception_is_logged_with_its_place_and_goes_no_further(co
     context.spawn(broken(), "code", lambda: {"connection": "paris"})
     waiting.set_result(None)
     ((level, code, fields),) = logged
-    assert (level, code) == (Level.ERROR, "internal_error")
+    assert (level, code) == (Level.ERROR, "internal-error")
     assert fields["connection"] == "paris"
     assert fields["error"] == "KeyError"
     assert "broken" in fields["where"]
@@ -50,8 +50,8 @@ def test_what_the_peer_or_the_network_is_at_fault_for_is_told_as_such(context, l
     async def failing() -> None:
         raise error
 
-    context.spawn(failing(), "main_mode_failed", dict)
-    assert logged == [(Level.INFO, "main_mode_failed", {"reason": "not acceptable"})]
+    context.spawn(failing(), "main-mode-failed", dict)
+    assert logged == [(Level.INFO, "main-mode-failed", {"reason": "not acceptable"})]
 
 
 def test_what_is_no_exception_of_a_program_ends_the_process(context):

@@ -62,7 +62,7 @@ def receive_in_clear(context: Context, sa: IkeSa, received: Received) -> None:
     for payload in parse_chain(received.header.next_payload, received.body):
         if isinstance(payload, Notification):
             name = _name(payload.type)
-            context.log_rarely(Level.INFO, "notified_in_clear", **sa.label, notify=name)
+            context.log_rarely(Level.INFO, "notified-in-clear", **sa.label, notify=name)
             reason = f"{received.remote.address} answers {name} (not authenticated)"
             # after message 5 only a differing key makes the peer say so
             exchange.suspect(f"{reason}; {exchange.suspicion}" if exchange.suspicion else f"{reason}{_advice(payload)}")
@@ -112,7 +112,7 @@ async def receive(context: Context, sa: IkeSa, received: Received) -> None:
         )
     except KeydRefused as refused:
         # a stranger's, or one that was received before
-        context.log_rarely(Level.DEBUG, "message_ignored", **sa.label, reason=refused.reason)
+        context.log_rarely(Level.DEBUG, "message-ignored", **sa.label, reason=refused.reason)
         return
     finally:
         sa.opening -= 1

@@ -303,7 +303,7 @@ class _Responder:
             return
         self._exchange.hint = reason
         label = self._sa.label | {"connection": self._choice.connection.name}
-        self._context.log_rarely(Level.WARNING, "authentication_failed", **label, reason=reason)
+        self._context.log_rarely(Level.WARNING, "authentication-failed", **label, reason=reason)
         informational.notify_in_clear(self._context, received, notify)
 
 
@@ -415,7 +415,7 @@ def _establish(
     join(context, sa, connection, proven.identity)
     context.log(
         Level.NOTICE,
-        "ike_established",
+        "ike-established",
         **sa.label,
         role=sa.role.value,
         identity=proven.identity,

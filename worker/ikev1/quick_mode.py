@@ -191,7 +191,7 @@ async def _open(context: Context, sa: IkeSa, first: Received) -> QuickOpened | N
         request = QuickOpen(ike=sa.handle, message_id=first.header.message_id, ciphertext=first.body)
         return await context.ask(request, QuickOpened)
     except KeydRefused as refused:
-        context.log_rarely(Level.DEBUG, "message_ignored", **sa.label, reason=refused.reason)
+        context.log_rarely(Level.DEBUG, "message-ignored", **sa.label, reason=refused.reason)
         return None
     finally:
         sa.opening -= 1
@@ -350,7 +350,7 @@ def _adopt(context: Context, pair: ChildSa) -> None:
     add_child(context, pair)
     context.log(
         Level.NOTICE,
-        "child_installed",
+        "child-installed",
         **pair.label,
         role=pair.role.value,
         suite=pair.suite,
@@ -367,14 +367,14 @@ async def _refuse(context: Context, sa: IkeSa, error: PeerError, spi: bytes) -> 
         try:
             await informational.send(context, sa, [notification])
         except Failed as failed:
-            context.log_rarely(Level.INFO, "notification_unsent", **sa.label, reason=failed.reason)
+            context.log_rarely(Level.INFO, "notification-unsent", **sa.label, reason=failed.reason)
 
 
 async def _withdraw(context: Context, sa: IkeSa, spi: Spi) -> None:
     try:
         await informational.delete_spis(context, sa, (spi,))
     except Failed as failed:
-        context.log_rarely(Level.INFO, "notification_unsent", **sa.label, reason=failed.reason)
+        context.log_rarely(Level.INFO, "notification-unsent", **sa.label, reason=failed.reason)
 
 
 def _admit(sa: IkeSa) -> None:
