@@ -88,7 +88,7 @@ def test_eight_hours_without_a_gap_rfc2408_2_1(make, both):
     assert len(world.left.established()) <= 3
     assert not first & set(world.left.pairs)
     assert not cookies & {sa.cky_i for sa in world.left.established()}
-    assert len(world.left.logged("child_installed")) < 40
+    assert len(world.left.logged("child-installed")) < 40
     world.settled()
 
 
