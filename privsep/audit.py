@@ -224,7 +224,11 @@ def _reported_landlock(name: str) -> int | None:
 def _descriptors(directory: Path) -> dict[int, str]:
     found: dict[int, str] = {}
     for number in sorted(map(int, os.listdir(directory)))[:MAX_DESCRIPTORS]:
-        target = os.readlink(directory / str(number))
+        try:
+            target = os.readlink(directory / str(number))
+        except FileNotFoundError:
+            # closed since it was listed
+            continue
         # "socket:[123]" and "anon_inode:[eventpoll]" name a kind, the rest is a path
         kind = re.fullmatch(r"(?:anon_inode:\[?(\w+)\]?|(\w+):\[\d+\])", target)
         found[number] = target if kind is None else kind[1] or kind[2]

@@ -119,7 +119,11 @@ def test_a_process_that_has_just_started_gets_time_to_confine_itself(confined, m
 def test_an_unconfined_process_is_found_weaker(daemon, run_dir, capsys, monkeypatch):
     monkeypatch.setattr(audit, "SETTLE_SECONDS", -1.0)
     printed = []
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as impostor:
+    script = "print('ready', flush=True); input()"
+    words = [sys.executable, "-c", script]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as impostor:
+        # an interpreter that still starts opens and closes files all the time
+        assert impostor.stdout.readline() == b"ready\n"
         for words in ([], ["--json"]):
             daemon(answer(("worker", impostor.pid)))
             assert main(["audit", *words, "--run-dir", str(run_dir)]) == FAILED
