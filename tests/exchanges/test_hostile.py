@@ -9,9 +9,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from privsep.config.model import Start
-from privsep.schema.install import Expired
+from privsep.schema.install import Expired, Outcome
 from privsep.types import Endpoint
 from worker.demux import MAX_SPOOFABLE, MAX_SPOOFABLE_PER_ADDRESS
+from worker.ikev1 import main_mode
 
 
 def record(make):
@@ -212,3 +213,18 @@ def test_garbage_quick_modes_keep_a_bounded_number_of_requests_in_flight(make):
         world.right.engine.datagram(forged, sa.local, sa.remote, world.now)
         world.right.carry_out()
     assert len(world.right.keyd_requests) - before <= 16
+
+
+def test_message_3_waits_while_keyd_has_many_strangers_before_it(make, monkeypatch):
+    """Established peers' requests queue behind Diffie-Hellman for strangers, so that has a bound; peers send again."""
+    world = make.Pair(make.connection())
+    with monkeypatch.context() as busy:
+        busy.setattr(main_mode, "MAX_AGREEING", 0)
+        order = world.left.up()
+        world.run(5.0)
+        assert world.left.outcome(order) is None
+        assert world.right.established() == []
+    world.run(30.0, lambda: world.left.outcome(order) is not None)
+    assert world.left.outcome(order).outcome is Outcome.DONE
+    world.run(1.0)
+    assert world.mirror() == 1
