@@ -7,8 +7,8 @@ bounded length and at a bounded rate, so it can neither speak for another proces
 import os
 from collections.abc import Callable
 
-from monitor.waiting import Rate
 from privsep.loop import Loop, Timer
+from privsep.rate import Rate
 
 MAX_LINE = 2048
 """Octets of one line; the rest of a longer one is dropped."""
@@ -29,8 +29,8 @@ class LogPipe:
         self._write = write
         self._line = bytearray()
         self._cut = 0
-        self._lines = Rate(loop, LINES_PER_SECOND)
-        self._reads = Rate(loop, READS_PER_SECOND)
+        self._lines = Rate(LINES_PER_SECOND)
+        self._reads = Rate(READS_PER_SECOND)
         self._pause: Timer | None = None
         loop.on_readable(fd, self._readable)
 
@@ -38,12 +38,12 @@ class LogPipe:
         """Read what is left, as far as the rate admits, and end."""
         if self._fd < 0:
             return
-        while self._fd >= 0 and self._reads.admit() and self._read():
+        while self._fd >= 0 and self._reads.admit(self._loop.now()) and self._read():
             pass
         self._end()
 
     def _readable(self) -> None:
-        if self._reads.admit():
+        if self._reads.admit(self._loop.now()):
             self._read()
         else:
             self._loop.on_readable(self._fd, None)
@@ -79,14 +79,14 @@ class LogPipe:
         line, cut = bytes(self._line), self._cut
         self._line.clear()
         self._cut = 0
-        if not self._lines.admit():
+        if not self._lines.admit(self._loop.now()):
             return
         self._report_dropped()
         if line:
             self._emit(_printable(line) + (f"... ({cut} octets more)" if cut else ""))
 
     def _report_dropped(self) -> None:
-        dropped = self._lines.take()
+        dropped = self._lines.take_refused()
         if dropped:
             self._emit(f"({dropped} lines dropped)")
 

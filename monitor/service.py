@@ -15,10 +15,11 @@ from monitor.authorize import PASSED, authorize, find_child, outer_addresses
 from monitor.dataplane import Dataplane, DataplaneError, Pair, Policy, Traffic
 from monitor.epoch import Epoch, WorkerBusy
 from monitor.sadb import Allocation, Claim, Entry, Phase, Policies, Sadb
-from monitor.waiting import Clock, Log, Rate, begin, run, within
+from monitor.waiting import Clock, Log, begin, run, within
 from privsep.config.model import Gateway
 from privsep.errors import ChannelClosed, Violation
 from privsep.log import Level
+from privsep.rate import Rate
 from privsep.schema.install import (
     Acquire,
     Adopted,
@@ -89,7 +90,7 @@ class Service:
         self._log = log
         self._epoch: Epoch | None = None
         self._order_numbers = count(1)
-        self._rate = Rate(clock, LOGGED_PER_SECOND)
+        self._rate = Rate(LOGGED_PER_SECOND)
         self._stopping = False
         self._handlers: dict[type[Any], Callable[[Epoch, Any, int], None]] = {
             AllocateSpi: self._on_allocate,
@@ -327,8 +328,8 @@ class Service:
 
     def _log_rarely(self, level: Level, code: str, **fields: object) -> None:
         """For what a captured worker or a busy network repeats at will."""
-        if self._rate.admit():
-            self._log(level, code, **fields, **({"unlogged": self._rate.take()} if self._rate.refused else {}))
+        if self._rate.admit(self._clock.now()):
+            self._log(level, code, **fields, **({"unlogged": self._rate.take_refused()} if self._rate.refused else {}))
 
     # to the worker
 

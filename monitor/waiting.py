@@ -1,4 +1,4 @@
-"""What the monitor needs besides futures: a clock with timers, a log, coroutines begun, a deadline, a rate."""
+"""What the monitor needs besides futures: a clock with timers, a log, coroutines begun, a deadline."""
 
 from collections.abc import Callable, Coroutine
 from typing import Any, Protocol, TypeVar
@@ -74,30 +74,3 @@ def within(clock: Clock, seconds: float, future: Future[T]) -> Future[T]:
 
     Task(run(), ended)
     return limited
-
-
-class Rate:
-    """At most `limit` of something in each second; what is refused is counted."""
-
-    def __init__(self, clock: Clock, limit: int) -> None:
-        self._clock = clock
-        self._limit = limit
-        self._second = -1
-        self._admitted = 0
-        self.refused = 0
-
-    def admit(self) -> bool:
-        """Whether there is room for one more now."""
-        second = int(self._clock.now())
-        if second != self._second:
-            self._second, self._admitted = second, 0
-        if self._admitted >= self._limit:
-            self.refused += 1
-            return False
-        self._admitted += 1
-        return True
-
-    def take(self) -> int:
-        """How many were refused since the last `take`."""
-        refused, self.refused = self.refused, 0
-        return refused

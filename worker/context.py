@@ -7,6 +7,7 @@ from typing import Any, Protocol, TypeVar
 from privsep.config.model import Gateway
 from privsep.errors import PeerError
 from privsep.log import Level
+from privsep.rate import Rate
 from privsep.schema import install, keyd
 from privsep.tasks import Task
 from privsep.types import Endpoint, Identity, Spi
@@ -15,7 +16,6 @@ from worker.demux import SaTable
 from worker.effects import AskKeyd, AskMonitor, Effect, Send
 from worker.errors import Failed, KeydRefused, MonitorDenied
 from worker.isakmp_sa import IkeSa, Peer
-from worker.limits import Rate
 from worker.nat import NATT_PORT, NON_ESP_MARKER
 from worker.negotiate import Connections
 from worker.requests import Requests

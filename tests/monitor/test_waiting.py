@@ -2,8 +2,9 @@
 
 import pytest
 
-from monitor.waiting import Rate, begin, run, within
+from monitor.waiting import begin, run, within
 from privsep.errors import Violation
+from privsep.rate import Rate
 from privsep.tasks import Future
 
 
@@ -65,8 +66,8 @@ def test_within_passes_errors_on(clock):
 
 
 def test_a_rate_admits_so_many_a_second_and_counts_the_rest(clock):
-    rate = Rate(clock, 3)
-    assert [rate.admit() for _ in range(5)] == [True, True, True, False, False]
+    rate = Rate(3)
+    assert [rate.admit(clock.now()) for _ in range(5)] == [True, True, True, False, False]
     clock.advance(1)
-    assert rate.admit()
-    assert (rate.take(), rate.take()) == (2, 0)
+    assert rate.admit(clock.now())
+    assert (rate.take_refused(), rate.take_refused()) == (2, 0)

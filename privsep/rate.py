@@ -1,4 +1,4 @@
-"""Bounded rates for what a stranger may cause: log lines and notifications."""
+"""Bounded rates for what a stranger or a captured child may cause: log lines, notifications, reads."""
 
 
 class Rate:

@@ -1,6 +1,6 @@
 """Rates."""
 
-from worker.limits import Rate
+from privsep.rate import Rate
 
 
 def test_so_many_in_a_second_and_the_rest_is_counted():
