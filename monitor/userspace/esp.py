@@ -138,9 +138,9 @@ class AesCbcHmac:
 def transform(suite: ChildSuite, encryption_key: bytes, integrity_key: bytes) -> Transform:
     """The cryptography of a suite; ValueError where a key has the wrong length or the suite is not ESP's."""
     cipher, integrity = suite.cipher, suite.integrity
-    if cipher is None:
-        raise ValueError("the suite encrypts nothing")
-    if len(encryption_key) != cipher.key_octets or len(integrity_key) != (integrity.key_octets if integrity else 0):
+    if cipher is None or not suite.in_userspace:
+        raise ValueError(f"{suite.described} is not carried here")
+    if len(encryption_key) != suite.encryption_octets or len(integrity_key) != suite.integrity_octets:
         raise ValueError("a key has the wrong length")
     if integrity is None:
         if not cipher.icv:
@@ -211,6 +211,8 @@ def warm_up() -> None:
     for cipher in EspCipher:
         for integrity in (None,) if cipher.icv else tuple(Integrity):
             suite = ChildSuite(ProtocolId.ESP, cipher, integrity, None)
-            keys = bytes(cipher.key_octets), bytes(integrity.key_octets if integrity else 0)
+            if not suite.in_userspace:
+                continue
+            keys = bytes(suite.encryption_octets), bytes(suite.integrity_octets)
             sealed = Outbound(Spi(256), transform(suite, *keys)).seal(NO_NEXT_HEADER, b"")
             Inbound(transform(suite, *keys), _WARM_UP_WINDOW).open(sealed)
