@@ -170,12 +170,7 @@ GROUPS = {group.keyword: group for group in Group} | {"x25519": Group.CURVE25519
 ESP_CIPHERS = {cipher.keyword: cipher for cipher in EspCipher}
 INTEGRITIES = {integrity.keyword: integrity for integrity in Integrity}
 _SEQUENCE_NUMBERS = {"esn": True, "noesn": False}
-_USERSPACE_CIPHERS = frozenset(
-    cipher for cipher in EspCipher if cipher.number in (EspTransform.AES_CBC, EspTransform.AES_GCM_16)
-)
-_USERSPACE_INTEGRITIES = frozenset(
-    {None, Integrity.HMAC_SHA1, Integrity.HMAC_SHA2_256, Integrity.HMAC_SHA2_384, Integrity.HMAC_SHA2_512}
-)
+_KERNEL_ONLY = frozenset({Integrity.AES_XCBC, Integrity.AES_CMAC})
 
 
 @dataclass(slots=True, frozen=True)
@@ -252,12 +247,7 @@ class ChildSuite:
     @property
     def in_userspace(self) -> bool:
         """Whether the ESP process, the data plane without a kernel, carries it too (`monitor/userspace/esp.py`)."""
-        return (
-            self.protocol is ProtocolId.ESP
-            and not self.esn
-            and self.cipher in _USERSPACE_CIPHERS
-            and self.integrity in _USERSPACE_INTEGRITIES
-        )
+        return self.protocol is ProtocolId.ESP and not self.esn and self.integrity not in _KERNEL_ONLY
 
     @property
     def encryption_octets(self) -> int:

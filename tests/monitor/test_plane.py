@@ -86,21 +86,21 @@ def test_who_insists_on_the_kernel_hears_what_it_lacks(kernel, choose, without_x
     assert str(caught.value) == f'dataplane = "kernel": {reason}; "auto" or "userspace" would work'
 
 
-CTR, AH = ChildSuite.parse("aes256ctr-sha256"), ChildSuite.parse("sha1", ProtocolId.AH)
+XCBC, AH = ChildSuite.parse("aes256-aesxcbc"), ChildSuite.parse("sha1", ProtocolId.AH)
 
 
 def test_auto_does_not_fall_back_for_some_suites_only(kernel, choose):
     kernel.lacking = NO_GCM
     good = ChildSuite.parse("aes256gcm16")
     with pytest.raises(OperatorError) as caught:
-        choose(DataplaneChoice.AUTO, good, CTR)
+        choose(DataplaneChoice.AUTO, good, XCBC)
     assert str(caught.value) == (
-        f'dataplane = "auto": {NO_GCM}; the userspace data plane cannot carry aes256ctr-sha256 of paris/lan; '
+        f'dataplane = "auto": {NO_GCM}; the userspace data plane cannot carry aes256-aesxcbc of paris/lan; '
         'esp = ["aes256gcm16"] in their place would work'
     )
     assert choose(DataplaneChoice.AUTO, good).dataplane.name == "userspace"
     kernel.lacking = None
-    assert choose(DataplaneChoice.AUTO, good, CTR).dataplane.name == "kernel"
+    assert choose(DataplaneChoice.AUTO, good, XCBC).dataplane.name == "kernel"
 
 
 def test_who_insists_on_the_kernel_is_not_told_that_userspace_would_do_where_it_would_not(kernel, choose):

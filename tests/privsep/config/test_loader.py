@@ -381,11 +381,8 @@ BEYOND = "[gateway]\ndataplane = '{}'\n" + SMALL + "{} = ['{}']"
 @pytest.mark.parametrize(
     ("key", "suite", "told"),
     [
-        ("esp", "aes256ctr-sha256", "aes256ctr-sha256"),
         ("esp", "aes256gcm16-esn", "aes256gcm16-esn"),
-        ("esp", "camellia128-sha1", "camellia128-sha1"),
         ("esp", "aes128-aesxcbc", "aes128-aesxcbc"),
-        ("esp", "null-sha256", "null-sha256"),
         ("ah", "sha256", "AH sha256"),
     ],
 )
