@@ -293,7 +293,7 @@ class Service:
             self._give_back(pair)
             return Denial.DATAPLANE
         entry.phase = Phase.INSTALLED
-        self._log(Level.NOTICE, "installed", **_describe(entry), identity=redeemed.identity, suite=pair.suite)
+        self._log(Level.NOTICE, "installed", **_describe(entry), identity=redeemed.identity, suite=pair.suite.described)
         return None
 
     def _give_back(self, pair: Pair) -> None:

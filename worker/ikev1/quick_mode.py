@@ -355,7 +355,7 @@ def _adopt(context: Context, pair: ChildSa) -> None:
         "child-installed",
         **pair.label,
         role=pair.role.value,
-        suite=pair.suite,
+        suite=pair.suite.described,
         local_ts=pair.local_ts,
         remote_ts=pair.remote_ts,
     )
