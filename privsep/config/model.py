@@ -77,6 +77,8 @@ class Child:
     lifetime: int
     start: Start
     replay_window: int = DEFAULT_REPLAY_WINDOW
+    ipcomp: bool = False
+    """Compress before encrypting, where the peer does too (RFC 3173)."""
 
     @property
     def protocol(self) -> ProtocolId:
