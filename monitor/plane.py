@@ -64,13 +64,14 @@ def choose(gateway: Gateway, loop: Loop, events: Events, lost: Callable[[str], N
 
 def _instead(gateway: Gateway) -> str:
     """What would work without this kernel."""
-    return 'esp = ["aes256gcm16"] in their place' if _beyond(gateway) else '"auto" or "userspace"'
+    rights = dict.fromkeys(each.right for each in beyond_userspace(gateway))
+    return f"{' and '.join(rights)} in their place" if rights else '"auto" or "userspace"'
 
 
 def _beyond(gateway: Gateway) -> str:
-    """The suites that userspace cannot carry, and whose they are; empty if there are none."""
-    found = [(f"{one.name}/{child.name}", child.suites[at].described) for one, child, at in beyond_userspace(gateway)]
-    told = ", ".join(f"{suite} of {whose}" for whose, suite in found[:MAX_TOLD])
+    """What userspace cannot carry, and whose they are; empty if there are none."""
+    found = [f"{each.what} of {each.connection.name}/{each.child.name}" for each in beyond_userspace(gateway)]
+    told = ", ".join(found[:MAX_TOLD])
     return told + (f" and {len(found) - MAX_TOLD} more" if len(found) > MAX_TOLD else "")
 
 

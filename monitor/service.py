@@ -18,6 +18,7 @@ from monitor.sadb import Allocation, Claim, Entry, Phase, Policies, Sadb
 from monitor.waiting import Clock, Log, begin, run, within
 from privsep.config.model import Gateway
 from privsep.errors import ChannelClosed, Violation
+from privsep.iana import ProtocolId
 from privsep.log import Level
 from privsep.rate import Rate
 from privsep.schema.install import (
@@ -37,6 +38,7 @@ from privsep.schema.install import (
     Installed,
     MonitorReply,
     MonitorRequest,
+    Moved,
     Progress,
     Remove,
     Removed,
@@ -47,7 +49,7 @@ from privsep.schema.install import (
 )
 from privsep.schema.keymat import NotRedeemable, Ready, Redeem, Redeemed, Reply
 from privsep.tasks import Future
-from privsep.types import Spi
+from privsep.types import Cpi, Endpoint, Spi
 
 MAX_PAGES = 4096
 """Pages of one description: all SAs that the quotas admit."""
@@ -55,6 +57,8 @@ STOP_SECONDS = 5.0
 """For the worker's DELETE messages at the end."""
 ADOPTED_AT_ONCE = 512
 ADOPT_SECONDS = 0.1
+MOVE_SECONDS = 1.0
+"""Between two moves of a pair: packets in another order than they were sent must not make it swing."""
 LOGGED_PER_SECOND = 20
 """Denials and acquires that are logged; the rest is counted. A captured worker must not drown the log."""
 
@@ -193,9 +197,9 @@ class Service:
             self._denied(answer, connection=message.connection, child=message.child, remote=message.remote)
             self._answer(epoch, sequence, Denied(why=answer))
         else:
-            self._answer(epoch, sequence, Allocated(spi=answer))
+            self._answer(epoch, sequence, answer)
 
-    def _allocate(self, message: AllocateSpi) -> Spi | Denial:
+    def _allocate(self, message: AllocateSpi) -> Allocated | Denial:
         named = find_child(self.gateway, message.connection, message.child)
         if named is None:
             return Denial.NO_SUCH_CHILD
@@ -220,14 +224,29 @@ class Service:
             # the kernel's SPIs are unique for each address only; ours for all
             self._release(allocation)
             return Denial.DATAPLANE
+        if named[1].ipcomp:
+            try:
+                cpi = self.dataplane.allocate_spi(message.local, message.remote, ProtocolId.IPCOMP)
+            except DataplaneError:
+                self._release(allocation)
+                return Denial.DATAPLANE
+            allocation = dataclasses.replace(allocation, cpi=Cpi(cpi))
         self.sadb.allocate(allocation)
-        return spi
+        return Allocated(spi=spi, cpi=allocation.cpi)
 
     def _release(self, allocation: Allocation) -> None:
         if self.sadb.allocation(allocation.spi) is allocation:
             self.sadb.release(allocation.spi)
+        self._give_back(allocation, allocation.spi, allocation.protocol)
+        self._give_back_cpi(allocation)
+
+    def _give_back_cpi(self, allocation: Allocation) -> None:
+        if allocation.cpi is not None:
+            self._give_back(allocation, Spi(allocation.cpi), ProtocolId.IPCOMP)
+
+    def _give_back(self, allocation: Allocation, spi: Spi, protocol: ProtocolId) -> None:
         try:
-            self.dataplane.release_spi(allocation.spi, allocation.local, allocation.remote, allocation.protocol)
+            self.dataplane.release_spi(spi, allocation.local, allocation.remote, protocol)
         except DataplaneError as error:
             self._log(Level.WARNING, "cleanup-failed", error=error)
 
@@ -278,6 +297,7 @@ class Service:
             pair=_without_keys(pair),
             since=self._clock.now(),
         )
+        allocation = self.sadb.allocation(pair.spi_in)
         self.sadb.reserve(entry)
         self._policies.record(redeemed.connection, redeemed.child, policy)
         try:
@@ -290,17 +310,14 @@ class Service:
         except DataplaneError as error:
             self._log(Level.ERROR, "install-failed", connection=redeemed.connection, error=error)
             self.sadb.forget(entry)
-            self._give_back(pair)
+            if allocation is not None:
+                self._release(allocation)
             return Denial.DATAPLANE
+        if allocation is not None and pair.ipcomp is None:
+            self._give_back_cpi(allocation)
         entry.phase = Phase.INSTALLED
         self._log(Level.NOTICE, "installed", **_describe(entry), identity=redeemed.identity, suite=pair.suite.described)
         return None
-
-    def _give_back(self, pair: Pair) -> None:
-        try:
-            self.dataplane.release_spi(pair.spi_in, pair.local, pair.remote, pair.suite.protocol)
-        except DataplaneError as error:
-            self._log(Level.WARNING, "cleanup-failed", error=error)
 
     def _on_remove(self, epoch: Epoch, message: Remove, sequence: int) -> None:
         epoch.opened(sequence)
@@ -410,6 +427,33 @@ class Service:
         self._log(Level.NOTICE if hard else Level.INFO, "expired" if hard else "expires", **_describe(entry))
         if self._epoch is not None:
             self._send(Expired(spi_in=spi, hard=hard))
+
+    def moved(self, spi: Spi, remote: Endpoint) -> None:
+        """ESP in UDP that verified came from elsewhere: a NAT gave the peer another port (RFC 3948 section 3).
+
+        The address stays: whoever relays a packet shall not redirect the traffic. A peer at another address is believed
+        when it says something in IKE, and then everything is negotiated anew.
+        """
+        entry = self.sadb.entry(spi)
+        if entry is None or entry.phase is not Phase.INSTALLED or not entry.pair.encap or remote.port == 0:
+            return
+        if remote.address != entry.pair.remote.address:
+            self._log_rarely(Level.INFO, "move-ignored", **_describe(entry), source=remote)
+        elif remote != entry.pair.remote and self._clock.now() - entry.moved >= MOVE_SECONDS:
+            entry.moved = self._clock.now()
+            run(self._follow(entry, remote))
+
+    async def _follow(self, entry: Entry, remote: Endpoint) -> None:
+        pair = dataclasses.replace(entry.pair, remote=remote)
+        try:
+            await self.dataplane.follow(pair)
+        except DataplaneError as error:
+            self._log_rarely(Level.WARNING, "move-failed", **_describe(entry), error=error)
+            return
+        entry.pair = pair
+        self._log_rarely(Level.NOTICE, "moved", **_describe(entry))
+        if self._epoch is not None:
+            self._send(Moved(spi_in=pair.spi_in, remote=remote))
 
 
 def _adopted(entry: Entry) -> Adopted:

@@ -5,9 +5,10 @@ that ALLOCSPI made; an outbound SA is added and replaces none. The kernel answer
 """
 
 import errno
+import os
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from pyroute2.netlink import NLM_F_CREATE, NLM_F_EXCL
@@ -42,24 +43,34 @@ _NEW = NLM_F_CREATE | NLM_F_EXCL
 
 @dataclass(slots=True, frozen=True, kw_only=True)
 class Ends:
-    """What is kept of an installed pair: how the kernel knows its two SAs."""
+    """What is kept of an installed pair: how the kernel knows its two SAs, and those of IPComp."""
 
     inbound: SaId
     outbound: SaId
+    decompressing: SaId | None = None
+    compressing: SaId | None = None
 
     @classmethod
     def of(cls, pair: Pair) -> "Ends":
         """Those of a pair."""
-        protocol = pair.suite.protocol
+        protocol, cpis = pair.suite.protocol, pair.ipcomp
+        local, remote = pair.local.address, pair.remote.address
         return cls(
-            inbound=SaId(pair.local.address, protocol, pair.spi_in),
-            outbound=SaId(pair.remote.address, protocol, pair.spi_out),
+            inbound=SaId(local, protocol, pair.spi_in),
+            outbound=SaId(remote, protocol, pair.spi_out),
+            decompressing=SaId(local, ProtocolId.IPCOMP, Spi(cpis.inbound)) if cpis is not None else None,
+            compressing=SaId(remote, ProtocolId.IPCOMP, Spi(cpis.outbound)) if cpis is not None else None,
         )
 
     @property
     def both(self) -> tuple[SaId, SaId]:
         """Inbound, outbound."""
         return self.inbound, self.outbound
+
+    @property
+    def every(self) -> tuple[SaId, ...]:
+        """With IPComp's."""
+        return tuple(each for each in (*self.both, self.decompressing, self.compressing) if each is not None)
 
 
 class KernelDataplane:
@@ -71,7 +82,7 @@ class KernelDataplane:
         self._netlink = netlink
         self._larval: set[SaId] = set()
         self._installed: dict[SaId, Ends] = {}
-        """Each pair under both its SAs."""
+        """Each pair under all its SAs."""
 
     # SPIs
 
@@ -139,29 +150,58 @@ class KernelDataplane:
 
     def _install(self, pair: Pair) -> None:
         ends = Ends.of(pair)
-        if ends.inbound not in self._larval:
+        # whichever stands: the larval SA or the one that took its place
+        standing = [each for each in (ends.inbound, ends.decompressing) if each is not None]
+        if not self._larval.issuperset(standing):
             raise DataplaneError("the inbound SPI is not reserved")
-        self._larval.discard(ends.inbound)
+        self._larval.difference_update(standing)
         try:
+            if pair.ipcomp is not None and ends.compressing is not None:
+                self._netlink.do(UpdSa.request(0, *sa.decompressing(pair, pair.ipcomp)))
+                self._netlink.do(NewSa.request(_NEW, *sa.compressing(pair, pair.ipcomp)))
+                standing.append(ends.compressing)
             self._netlink.do(UpdSa.request(0, *sa.inbound(pair)))
             self._netlink.do(NewSa.request(_NEW, *sa.outbound(pair)))
         except DataplaneError:
-            # whichever stands: the larval SA or the one that took its place
-            self._delete(ends.inbound)
+            for each in standing:
+                self._delete(each)
             raise
-        self._installed.update(dict.fromkeys(ends.both, ends))
+        self._installed.update(dict.fromkeys(ends.every, ends))
+
+    def follow(self, pair: Pair) -> Future[None]:
+        """UPDSA takes the ports over into an SA that is in use, and no secret: the keys that it wants are not used.
+
+        Were there no such SA, none would be made.
+        """
+        return _settled(lambda: self._follow(pair))
+
+    def _follow(self, pair: Pair) -> None:
+        if Ends.of(pair).inbound not in self._installed:
+            raise DataplaneError("the pair is gone")
+        suite = pair.suite
+        encryption, integrity = os.urandom(suite.encryption_octets), os.urandom(suite.integrity_octets)
+        pair = replace(
+            pair,
+            encryption_in=encryption,
+            integrity_in=integrity,
+            encryption_out=encryption,
+            integrity_out=integrity,
+        )
+        # the inbound last: as long as it has the old port the kernel goes on to report the new one
+        self._netlink.do(UpdSa.request(0, *sa.outbound(pair)))
+        self._netlink.do(UpdSa.request(0, *sa.inbound(pair)))
 
     def remove(self, pair: Pair) -> Future[None]:
-        """Both SAs; harmless when they are gone."""
+        """All its SAs; harmless when they are gone."""
         return _settled(lambda: self._remove(Ends.of(pair)))
 
     def _remove(self, ends: Ends) -> None:
-        for each in ends.both:
+        for each in ends.every:
             self._delete(each)
         self._forget(ends)
 
     def _forget(self, ends: Ends) -> None:
-        for each in ends.both:
+        for each in ends.every:
             self._installed.pop(each, None)
 
     def _delete(self, name: SaId) -> None:
@@ -197,7 +237,8 @@ class KernelDataplane:
         ends = self._installed.get(name)
         if ends is not None:
             return ends.inbound.spi
-        return name.spi if name in self._larval else None
+        # a CPI is no SPI; what it was allocated with expires in the same second
+        return name.spi if name in self._larval and name.protocol is not ProtocolId.IPCOMP else None
 
     def ended(self, name: SaId) -> Spi | None:
         """The kernel removed this SA, so the other of its pair goes too. As `owner`. Never fails."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from monitor.dataplane import Policy
 from monitor.xfrm.messages import Message
 from monitor.xfrm.structs import ALL_ALGORITHMS, PROTOCOLS, UNLIMITED, Attribute, Direction, KernelMode, Values
+from privsep.iana import ProtocolId
 from privsep.types import Address, Mode, TrafficSelector
 
 PRIORITY_BASE = 0x494B45
@@ -41,9 +42,9 @@ def entries(policy: Policy) -> Iterator[Entry]:
             if leaving is None or entering is None:
                 continue
             priority = PRIORITY_BASE - _specificity(ours, theirs)
-            yield _entry(Direction.OUT, leaving, priority, _template(policy, local, remote))
+            yield _entry(Direction.OUT, leaving, priority, _templates(policy, Direction.OUT, local, remote))
             for direction in inbound:
-                yield _entry(direction, entering, priority, _template(policy, remote, local))
+                yield _entry(direction, entering, priority, _templates(policy, direction, remote, local))
 
 
 def _entry(direction: Direction, chosen: Values, priority: int, template: Values) -> Entry:
@@ -54,16 +55,28 @@ def _entry(direction: Direction, chosen: Values, priority: int, template: Values
     )
 
 
-def _template(policy: Policy, source: Address, destination: Address) -> Values:
-    """ESP or AH of this child, and required. Transport mode has the packet's own addresses."""
-    tunnel = policy.mode is Mode.TUNNEL
+def _templates(policy: Policy, direction: Direction, source: Address, destination: Address) -> Values:
+    """ESP or AH of this child, and required. IPComp comes before and makes the tunnel.
+
+    What does not shrink arrives uncompressed (RFC 3173 section 2.2), so inbound IPComp is optional; ESP or AH never is.
+    """
+    if not policy.ipcomp:
+        return _template(policy, policy.protocol, policy.mode, source, destination)
+    compressing = _template(policy, ProtocolId.IPCOMP, policy.mode, source, destination)
+    protecting = _template(policy, policy.protocol, Mode.TRANSPORT, source, destination)
+    return {**compressing, "optional": int(direction is not Direction.OUT), "next": protecting}
+
+
+def _template(policy: Policy, protocol: ProtocolId, mode: Mode, source: Address, destination: Address) -> Values:
+    """Transport mode has the packet's own addresses."""
+    tunnel = mode is Mode.TUNNEL
     return {
         "id.daddr": destination.packed if tunnel else b"",
-        "id.proto": PROTOCOLS[policy.protocol],
+        "id.proto": PROTOCOLS[protocol],
         "family": family(destination),
         "saddr": source.packed if tunnel else b"",
         "reqid": policy.number,
-        "mode": MODES[policy.mode],
+        "mode": MODES[mode],
         "aalgos": ALL_ALGORITHMS,
         "ealgos": ALL_ALGORITHMS,
         "calgos": ALL_ALGORITHMS,
@@ -116,4 +129,6 @@ def has_our_priority(priority: int) -> bool:
 def is_ours(present: Message) -> bool:
     """Whether a policy that the kernel has may be replaced: by its priority it is ours, and it requires an SA too."""
     template = present.get_attr("XFRMA_TMPL")
-    return has_our_priority(present["priority"]) and template is not None and not template["optional"]
+    while template is not None and template["optional"]:
+        template = dict.get(template, "next")
+    return has_our_priority(present["priority"]) and template is not None

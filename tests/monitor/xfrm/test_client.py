@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from monitor.dataplane import DataplaneError, Traffic
-from monitor.xfrm.client import KernelDataplane
+from monitor.dataplane import Cpis, DataplaneError, Traffic
+from monitor.xfrm.client import Ends, KernelDataplane
 from monitor.xfrm.messages import Type
 from monitor.xfrm.netlink import KernelError
 from monitor.xfrm.sa import SaId
@@ -96,6 +96,124 @@ def test_an_allocation_for_another_address_does_not_count(kit, kernel, plane):
     plane.allocate_spi(kit.endpoint("192.0.2.77"), kit.endpoint("192.0.2.2"), ProtocolId.ESP)
     with pytest.raises(DataplaneError, match="not reserved"):
         kit.result(plane.install(kit.pair()))
+
+
+CPI, PEERS_CPI = 0x1001, 0x500
+
+
+@pytest.fixture
+def compressed(kit, kernel, plane):
+    """A pair with IPComp, its SPI and CPI allocated."""
+    pair = kit.pair(kit.policy(ipcomp=True), ipcomp=Cpis(inbound=CPI, outbound=PEERS_CPI))
+    plane.allocate_spi(pair.local, pair.remote, ProtocolId.ESP)
+    assert plane.allocate_spi(pair.local, pair.remote, ProtocolId.IPCOMP) == CPI
+    assert (kernel.done[1]["min"], kernel.done[1]["max"]) == (256, 61439)
+    kernel.done.clear()
+    return pair
+
+
+def kinds_and_protocols(kernel):
+    return [(message.kind, message["id.proto"], message["mode"]) for message in kernel.done]
+
+
+def test_ipcomp_makes_the_tunnel_and_esp_is_around_it_rfc3173(kit, kernel, plane, compressed):
+    kit.result(plane.install(compressed))
+    assert kinds_and_protocols(kernel) == [
+        (Type.UPDSA, 108, 1),
+        (Type.NEWSA, 108, 1),
+        (Type.UPDSA, 50, 0),
+        (Type.NEWSA, 50, 0),
+    ]
+    assert [message["lft.hard_add_expires_seconds"] for message in kernel.done] == [3600] * 4
+
+
+def test_a_cpi_that_was_not_allocated_is_not_installed(kit, kernel, plane, compressed):
+    plane.release_spi(Spi(CPI), compressed.local, compressed.remote, ProtocolId.IPCOMP)
+    kernel.done.clear()
+    with pytest.raises(DataplaneError, match="not reserved"):
+        kit.result(plane.install(compressed))
+    assert kernel.done == []
+
+
+@pytest.mark.parametrize(("accepted", "deleted"), [(0, [0x1000, CPI]), (1, [0x1000, CPI, PEERS_CPI])])
+def test_a_refusal_takes_what_stands_and_nobody_elses(kit, kernel, plane, compressed, accepted, deleted):
+    kernel.refuse[Type.NEWSA], kernel.allow[Type.NEWSA] = errno.EEXIST, accepted
+    with pytest.raises(DataplaneError, match="EEXIST"):
+        kit.result(plane.install(compressed))
+    assert kernel.spis(Type.DELSA) == deleted
+
+
+@pytest.mark.parametrize("which", ["inbound", "outbound", "decompressing", "compressing"])
+def test_when_one_sa_of_a_bundle_ends_the_others_go_too(kit, kernel, plane, compressed, which):
+    kit.result(plane.install(compressed))
+    kernel.done.clear()
+    assert plane.ended(getattr(Ends.of(compressed), which)) == compressed.spi_in
+    assert kernel.spis(Type.DELSA) == [0x1000, 0x2000, CPI, PEERS_CPI]
+    assert plane.ended(getattr(Ends.of(compressed), which)) is None
+
+
+def test_a_larval_cpi_that_expires_is_not_taken_for_an_spi(plane, compressed):
+    assert plane.ended(Ends.of(compressed).decompressing) is None
+    assert plane.ended(Ends.of(compressed).inbound) == compressed.spi_in
+
+
+def templates(message):
+    found = dict(message["attrs"])["XFRMA_TMPL"]
+    while found is not None:
+        yield found["id.proto"], found["mode"], found.get("optional", 0), found["reqid"]
+        found = found.get("next")
+
+
+def test_esp_is_required_in_every_direction_and_ipcomp_where_we_compress_rfc3173_2_2(kit, kernel, plane):
+    kit.result(plane.add_policy(kit.policy(ipcomp=True)))
+    assert {message["dir"]: list(templates(message)) for message in kernel.done} == {
+        1: [(108, 1, 0, 7), (50, 0, 0, 7)],
+        0: [(108, 1, 1, 7), (50, 0, 0, 7)],
+        2: [(108, 1, 1, 7), (50, 0, 0, 7)],
+    }
+
+
+def test_in_transport_mode_both_are(kit, kernel, plane):
+    kit.result(plane.add_policy(replace(kit.hosts, ipcomp=True)))
+    assert {message["dir"]: list(templates(message)) for message in kernel.done} == {
+        1: [(108, 0, 0, 7), (50, 0, 0, 7)],
+        0: [(108, 0, 1, 7), (50, 0, 0, 7)],
+    }
+
+
+@pytest.mark.parametrize(("last", "ours"), [(0, True), (1, False)])
+def test_a_policy_of_two_templates_is_ours_if_one_is_required(kit, kernel, plane, last, ours):
+    kernel.refuse[Type.NEWPOLICY] = errno.EEXIST
+    template = {"optional": 1, "next": {"optional": last}}
+    kernel.present = {"priority": 0x494B45 - 128, "attrs": [("XFRMA_TMPL", template)]}
+    try:
+        kit.result(plane.add_policy(kit.policy()))
+    except DataplaneError:
+        assert not ours
+    assert (Type.UPDPOLICY in kernel.kinds()) is ours
+
+
+def test_a_pair_follows_its_peer_with_keys_that_are_not_its_own(kit, kernel, plane):
+    pair = kit.pair(**kit.natted)
+    plane.allocate_spi(pair.local, pair.remote, ProtocolId.ESP)
+    kit.result(plane.install(pair))
+    kernel.done.clear()
+    kit.result(
+        plane.follow(replace(pair, remote=kit.endpoint("192.0.2.2", 40001), encryption_in=b"", encryption_out=b""))
+    )
+    outbound, inbound = kernel.done
+    assert kernel.kinds() == [Type.UPDSA, Type.UPDSA], "NEWSA would refuse, DELSA would forget the sequence numbers"
+    assert dict(outbound["attrs"])["XFRMA_ENCAP"]["dport"] == (40001).to_bytes(2)
+    assert dict(inbound["attrs"])["XFRMA_ENCAP"]["sport"] == (40001).to_bytes(2)
+    for message, key in ((outbound, pair.encryption_out), (inbound, pair.encryption_in)):
+        assert len(dict(message["attrs"])["XFRMA_ALG_AEAD"]["key"]) == 36
+        assert dict(message["attrs"])["XFRMA_ALG_AEAD"]["key"] != key
+
+
+def test_a_pair_that_is_gone_follows_nobody(kit, kernel, plane):
+    with pytest.raises(DataplaneError, match="gone"):
+        kit.result(plane.follow(kit.pair(**kit.natted)))
+    assert kernel.done == []
 
 
 def test_an_outbound_sa_that_exists_is_not_replaced_and_nothing_stays(kit, kernel, plane):

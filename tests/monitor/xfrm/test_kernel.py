@@ -38,6 +38,7 @@ class Bench:
             Events(
                 acquired=lambda number: self.reported.append(("acquired", number)),
                 expired=lambda spi, hard: self.reported.append(("expired", spi, hard)),
+                moved=lambda spi, remote: self.reported.append(("moved", spi, str(remote))),
             ),
         )
 
