@@ -46,6 +46,13 @@ def test_an_ah_proposal_is_marked(status_document):
     assert "  AH sha256-esn  " in status_text(status_document, PLAIN)
 
 
+def test_a_compressed_child_is_marked(status_document):
+    child = status_document["ike_sas"][0]["children"][0]
+    for told, shown in ((True, True), (False, False), ("yes", False)):
+        child["ipcomp"] = told
+        assert (f"{child['proposal']} IPComp  " in status_text(status_document, PLAIN)) is shown
+
+
 def test_adopted_children_are_shown(status_document):
     status_document["adopted"] = [{"connection": "rome", "name": "net", "state": "installed", "bytes_in": 0}]
     assert "rome/net" in status_text(status_document, PLAIN)
