@@ -109,13 +109,14 @@ def compressing(pair: Pair, cpis: Cpis) -> Sa:
 def _ipcomp(pair: Pair, cpi: Spi, source: tuple[Endpoint, Selectors], destination: tuple[Endpoint, Selectors]) -> Sa:
     """No keys, no UDP, no sequence numbers; the end is that of the SA around it."""
     from_ts, outer = source[1], family(destination[0].address)
-    values, _ = _sa(pair, cpi, source, destination)
+    values, attributes = _sa(pair, cpi, source, destination)
     values |= {
         "id.proto": PROTOCOLS[ProtocolId.IPCOMP],
         "mode": MODES[pair.policy.mode],
         "flags": STATE_AF_UNSPEC if _is_open(pair, from_ts, outer) and _mixed(from_ts, outer) else 0,
     }
-    return values, [("XFRMA_ALG_COMP", {"name": DEFLATE})]
+    around = [each for each in attributes if each[0] != "XFRMA_ENCAP"]
+    return values, [*around, ("XFRMA_ALG_COMP", {"name": DEFLATE})]
 
 
 def _window(packets: int) -> Attribute:

@@ -127,11 +127,13 @@ def ipv4(source, target, protocol, payload):
     return checksummed(header, 10) + payload
 
 
-def compressed_echo(network, cpi):
-    """An echo request from behind the right gateway to behind the left one, compressed and not encrypted."""
+def echo_in_clear(network, cpi, *, compressed):
+    """An echo request from behind the right gateway to behind the left one, tunnelled and not encrypted."""
     echo = checksummed(struct.pack(">BBHHH", 8, 0, 0, 1, 1) + bytes(256), 2)
-    packer = zlib.compressobj(wbits=-11)
     inner = ipv4(network.right.inner, network.left.inner, socket.IPPROTO_ICMP, echo)
+    if not compressed:
+        return ipv4(network.right.outer, network.left.outer, IPIP, inner)
+    packer = zlib.compressobj(wbits=-11)
     payload = struct.pack(">BBH", IPIP, 0, cpi) + packer.compress(inner) + packer.flush()
     return ipv4(network.right.outer, network.left.outer, IPCOMP, payload)
 
@@ -142,14 +144,15 @@ def echoes(site):
     return int(dict(zip(names, values, strict=True))["InEchos"])
 
 
-def test_ipcomp_alone_satisfies_no_policy(network, ours, theirs):
+@pytest.mark.parametrize("compressed", [True, False])
+def test_a_tunnel_without_esp_satisfies_no_policy(network, ours, theirs, compressed):
     configure(ours, ipcomp=True)
     configure(theirs, ipcomp=True, uid=62011)
     launch(ours, theirs)
     ours.order("up")
     assert ping(network.right, network.left.inner, BIG) == COUNT
     inbound = ours.xfrm("state").partition(f"src {network.right.outer} dst {network.left.outer}\n\tproto comp spi ")[2]
-    packet = compressed_echo(network, int(inbound.split()[0], 16))
+    packet = echo_in_clear(network, int(inbound.split()[0], 16), compressed=compressed)
     raw = network.right.enter(lambda: socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW))
 
     def arrives():
@@ -158,8 +161,10 @@ def test_ipcomp_alone_satisfies_no_policy(network, ours, theirs):
         return network.wait_for(lambda: echoes(network.left) > before, 2)
 
     assert not arrives()
-    # the same packet where no policy asks for ESP: it was not something else that stopped it
-    network.ip(network.left, "xfrm", "policy", "flush")
+    # the same policy without its second template: it was not something else that stopped the packet
+    traffic = ("src", f"{network.right.inner}/32", "dst", f"{network.left.inner}/32", "dir", "in")
+    first = ("src", network.right.outer, "dst", network.left.outer, "proto", "comp", "reqid", "1", "mode", "tunnel")
+    network.ip(network.left, "xfrm", "policy", "update", *traffic, "tmpl", *first, "level", "use")
     assert arrives()
     raw.close()
 
