@@ -78,7 +78,6 @@ def test_big_packets_shrink_and_small_ones_pass_as_they_are_rfc3173_2_2(network,
         assert gateway.xfrm("state").count("proto comp") == 2
     ours.order("down")
     assert network.wait_for(lambda: not ours.xfrm("state") and not theirs.xfrm("state"))
-    assert ping(network.left, ends[1], SMALL, source=ends[0]) == 0
     for gateway in (ours, theirs):
         assert gateway.stop() == 0
         assert (gateway.xfrm("state"), gateway.xfrm("policy")) == ("", "")

@@ -5,7 +5,7 @@ other has its SPI, in two octets.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from privsep.errors import PeerError
 from privsep.iana import IpcompTransform, IpsecAttribute, NotifyType, ProtocolId
@@ -87,18 +87,24 @@ def _understood(proposal: Proposal) -> Compression | None:
 def accepted_compression(
     offer: SecurityAssociation, answer: SecurityAssociation
 ) -> tuple[SecurityAssociation, Compression | None]:
-    """The answer without its IPComp, and this, if we offered exactly that (RFC 2408 section 4.2); else PeerError."""
+    """The answer without its IPComp, and this, if we offered exactly that (RFC 2408 section 4.2); else PeerError.
+
+    strongSwan 5.9 answers with the bundle and then, under the next number, its ESP again; the SPI tells that it is one.
+    """
     theirs = [each for each in answer.proposals if each.protocol == ProtocolId.IPCOMP]
     if not theirs:
         return answer, None
-    found = [compression for _, compression in bundles(answer) if compression is not None]
-    if len(answer.proposals) != 2 or len(theirs[0].transforms) != 1 or not found:
+    found = [(proposal, compression) for proposal, compression in bundles(answer) if compression is not None]
+    if len(theirs) != 1 or len(theirs[0].transforms) != 1 or not found:
         raise PeerError("answer is no bundle of IPComp that we know", NotifyType.BAD_PROPOSAL_SYNTAX)
+    ((protecting, compression),) = found
+    rest = [each for each in answer.proposals if each.protocol != ProtocolId.IPCOMP]
+    if any(replace(each, number=protecting.number) != protecting for each in rest):
+        raise PeerError("answer is more than one choice", NotifyType.BAD_PROPOSAL_SYNTAX)
     ours = [_meaning(each) for each in offer.proposals if each.protocol == ProtocolId.IPCOMP]
-    if _meaning(found[0].proposal) not in ours:
+    if _meaning(compression.proposal) not in ours:
         raise PeerError("answer is not the IPComp that we offered", NotifyType.BAD_PROPOSAL_SYNTAX)
-    rest = tuple(each for each in answer.proposals if each is not theirs[0])
-    return SecurityAssociation(rest, answer.doi, answer.situation), found[0]
+    return SecurityAssociation((protecting,), answer.doi, answer.situation), compression
 
 
 def _meaning(proposal: Proposal) -> object:

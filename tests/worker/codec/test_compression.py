@@ -149,10 +149,18 @@ def test_the_honest_answer_is_taken():
     assert accepted_child(OFFER, ANSWER).compression.cpi == CPI_R
 
 
+def test_strongswan_answers_with_its_esp_twice_and_means_one():
+    esp, ipcomp = ANSWER.proposals
+    accepted = accepted_child(OFFER, SecurityAssociation((esp, ipcomp, replace(esp, number=2))))
+    assert (accepted.proposal, accepted.compression.cpi) == (esp, CPI_R)
+
+
 @pytest.mark.parametrize(
     "lie",
     [
         lambda esp, ipcomp: (ipcomp,),
+        lambda esp, ipcomp: (esp, ipcomp, replace(esp, number=2, spi=b"\xd0\0\0\3")),
+        lambda esp, ipcomp: (esp, ipcomp, replace(esp, number=2, protocol=2)),
         lambda esp, ipcomp: (esp, ipcomp, ipcomp),
         lambda esp, ipcomp: (esp, replace(ipcomp, number=2)),
         lambda esp, ipcomp: (replace(esp, number=2), replace(ipcomp, number=2)),
