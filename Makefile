@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-kernel unit setup peers lint types contracts check bench lock clean
+.PHONY: demo test test-kernel redteam fuzz mutants setup peers lint types contracts check bench lock clean
 
 demo: $(VENV)/ready
 	$(BIN)/privsep-ike demo
@@ -30,6 +30,19 @@ test-kernel: $(VENV)/ready
 	.ci/system kernel
 	$(BIN)/python -m compileall -q privsep monitor worker keyd
 	tests/kernel/boot $(BIN)/pytest -v -p no:cacheprovider --tb=short --durations=0 --durations-min=2 tests/kernel
+
+# attacks from inside captured processes, with a table of what stopped each; part of `make test`
+redteam: $(VENV)/ready
+	$(BIN)/pytest tests/redteam
+
+# requests of no honest worker to both dispatchers, for hours: make fuzz SECONDS=3600
+SECONDS ?= 60
+fuzz: $(VENV)/ready
+	$(BIN)/python tests/redteam/fuzz.py --seconds $(SECONDS)
+
+# one check removed at a time: does a test notice? Hours
+mutants: $(VENV)/ready
+	$(BIN)/python tests/redteam/mutate.py $(FILES)
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .

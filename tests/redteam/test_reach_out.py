@@ -5,11 +5,13 @@ stands behind it stops it (another user, an empty root, an empty network, limits
 confined, it succeeds, or the kernel itself answers: the attempt is a real one.
 """
 
+import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from world import Plan
+from world import Killed, Plan, open_descriptors
 
 NO_FILTER = """
 import prctl
@@ -22,6 +24,8 @@ BARE_MONITOR = """
 entry.become_user = entry.lock_down = lambda *_: None
 """
 BARE_WORKER = """
+import prctl
+
 def become_user(confinement, workplace):
     # keyd admits one uid; everything else stays root's
     os.chdir(workplace)
@@ -31,6 +35,7 @@ def become_user(confinement, workplace):
 def lock_down(confinement):
     os.setresuid(0, 0, 0)
     os.setresgid(0, 0, 0)
+    prctl.set_dumpable(1)
 
 entry.begin, entry.become_user, entry.lock_down = lambda: None, become_user, lock_down
 """
@@ -198,3 +203,71 @@ def test_a_captured_worker_cannot(worlds, record, name):
     assert outcomes == {"shipped": attempt.shipped, "unfiltered": attempt.unfiltered, "bare": attempt.bare}
     behind = "" if attempt.unfiltered == DONE else f", behind it {attempt.unfiltered}"
     record(f"system call filter ({attempt.shipped}){behind}", f"unconfined: {attempt.bare}")
+
+
+IN_ZEROMQS_THREAD = """
+# ZeroMQ's thread has a message's octets freed by a function of the sender's choice, once they are on the wire
+frame = ops.REQUESTS.encode(ops.Drop(handle=bytes(16)), 2**41)
+octets = ctypes.create_string_buffer(frame, len(frame))
+message, free = ctypes.create_string_buffer(64), ctypes.cast(libc.umask, ctypes.c_void_p)
+libzmq.zmq_msg_init_data(message, octets, ctypes.c_size_t(len(frame)), free, None)
+libzmq.zmq_msg_send(message, ctypes.c_void_p(me.shell._keyd._sock.underlying), 1)
+time.sleep(0.5)
+result = libc.umask(0) == ctypes.addressof(octets) & 0o777
+"""
+
+
+def test_a_forbidden_call_from_zeromqs_thread_ends_the_whole_process_at_once(worlds, record):
+    shipped = worlds(Plan())
+    with pytest.raises(Killed) as ended:
+        shipped.attack(IN_ZEROMQS_THREAD)
+    assert ended.value.how == KILLED
+    # the process would hang if its thread alone had been killed with the interpreter's lock
+    assert ended.value.seconds < 0.5
+    shipped.recover()
+    assert shipped.bystander_works()
+    assert worlds(UNFILTERED).attack(IN_ZEROMQS_THREAD) is True
+    record("system call filter on every thread (TSYNC), for the whole process", "unfiltered: the call takes effect")
+
+
+def kinds(pid: int) -> "Counter[str]":
+    """How many descriptors of each kind a process has, as the kernel names them."""
+    return Counter(re.sub(r":\[(\d+)?(\w*)\]?", r" \2", target).strip() for target in open_descriptors(pid).values())
+
+
+LEFT_OPEN = """
+import os
+import fcntl
+# above the numbers that children use
+before, secrets = os.posix_spawn, fcntl.fcntl(os.open({secrets!r}, os.O_RDONLY), fcntl.F_DUPFD, 900)
+
+def posix_spawn(path, argv, env, *, file_actions, **more):
+    actions = [action for action in file_actions if action[0] != os.POSIX_SPAWN_CLOSE]
+    actions.append((os.POSIX_SPAWN_DUP2, secrets, 77))
+    return before(path, argv, {{"HOME": "/root"}}, file_actions=actions, **more)
+
+os.posix_spawn = posix_spawn
+"""
+
+
+def test_it_inherits_exactly_the_listed_descriptors_and_an_empty_environment(worlds, record):
+    world = worlds(Plan())
+    pid = world.pid("worker")
+    assert kinds(pid) == {
+        "/dev/null": 1,  # standard input
+        "pipe": 2,  # standard output and error: the log
+        "socket": 6,  # the monitor, UDP 500 and 4500 of both IP versions, keyd
+        "anon_inode eventpoll": 3,  # our loop, ZeroMQ's two threads
+        "anon_inode eventfd": 6,  # ZeroMQ's mailboxes
+    }
+    inherited = {number for number in open_descriptors(pid) if number <= 3 or number in range(5, 9)}
+    assert inherited == {0, 1, 2, 3, 5, 6, 7, 8}
+    assert Path(f"/proc/{pid}/environ").read_bytes() == b""
+    assert world.attack("result = [name for name in os.environ if name != 'LC_CTYPE']") == []
+
+    careless = worlds(Plan().without(monitor=LEFT_OPEN.format(secrets=str(world.victim.secrets))))
+    pid = careless.pid("worker")
+    assert open_descriptors(pid)[77] == str(world.victim.secrets)
+    assert Path(f"/proc/{pid}/environ").read_bytes() == b"HOME=/root\0"
+    assert careless.attack("result = 'secret' in os.read(77, 99).decode()") is True
+    record("fork and exec with listed descriptors", "a careless start: the secrets are read from what was left open")
