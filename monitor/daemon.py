@@ -13,6 +13,7 @@ from monitor import control
 from monitor.commands import Commands
 from monitor.dataplane import Events
 from monitor.directories import Directories
+from monitor.journal import NAME, Journal
 from monitor.logpipe import LogPipe
 from monitor.notify import Notifier
 from monitor.plane import choose
@@ -60,8 +61,10 @@ class Daemon:
         self._plane = choose(gateway, self.loop, Events(acquired=self._acquired, expired=self._expired), self._lost)
         kind = Plane.USERSPACE if self._plane.userspace is not None else Plane.KERNEL
         self._listeners = open_listeners(gateway.listen, kind)
+        kernel = self._plane.kernel
+        journal = Journal(self._directories.run_dir / NAME if kernel is not None else None, self.loop, self._log_event)
         self._service = Service(
-            gateway, self._plane.dataplane, self._redeem, self._to_worker, self.loop, self._log_event
+            gateway, self._plane.dataplane, self._redeem, self._to_worker, self.loop, self._log_event, journal, kernel
         )
         self._supervisor = Supervisor(
             self.loop,

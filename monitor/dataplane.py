@@ -105,3 +105,16 @@ class Dataplane(Protocol):
 
     def traffic(self, pair: Pair) -> Future[Traffic]:
         """Counters; DataplaneError when the pair is gone."""
+
+
+class Adopting(Protocol):
+    """A data plane whose SAs and policies outlive the daemon, which is the kernel."""
+
+    def adopt(self, pair: Pair) -> Future[None]:
+        """Take charge of an earlier instance's pair. DataplaneError unless both SAs are there as described."""
+
+    def discard(self, pair: Pair) -> Future[bool]:
+        """Remove those of its SAs that are there as described, and no others; whether there were any."""
+
+    def clear(self, policy: Policy) -> Future[None]:
+        """Remove what an earlier instance left of this policy, but for what has been put in its place since."""

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from monitor.dataplane import Dataplane, Events
+from monitor.dataplane import Adopting, Dataplane, Events
 from monitor.routes import Routes
 from monitor.userspace.client import UserspaceDataplane
 from monitor.xfrm.client import KernelDataplane
@@ -35,6 +35,8 @@ class Choice:
     dataplane: Dataplane
     reason: str
     userspace: Userspace | None
+    kernel: Adopting | None
+    """The data plane, if it outlives the daemon. The userspace ESP process does not, nor do its keys."""
     settle: Callable[[], None]
     """Once every configured policy is placed: what a daemon that was killed has left is not needed any more."""
     close: Callable[[], None]
@@ -98,14 +100,16 @@ def _kernel(netlink: XfrmNetlink, loop: Loop, events: Events) -> Choice:
         netlink.close()
 
     reason = "the kernel carries every configured suite"
-    return Choice(dataplane=dataplane, reason=reason, userspace=None, settle=_nothing, close=close)
+    return Choice(dataplane=dataplane, reason=reason, userspace=None, kernel=dataplane, settle=_nothing, close=close)
 
 
 def _userspace(loop: Loop, events: Events, lost: Callable[[str], None], reason: str) -> Choice:
     routes = Routes()
     dataplane = UserspaceDataplane(loop, routes, events, lost)
     userspace = Userspace(dataplane=dataplane, tun=routes.tun)
-    return Choice(dataplane=dataplane, reason=reason, userspace=userspace, settle=routes.settle, close=routes.close)
+    return Choice(
+        dataplane=dataplane, reason=reason, userspace=userspace, kernel=None, settle=routes.settle, close=routes.close
+    )
 
 
 def _nothing() -> None:

@@ -8,7 +8,7 @@ import errno
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pyroute2.netlink import NLM_F_CREATE, NLM_F_EXCL
 
@@ -28,8 +28,10 @@ from monitor.xfrm.messages import (
     UpdSa,
 )
 from monitor.xfrm.netlink import KernelError, XfrmNetlink
-from monitor.xfrm.policy import Entry, entries, is_ours
+from monitor.xfrm.policy import Entry, entries, is_ours, reqid
+from monitor.xfrm.present import PresentSa, is_as_described
 from monitor.xfrm.sa import SaId
+from monitor.xfrm.structs import Values
 from privsep.iana import ProtocolId
 from privsep.tasks import Future
 from privsep.types import Endpoint, Spi
@@ -63,7 +65,7 @@ class Ends:
 
 
 class KernelDataplane:
-    """`monitor.dataplane.Dataplane` by XFRM."""
+    """`monitor.dataplane.Dataplane` by XFRM, and `Adopting`."""
 
     name = "kernel"
 
@@ -72,6 +74,8 @@ class KernelDataplane:
         self._larval: set[SaId] = set()
         self._installed: dict[SaId, Ends] = {}
         """Each pair under both its SAs."""
+        self._placed: set[tuple[tuple[str, Any], ...]] = set()
+        """Keys of the policies that are there by this instance."""
 
     # SPIs
 
@@ -113,12 +117,14 @@ class KernelDataplane:
         except KernelError as error:
             if error.number != errno.EEXIST:
                 raise
-            present = self._netlink.ask(GetPolicy.request(0, entry.key), NewPolicy)
-            if not is_ours(present):
+            if not is_ours(self._present_policy(entry)):
                 raise
             self._netlink.do(UpdPolicy.request(0, entry.values, entry.attributes))
-            return False
-        return True
+            is_new = False
+        else:
+            is_new = True
+        self._placed.add(_hashable(entry.key))
+        return is_new
 
     def remove_policy(self, policy: Policy) -> Future[None]:
         """All of its entries."""
@@ -128,7 +134,11 @@ class KernelDataplane:
         for entry in entries(policy):
             self._drop(entry)
 
+    def _present_policy(self, entry: Entry) -> NewPolicy:
+        return self._netlink.ask(GetPolicy.request(0, entry.key), NewPolicy)
+
     def _drop(self, entry: Entry) -> None:
+        self._placed.discard(_hashable(entry.key))
         self._unless(errno.ENOENT, DelPolicy.request(0, entry.key))
 
     # pairs
@@ -173,6 +183,59 @@ class KernelDataplane:
         except KernelError as error:
             if error.number != harmless:
                 raise
+
+    # monitor.dataplane.Adopting
+
+    def adopt(self, pair: Pair) -> Future[None]:
+        """Both SAs are there, with these addresses, this reqid, mode, encapsulation and lifetime."""
+        return _settled(lambda: self._adopt(pair))
+
+    def _adopt(self, pair: Pair) -> None:
+        ends = Ends.of(pair)
+        if len(self._described(pair, ends)) != len(ends.both):
+            raise DataplaneError("the kernel does not have both SAs as they were installed")
+        self._installed.update(dict.fromkeys(ends.both, ends))
+
+    def discard(self, pair: Pair) -> Future[bool]:
+        """Those of its SAs that are as they were installed."""
+        return _settled(lambda: self._discard(pair))
+
+    def _discard(self, pair: Pair) -> bool:
+        found = self._described(pair, Ends.of(pair))
+        for each in found:
+            self._delete(each)
+        return bool(found)
+
+    def _described(self, pair: Pair, ends: Ends) -> list[SaId]:
+        sides = (ends.inbound, pair.remote, pair.local), (ends.outbound, pair.local, pair.remote)
+        found = []
+        for name, source, destination in sides:
+            try:
+                present = self._netlink.ask(GetSa.request(0, sa.key(name)), PresentSa)
+            except KernelError as error:
+                if error.number != errno.ESRCH:
+                    raise
+                continue
+            if is_as_described(present, pair, source, destination):
+                found.append(name)
+        return found
+
+    def clear(self, policy: Policy) -> Future[None]:
+        """Of its entries those that are ours by their priority, require its number, and that nothing has replaced."""
+        return _settled(lambda: self._clear(policy))
+
+    def _clear(self, policy: Policy) -> None:
+        for entry in entries(policy):
+            if _hashable(entry.key) in self._placed:
+                continue
+            try:
+                present = self._present_policy(entry)
+            except KernelError as error:
+                if error.number != errno.ENOENT:
+                    raise
+                continue
+            if is_ours(present) and reqid(present) == policy.number:
+                self._drop(entry)
 
     def traffic(self, pair: Pair) -> Future[Traffic]:
         """The kernel's counters of both SAs."""
@@ -222,6 +285,10 @@ class KernelDataplane:
         except KernelError as error:
             return error.number != errno.ESRCH
         return True
+
+
+def _hashable(values: Values) -> tuple[tuple[str, Any], ...]:
+    return tuple(values.items())
 
 
 def _settled(action: Callable[[], T]) -> Future[T]:

@@ -117,3 +117,8 @@ def is_ours(present: Message) -> bool:
     """Whether a policy that the kernel has may be replaced: by its priority it is ours, and it requires an SA too."""
     template = present.get_attr("XFRMA_TMPL")
     return has_our_priority(present["priority"]) and template is not None and not template["optional"]
+
+
+def reqid(present: Message) -> int:
+    """The number of the policy that a kernel's policy is part of."""
+    return int(present.get_attr("XFRMA_TMPL")["reqid"])

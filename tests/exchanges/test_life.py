@@ -174,6 +174,7 @@ def test_adopted_pairs_are_replaced_and_then_removed(make):
             spi_out=redeemed.spi_out,
             local=asked.local,
             remote=asked.remote,
+            left_s=3000,
         )
     )
     gaps = 0

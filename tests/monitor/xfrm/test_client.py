@@ -12,10 +12,11 @@ from monitor.dataplane import DataplaneError, Traffic
 from monitor.xfrm.client import KernelDataplane
 from monitor.xfrm.messages import Type
 from monitor.xfrm.netlink import KernelError
+from monitor.xfrm.policy import PRIORITY_BASE
 from monitor.xfrm.sa import SaId
 from privsep.algorithms import ChildSuite
 from privsep.iana import ProtocolId
-from privsep.types import Spi
+from privsep.types import Mode, Spi
 
 
 class FakeKernel:
@@ -361,3 +362,139 @@ def test_nothing_that_is_kept_holds_a_key(plane, installed):
     kept = [getattr(ends, name) for ends in plane._installed.values() for name in ends.__slots__]
     assert kept
     assert not any(isinstance(value, bytes) for value in kept)
+
+
+# what an earlier instance left
+
+
+def described(pair, *, outbound=False, **changes):
+    """What the kernel has of one of the pair's SAs."""
+    source, destination = (pair.local, pair.remote) if outbound else (pair.remote, pair.local)
+    encap = {"type": 2, "sport": source.port.to_bytes(2), "dport": destination.port.to_bytes(2)}
+    values = {
+        "saddr": source.address.packed.ljust(16, b"\0"),
+        "family": socket.AF_INET if source.address.version == 4 else socket.AF_INET6,
+        "reqid": pair.policy.number,
+        "mode": 1 if pair.policy.mode is Mode.TUNNEL else 0,
+        "lft.hard_add_expires_seconds": pair.lifetime,
+        "encap": encap if pair.encap else None,
+    }
+    return values | changes
+
+
+@pytest.fixture
+def having(kernel):
+    """Let the kernel have SAs, by SPI."""
+
+    def having(**sas):
+        ask = kernel.ask
+
+        def answer(message, kind):
+            if message.kind is not Type.GETSA:
+                return ask(message, kind)
+            spi = int.from_bytes(message["spi"])
+            kernel.done.append(message)
+            if f"spi_{spi:x}" not in sas:
+                raise KernelError("GETSA", errno.ESRCH)
+            found = kind()
+            found.update(sas[f"spi_{spi:x}"])
+            return found
+
+        kernel.ask = answer
+
+    return having
+
+
+@pytest.mark.parametrize("way", ["esp", "natted", "ipv6", "transport"])
+def test_a_pair_that_the_kernel_has_as_described_is_adopted_and_reported_on(kit, plane, having, way):
+    chosen = {"ipv6": kit.over_ipv6, "transport": kit.hosts}.get(way)
+    pair = kit.pair(chosen, **(kit.natted if way == "natted" else {}))
+    having(spi_1000=described(pair), spi_2000=described(pair, outbound=True))
+    kit.result(plane.adopt(pair))
+    inbound = SaId(pair.local.address, ProtocolId.ESP, Spi(0x1000))
+    assert plane.owner(SaId(pair.remote.address, ProtocolId.ESP, Spi(0x2000))) == 0x1000
+    assert plane.ended(inbound) == 0x1000
+    assert plane.owner(inbound) is None
+
+
+OTHERS = {
+    "another peer": {"saddr": bytes(16)},
+    "another policy": {"reqid": 8},
+    "larval": {"reqid": 0, "lft.hard_add_expires_seconds": 30},
+    "another mode": {"mode": 0},
+    "another lifetime": {"lft.hard_add_expires_seconds": 60},
+    "in UDP": {"encap": {"type": 2, "sport": b"\x11\x94", "dport": b"\x11\x94"}},
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+@pytest.mark.parametrize("side", ["inbound", "outbound"])
+def test_an_sa_that_is_not_as_described_is_neither_adopted_nor_removed(kit, kernel, plane, having, other, side):
+    pair = kit.pair()
+    sas = {"spi_1000": described(pair), "spi_2000": described(pair, outbound=True)}
+    foreign, own = ("spi_1000", 0x2000) if side == "inbound" else ("spi_2000", 0x1000)
+    sas[foreign] |= OTHERS[other]
+    having(**sas)
+    with pytest.raises(DataplaneError, match="both"):
+        kit.result(plane.adopt(pair))
+    assert plane.owner(SaId(pair.local.address, ProtocolId.ESP, Spi(0x1000))) is None
+    assert kit.result(plane.discard(pair)) is True
+    assert kernel.spis(Type.DELSA) == [own]
+
+
+def test_ports_of_encapsulated_sas_count(kit, plane, having):
+    pair = kit.pair(**kit.natted)
+    moved = described(pair)
+    moved["encap"] = moved["encap"] | {"sport": b"\0\1"}
+    having(spi_1000=moved, spi_2000=described(pair, outbound=True))
+    with pytest.raises(DataplaneError, match="both"):
+        kit.result(plane.adopt(pair))
+
+
+def test_a_pair_of_which_nothing_is_left_is_nothing_to_discard(kit, kernel, plane, having):
+    having()
+    assert kit.result(plane.discard(kit.pair())) is False
+    assert Type.DELSA not in kernel.kinds()
+
+
+def leftover(**changes):
+    """A policy as the kernel has it: by default ours."""
+    template = {"reqid": 7, "optional": 0}
+    return {"priority": PRIORITY_BASE - 4 * 32, "attrs": [("XFRMA_TMPL", template | changes.pop("template", {}))]} | (
+        changes
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "removed"),
+    [
+        ({}, 3),
+        ({"template": {"reqid": 8}}, 0),
+        ({"priority": 1}, 0),
+        ({"template": {"optional": 1}}, 0),
+        ({"attrs": []}, 0),
+    ],
+)
+def test_of_leftover_policies_only_what_is_provably_ours_is_cleared(kit, kernel, plane, changes, removed):
+    kernel.present = leftover(**changes)
+    kit.result(plane.clear(kit.policy()))
+    assert kernel.kinds().count(Type.DELPOLICY) == removed
+
+
+def test_a_leftover_policy_in_whose_place_another_stands_is_not_cleared(kit, kernel, plane):
+    kernel.present = leftover()
+    kit.result(plane.add_policy(kit.policy()))
+    kit.result(plane.clear(kit.policy()))
+    assert Type.DELPOLICY not in kernel.kinds()
+    kit.result(plane.remove_policy(kit.policy()))
+    kernel.done.clear()
+    kit.result(plane.clear(kit.policy()))
+    assert kernel.kinds().count(Type.DELPOLICY) == 3
+
+
+def test_a_leftover_policy_that_is_gone_is_no_error(kit, kernel, plane):
+    kernel.refuse[Type.GETPOLICY] = errno.ENOENT
+    kit.result(plane.clear(kit.policy()))
+    kernel.refuse[Type.GETPOLICY] = errno.EPERM
+    with pytest.raises(KernelError):
+        kit.result(plane.clear(kit.policy()))
