@@ -1,4 +1,5 @@
-"""What should be up: children with `start = "up"`, those that traffic or an operator asks for, and adopted ones.
+"""What should be up: children with `start = "up"`, traps that traffic waits for, what an operator asks for or a worker
+before this one had.
 
 A goal that fails is tried again with back-off as long as it is wanted.
 """
@@ -164,10 +165,10 @@ class Keeper:
     # events
 
     def acquire(self, connection: str, child: str) -> None:
-        """Traffic waits for it."""
+        """Traffic waits for it. That brings up traps only, also after an operator took them down."""
         for goal in self.of(connection, child):
             # a running attempt or a retry that is due will do; traffic repeats its request
-            if child and not goal.running and goal.retry is None:
+            if child and goal.child.start is Start.TRAP and not goal.running and goal.retry is None:
                 self.bring_up(goal)
 
     def installed(self, child: ChildSa) -> None:
