@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from privsep.algorithms import ChildSuite
+from privsep.config.model import Shunt
 from privsep.errors import PrivsepError
 from privsep.iana import ProtocolId
 from privsep.tasks import Future
@@ -97,6 +98,12 @@ class Dataplane(Protocol):
     def remove_policy(self, policy: Policy) -> Future[None]:
         """Only at the end of the daemon, or when the child leaves the configuration."""
 
+    def add_shunt(self, shunt: Shunt) -> Future[None]:
+        """From now on its traffic passes in clear, or is refused."""
+
+    def remove_shunt(self, shunt: Shunt) -> Future[None]:
+        """Only at the end of the daemon."""
+
     def install(self, pair: Pair) -> Future[None]:
         """Both SAs or none. Never replaces an existing outbound SA."""
 
@@ -116,5 +123,5 @@ class Adopting(Protocol):
     def discard(self, pair: Pair) -> Future[bool]:
         """Remove those of its SAs that are there as described, and no others; whether there were any."""
 
-    def clear(self, policy: Policy) -> Future[None]:
-        """Remove what an earlier instance left of this policy, but for what has been put in its place since."""
+    def clear(self, rule: Policy | Shunt) -> Future[None]:
+        """Remove what an earlier instance left of this policy or shunt, but for what stands in its place since."""

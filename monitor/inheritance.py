@@ -10,10 +10,10 @@ from collections.abc import Collection, Mapping
 
 from monitor.authorize import PASSED, READMISSION, authorize, find_child, outer_addresses
 from monitor.dataplane import Adopting, DataplaneError, Pair, Policy
-from monitor.journal import Journal, PairRecord, PolicyRecord
+from monitor.journal import Journal, PairRecord, PolicyRecord, ShuntRecord
 from monitor.sadb import Claim, Entry, Phase, Policies, Sadb, fixed
 from monitor.waiting import Log
-from privsep.config.model import Gateway
+from privsep.config.model import Gateway, Shunt
 from privsep.log import Level
 from privsep.schema.install import Denial, Install
 from privsep.schema.keymat import Redeemed
@@ -37,6 +37,17 @@ def policy_record(connection: str, child: str, policy: Policy) -> PolicyRecord:
         remote=policy.remote,
         local_ts=policy.local_ts,
         remote_ts=policy.remote_ts,
+    )
+
+
+def shunt_record(shunt: Shunt) -> ShuntRecord:
+    """What is written of a shunt."""
+    return ShuntRecord(
+        name=shunt.name,
+        local_ts=shunt.local_ts,
+        remote_ts=shunt.remote_ts,
+        action=shunt.action,
+        order=shunt.order,
     )
 
 
@@ -84,14 +95,15 @@ class Inheritance:
             self._log(Level.NOTICE, "earlier-pairs", **counts)
 
     async def clear(self, placed: Collection[Policy]) -> None:
-        """Last of all: policies of the earlier instance that are not this one's."""
-        kept = set(placed)
-        for record in self._journal.of(PolicyRecord):
-            policy = _policy(record)
-            if policy in kept:
+        """Last of all: policies of the earlier instance that are not this one's, and shunts."""
+        kept: set[Policy | Shunt] = {*placed, *self._gateway.shunts}
+        records: list[PolicyRecord | ShuntRecord] = [*self._journal.of(PolicyRecord), *self._journal.of(ShuntRecord)]
+        for record in records:
+            rule = _policy(record) if isinstance(record, PolicyRecord) else _shunt(record)
+            if rule in kept:
                 continue
             try:
-                await self._kernel.clear(policy)
+                await self._kernel.clear(rule)
             except DataplaneError as error:
                 self._log(Level.WARNING, "cleanup-failed", error=error)
                 continue
@@ -197,6 +209,16 @@ def _policy(record: PolicyRecord) -> Policy:
         remote=record.remote,
         local_ts=record.local_ts,
         remote_ts=record.remote_ts,
+    )
+
+
+def _shunt(record: ShuntRecord) -> Shunt:
+    return Shunt(
+        name=record.name,
+        local_ts=record.local_ts,
+        remote_ts=record.remote_ts,
+        action=record.action,
+        order=record.order,
     )
 
 

@@ -19,6 +19,7 @@ from typing import Annotated, TypeVar
 
 from monitor.waiting import Clock, Log
 from privsep.algorithms import ChildSuite
+from privsep.config.model import Action, Order
 from privsep.iana import ProtocolId
 from privsep.log import Level
 from privsep.schema.codec import MAX_FRAME, U32, U63, Length, Name, Range, SchemaError, SpiField, Table
@@ -95,14 +96,25 @@ class PairRecord:
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
+class ShuntRecord:
+    """A policy without protection (`privsep.config.model.Shunt`)."""
+
+    name: Name
+    local_ts: Selectors
+    remote_ts: Selectors
+    action: Action
+    order: Order
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
 class Ended:
     """The record of this sequence number is no longer in force."""
 
 
-Record = PolicyRecord | PairRecord
-R = TypeVar("R", PolicyRecord, PairRecord)
+Record = PolicyRecord | PairRecord | ShuntRecord
+R = TypeVar("R", PolicyRecord, PairRecord, ShuntRecord)
 
-RECORDS: Table[Opened | Record | Ended] = Table({1: Opened, 2: Ended, 3: PolicyRecord, 4: PairRecord})
+RECORDS: Table[Opened | Record | Ended] = Table({1: Opened, 2: Ended, 3: PolicyRecord, 4: PairRecord, 5: ShuntRecord})
 
 
 class Journal:

@@ -10,13 +10,15 @@ from monitor.xfrm.client import KernelDataplane
 from monitor.xfrm.events import XfrmEvents
 from monitor.xfrm.netlink import XfrmNetlink
 from monitor.xfrm.probe import probe
+from privsep.config import shunts
 from privsep.config.checks import beyond_userspace
 from privsep.config.model import DataplaneChoice, Gateway
 from privsep.errors import OperatorError
 from privsep.loop import Loop
 
+ABLE = "the kernel carries every configured suite"
 MAX_TOLD = 8
-"""Suites that are named when a data plane cannot carry them."""
+"""Suites and shunts that are named when a data plane cannot carry them."""
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -49,11 +51,26 @@ def choose(gateway: Gateway, loop: Loop, events: Events, lost: Callable[[str], N
     OperatorError when the configuration insists on a kernel that cannot, or neither can carry all. Needs root; nothing
     is left behind by probing.
     """
+    found = _decide(gateway)
+    return _kernel(found, loop, events) if isinstance(found, XfrmNetlink) else _userspace(loop, events, lost, found)
+
+
+def foresee(gateway: Gateway) -> str:
+    """What `choose` would take and why, without taking it."""
+    found = _decide(gateway)
+    if isinstance(found, XfrmNetlink):
+        found.close()
+        return f"kernel, because {ABLE}"
+    return f"userspace, because {found}"
+
+
+def _decide(gateway: Gateway) -> XfrmNetlink | str:
+    """The way to the kernel, or why it is the userspace ESP process."""
     if gateway.dataplane is DataplaneChoice.USERSPACE:
-        return _userspace(loop, events, lost, "the configuration says so")
+        return "the configuration says so"
     found = _able_kernel(gateway)
     if isinstance(found, XfrmNetlink):
-        return _kernel(found, loop, events)
+        return found
     if gateway.dataplane is DataplaneChoice.KERNEL:
         raise OperatorError(f'dataplane = "kernel": {found}; {_instead(gateway)} would work')
     if beyond := _beyond(gateway):
@@ -61,19 +78,23 @@ def choose(gateway: Gateway, loop: Loop, events: Events, lost: Callable[[str], N
             f'dataplane = "auto": {found}; the userspace data plane cannot carry {beyond}; '
             f"{_instead(gateway)} would work"
         )
-    return _userspace(loop, events, lost, found)
+    return found
 
 
 def _instead(gateway: Gateway) -> str:
     """What would work without this kernel."""
-    return 'esp = ["aes256gcm16"] in their place' if _beyond(gateway) else '"auto" or "userspace"'
+    if not _beyond(gateway):
+        return '"auto" or "userspace"'
+    return 'esp = ["aes256gcm16"] in their place' if any(beyond_userspace(gateway)) else "doing without them"
 
 
 def _beyond(gateway: Gateway) -> str:
-    """The suites that userspace cannot carry, and whose they are; empty if there are none."""
-    found = [(f"{one.name}/{child.name}", child.suites[at].described) for one, child, at in beyond_userspace(gateway)]
-    told = ", ".join(f"{suite} of {whose}" for whose, suite in found[:MAX_TOLD])
-    return told + (f" and {len(found) - MAX_TOLD} more" if len(found) > MAX_TOLD else "")
+    """The suites that userspace cannot carry, and whose they are, and shunts; empty if there are none."""
+    suites = [
+        f"{child.suites[at].described} of {one.name}/{child.name}" for one, child, at in beyond_userspace(gateway)
+    ]
+    found = [*suites, *(f"shunt {shunt.name} ({reason})" for shunt, reason in shunts.beyond_userspace(gateway))]
+    return ", ".join(found[:MAX_TOLD]) + (f" and {len(found) - MAX_TOLD} more" if len(found) > MAX_TOLD else "")
 
 
 def _able_kernel(gateway: Gateway) -> XfrmNetlink | str:
@@ -99,8 +120,7 @@ def _kernel(netlink: XfrmNetlink, loop: Loop, events: Events) -> Choice:
         reports.close()
         netlink.close()
 
-    reason = "the kernel carries every configured suite"
-    return Choice(dataplane=dataplane, reason=reason, userspace=None, kernel=dataplane, settle=_nothing, close=close)
+    return Choice(dataplane=dataplane, reason=ABLE, userspace=None, kernel=dataplane, settle=_nothing, close=close)
 
 
 def _userspace(loop: Loop, events: Events, lost: Callable[[str], None], reason: str) -> Choice:

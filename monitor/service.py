@@ -14,7 +14,7 @@ from typing import Any
 from monitor.authorize import PASSED, authorize, find_child, outer_addresses
 from monitor.dataplane import Adopting, Dataplane, DataplaneError, Pair, Policy, Traffic
 from monitor.epoch import Epoch, WorkerBusy
-from monitor.inheritance import Inheritance, owners, pair_record, policy_record
+from monitor.inheritance import Inheritance, owners, pair_record, policy_record, shunt_record
 from monitor.journal import Journal
 from monitor.sadb import Allocation, Claim, Entry, Phase, Policies, Sadb
 from monitor.waiting import Clock, Log, begin, run, within
@@ -126,6 +126,9 @@ class Service:
             await self._inheritance.adopt()
         for policy in self._policies.all():
             await self._place(policy)
+        for shunt in self.gateway.shunts:
+            self._journal.add(shunt_record(shunt))
+            await self.dataplane.add_shunt(shunt)
         if self._inheritance is not None:
             await self._inheritance.clear(self._placed.values())
 
@@ -205,6 +208,8 @@ class Service:
             return
         for policy in self._placed.values():
             clean &= await self._quietly(self.dataplane.remove_policy(policy))
+        for shunt in self.gateway.shunts:
+            clean &= await self._quietly(self.dataplane.remove_shunt(shunt))
         if clean:
             self._journal.remove()
 

@@ -28,10 +28,11 @@ from monitor.xfrm.messages import (
     UpdSa,
 )
 from monitor.xfrm.netlink import KernelError, XfrmNetlink
-from monitor.xfrm.policy import Entry, entries, is_ours, reqid
+from monitor.xfrm.policy import Entry, entries, is_ours, stands_for
 from monitor.xfrm.present import PresentSa, is_as_described
 from monitor.xfrm.sa import SaId
 from monitor.xfrm.structs import Values
+from privsep.config.model import Shunt
 from privsep.iana import ProtocolId
 from privsep.tasks import Future
 from privsep.types import Endpoint, Spi
@@ -76,6 +77,8 @@ class KernelDataplane:
         """Each pair under both its SAs."""
         self._placed: set[tuple[tuple[str, Any], ...]] = set()
         """Keys of the policies that are there by this instance."""
+        self._shunted: set[tuple[tuple[str, Any], ...]] = set()
+        """Those of shunts."""
 
     # SPIs
 
@@ -97,12 +100,21 @@ class KernelDataplane:
 
     def add_policy(self, policy: Policy) -> Future[None]:
         """All of its entries or none. What an earlier instance of ours left for the same traffic is replaced."""
-        return _settled(lambda: self._add_policy(policy))
+        return _settled(lambda: self._add(policy))
 
-    def _add_policy(self, policy: Policy) -> None:
+    def add_shunt(self, shunt: Shunt) -> Future[None]:
+        """The same without protection. No peer's selectors take its place."""
+        return _settled(lambda: self._add(shunt))
+
+    def _add(self, rule: Policy | Shunt) -> None:
         added: list[Entry] = []
         try:
-            for entry in entries(policy):
+            for entry in entries(rule):
+                key = _hashable(entry.key)
+                if isinstance(rule, Shunt):
+                    self._shunted.add(key)
+                elif key in self._shunted:
+                    raise DataplaneError("a shunt stands there")
                 if self._place(entry):
                     added.append(entry)
         except DataplaneError:
@@ -128,17 +140,22 @@ class KernelDataplane:
 
     def remove_policy(self, policy: Policy) -> Future[None]:
         """All of its entries."""
-        return _settled(lambda: self._remove_policy(policy))
+        return _settled(lambda: self._withdraw(policy))
 
-    def _remove_policy(self, policy: Policy) -> None:
-        for entry in entries(policy):
+    def remove_shunt(self, shunt: Shunt) -> Future[None]:
+        """All of its entries."""
+        return _settled(lambda: self._withdraw(shunt))
+
+    def _withdraw(self, rule: Policy | Shunt) -> None:
+        for entry in entries(rule):
             self._drop(entry)
 
     def _present_policy(self, entry: Entry) -> NewPolicy:
         return self._netlink.ask(GetPolicy.request(0, entry.key), NewPolicy)
 
     def _drop(self, entry: Entry) -> None:
-        self._placed.discard(_hashable(entry.key))
+        for keys in (self._placed, self._shunted):
+            keys.discard(_hashable(entry.key))
         self._unless(errno.ENOENT, DelPolicy.request(0, entry.key))
 
     # pairs
@@ -220,12 +237,12 @@ class KernelDataplane:
                 found.append(name)
         return found
 
-    def clear(self, policy: Policy) -> Future[None]:
-        """Of its entries those that are ours by their priority, require its number, and that nothing has replaced."""
-        return _settled(lambda: self._clear(policy))
+    def clear(self, rule: Policy | Shunt) -> Future[None]:
+        """Of its entries those that are ours by their priority, stand for it, and that nothing has replaced."""
+        return _settled(lambda: self._clear(rule))
 
-    def _clear(self, policy: Policy) -> None:
-        for entry in entries(policy):
+    def _clear(self, rule: Policy | Shunt) -> None:
+        for entry in entries(rule):
             if _hashable(entry.key) in self._placed:
                 continue
             try:
@@ -234,7 +251,7 @@ class KernelDataplane:
                 if error.number != errno.ENOENT:
                     raise
                 continue
-            if is_ours(present) and reqid(present) == policy.number:
+            if is_ours(present) and stands_for(present, rule):
                 self._drop(entry)
 
     def traffic(self, pair: Pair) -> Future[Traffic]:

@@ -40,6 +40,20 @@ class Start(Enum):
     WAIT = "wait"
 
 
+class Action(Enum):
+    """`shunt.action`: let the traffic through in clear, or refuse it."""
+
+    PASS = "pass"  # noqa: S105 - no password
+    DROP = "drop"
+
+
+class Order(Enum):
+    """`shunt.order`: before all children or after them."""
+
+    FIRST = "first"
+    LAST = "last"
+
+
 class Layer(Enum):
     """Sandbox steps that `gateway.absent` may name as missing on this machine; every other step is mandatory."""
 
@@ -110,6 +124,17 @@ class Connection:
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
+class Shunt:
+    """`[shunt.NAME]`: traffic without protection, by decision (RFC 4301 section 4.4.1: BYPASS and DISCARD)."""
+
+    name: str
+    local_ts: tuple[TrafficSelector, ...]
+    remote_ts: tuple[TrafficSelector, ...]
+    action: Action
+    order: Order
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
 class Gateway:
     """The whole of gateway.toml."""
 
@@ -119,6 +144,7 @@ class Gateway:
     users: Users
     absent: frozenset[Layer]
     connections: tuple[Connection, ...]
+    shunts: tuple[Shunt, ...] = ()
 
     def connection(self, name: str) -> Connection | None:
         """The connection of that name, or None."""

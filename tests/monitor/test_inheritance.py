@@ -6,11 +6,11 @@ import pytest
 
 from monitor.dataplane import DataplaneError
 from monitor.inheritance import owners
-from monitor.journal import Journal, PairRecord, PolicyRecord
+from monitor.journal import Journal, PairRecord, PolicyRecord, ShuntRecord
 from monitor.sadb import Phase, Policies
 from monitor.service import Leave, Service
 from privsep.algorithms import ChildSuite
-from privsep.config.model import Encap
+from privsep.config.model import Action, Encap, Order, Shunt
 from privsep.schema.install import Adopted, AllocateSpi, Installed
 from privsep.tasks import Future
 from privsep.types import Mode
@@ -50,8 +50,9 @@ class Kernel:
 
         return self._answer(action)
 
-    def clear(self, policy):
-        return self._answer(lambda: self.cleared.append((policy.number, policy.local_ts, policy.remote_ts)))
+    def clear(self, rule):
+        named = rule if isinstance(rule, Shunt) else (rule.number, rule.local_ts, rule.remote_ts)
+        return self._answer(lambda: self.cleared.append(named))
 
 
 @pytest.fixture
@@ -333,6 +334,37 @@ def test_a_journal_that_is_not_believed_is_said_so_and_costs_the_adoption(life, 
     assert ("journal-ignored", {"reason": "not one msgpack value within limits"}) in life.log
     assert service.sadb.entries() == ()
     assert kernel.discarded == []
+
+
+@pytest.fixture
+def shunts(kit):
+    """Two by name."""
+    common = {"local_ts": kit.selectors("10.1.0.0/16"), "action": Action.PASS, "order": Order.FIRST}
+    return tuple(
+        Shunt(name=name, remote_ts=kit.selectors(remote), **common)
+        for name, remote in (("spare", "10.2.3.0/24"), ("none", "10.2.4.0/24"))
+    )
+
+
+def test_shunts_are_placed_after_policies_kept_and_cleared_when_they_are_gone(bench, life, kernel, shunts):
+    plain = bench.gateway
+    life.begin(dataclasses.replace(plain, shunts=shunts))
+    names = bench.plane.names()
+    assert names[-2:] == ["add_shunt", "add_shunt"]
+    assert [record.name for record in life.written(ShuntRecord)] == ["spare", "none"]
+    moved = dataclasses.replace(shunts[0], action=Action.DROP)
+    life.begin(dataclasses.replace(plain, shunts=(moved,)))
+    assert kernel.cleared == list(shunts)
+    assert [(record.name, record.action) for record in life.written(ShuntRecord)] == [("spare", Action.DROP)]
+
+
+def test_shunts_go_with_a_clean_stop_and_stay_when_the_daemon_failed(bench, life, shunts):
+    for leave, removed in ((Leave.POLICIES, []), (Leave.NOTHING, list(shunts))):
+        bench.plane.calls.clear()
+        life.begin(dataclasses.replace(bench.gateway, shunts=shunts))
+        bench.service.epoch_ended()
+        bench.service.stop(leave)
+        assert [shunt for name, shunt in bench.plane.calls if name == "remove_shunt"] == removed
 
 
 def test_owners_are_read_by_number(life, bench):

@@ -12,9 +12,10 @@ from monitor.dataplane import DataplaneError, Traffic
 from monitor.xfrm.client import KernelDataplane
 from monitor.xfrm.messages import Type
 from monitor.xfrm.netlink import KernelError
-from monitor.xfrm.policy import PRIORITY_BASE
+from monitor.xfrm.policy import PRIORITY_BASE, SHUNT_BASES
 from monitor.xfrm.sa import SaId
 from privsep.algorithms import ChildSuite
+from privsep.config.model import Action, Order, Shunt
 from privsep.iana import ProtocolId
 from privsep.types import Mode, Spi
 
@@ -498,3 +499,75 @@ def test_a_leftover_policy_that_is_gone_is_no_error(kit, kernel, plane):
     kernel.refuse[Type.GETPOLICY] = errno.EPERM
     with pytest.raises(KernelError):
         kit.result(plane.clear(kit.policy()))
+
+
+# shunts
+
+
+def priorities(kernel):
+    return [message["priority"] for message in kernel.done if message.kind is Type.NEWPOLICY]
+
+
+def test_shunts_go_before_or_after_all_children_whatever_their_prefixes(kit, kernel, plane):
+    hosts = {"local_ts": kit.selectors("fd01::1/128"), "remote_ts": kit.selectors("fd02::1/128", protocol=6, port=80)}
+    everything = {"local_ts": kit.selectors("::/0"), "remote_ts": kit.selectors("::/0")}
+    for rule in (
+        kit.shunt(**hosts),
+        kit.shunt(**everything),
+        kit.policy(**hosts),
+        kit.policy(**everything),
+        kit.shunt(**hosts, order=Order.LAST),
+        kit.shunt(**everything, order=Order.LAST),
+    ):
+        kit.result(plane.add_shunt(rule) if isinstance(rule, Shunt) else plane.add_policy(rule))
+        kit.result(plane.remove_shunt(rule) if isinstance(rule, Shunt) else plane.remove_policy(rule))
+    found = priorities(kernel)
+    assert len(found) == 18
+    assert found == sorted(found)
+    assert len(set(found)) == 6
+
+
+def test_a_shunt_covers_every_direction_and_goes_away(kit, kernel, plane):
+    shunt = kit.shunt(action=Action.DROP)
+    kit.result(plane.add_shunt(shunt))
+    assert [(message["dir"], message["action"]) for message in kernel.done] == [(1, 1), (0, 1), (2, 1)]
+    kit.result(plane.remove_shunt(shunt))
+    assert [message["dir"] for message in kernel.done[3:]] == [1, 0, 2]
+
+
+def test_a_peers_selectors_do_not_take_a_shunts_place(kit, kernel, plane):
+    shunt = kit.shunt(action=Action.DROP)
+    kit.result(plane.add_shunt(shunt))
+    kernel.done.clear()
+    with pytest.raises(DataplaneError, match="a shunt stands there"):
+        kit.result(plane.add_policy(kit.policy(local_ts=shunt.local_ts, remote_ts=shunt.remote_ts)))
+    assert kernel.kinds() == []
+    kit.result(plane.add_policy(kit.policy(local_ts=shunt.local_ts)))
+
+
+def left_shunt(shunt, **changes):
+    """A policy without a template as the kernel has it."""
+    base = SHUNT_BASES[shunt.order]
+    return {"priority": base - 4 * 40, "action": 0 if shunt.action is Action.PASS else 1, "attrs": []} | changes
+
+
+@pytest.mark.parametrize(
+    ("changes", "removed"),
+    [({}, 3), ({"priority": 0}, 0), ({"priority": PRIORITY_BASE}, 0), ({"action": 1}, 0), (leftover(), 0)],
+)
+def test_of_leftover_shunts_only_what_is_provably_ours_is_cleared(kit, kernel, plane, changes, removed):
+    kernel.present = left_shunt(kit.shunt(), **changes)
+    kit.result(plane.clear(kit.shunt()))
+    assert kernel.kinds().count(Type.DELPOLICY) == removed
+
+
+@pytest.mark.parametrize(("priority", "replaced"), [(SHUNT_BASES[Order.FIRST], True), (1, False)])
+def test_a_shunt_takes_over_an_earlier_instances_and_nobody_elses(kit, kernel, plane, priority, replaced):
+    kernel.refuse[Type.NEWPOLICY] = errno.EEXIST
+    kernel.present = left_shunt(kit.shunt(), priority=priority)
+    if replaced:
+        kit.result(plane.add_shunt(kit.shunt()))
+    else:
+        with pytest.raises(KernelError):
+            kit.result(plane.add_shunt(kit.shunt()))
+    assert (Type.UPDPOLICY in kernel.kinds()) is replaced
