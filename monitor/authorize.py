@@ -99,6 +99,7 @@ def authorize(
         remote_ts=install.remote_ts,
         lifetime=child.lifetime,
         replay_window=child.replay_window,
+        role=redeemed.role,
     )
 
 

@@ -12,7 +12,7 @@ from privsep.config.model import Shunt
 from privsep.errors import PrivsepError
 from privsep.iana import ProtocolId
 from privsep.tasks import Future
-from privsep.types import Endpoint, Mode, Spi, TrafficSelector
+from privsep.types import Endpoint, Mode, Role, Spi, TrafficSelector
 
 
 class DataplaneError(PrivsepError):
@@ -55,6 +55,8 @@ class Pair:
     """Seconds until the data plane itself ends it, whatever the worker does."""
     replay_window: int
     """Packets (RFC 4303 section 3.4.3)."""
+    role: Role = Role.RESPONDER
+    """In the Quick Mode that made it: an initiator's peer has its own pair only after message 3."""
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -105,7 +107,10 @@ class Dataplane(Protocol):
         """Only at the end of the daemon."""
 
     def install(self, pair: Pair) -> Future[None]:
-        """Both SAs or none. Never replaces an existing outbound SA."""
+        """Both SAs or none. Never replaces an existing outbound SA.
+
+        An initiator's outbound SA may come later, as long as an earlier pair sends; should it fail, the pair expires.
+        """
 
     def remove(self, pair: Pair) -> Future[None]:
         """Both SAs; harmless when they are gone. The policy stays."""

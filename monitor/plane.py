@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from monitor.dataplane import Adopting, Dataplane, Events
 from monitor.routes import Routes
 from monitor.userspace.client import UserspaceDataplane
-from monitor.xfrm.client import KernelDataplane
+from monitor.xfrm.client import KernelDataplane, Later
 from monitor.xfrm.events import XfrmEvents
 from monitor.xfrm.netlink import XfrmNetlink
 from monitor.xfrm.probe import probe
@@ -111,7 +111,7 @@ def _able_kernel(gateway: Gateway) -> XfrmNetlink | str:
 
 
 def _kernel(netlink: XfrmNetlink, loop: Loop, events: Events) -> Choice:
-    dataplane = KernelDataplane(netlink)
+    dataplane = KernelDataplane(netlink, Later(loop, events.expired))
     reports = XfrmEvents(dataplane, events)
     loop.on_readable(reports.fileno(), reports.read_events)
 

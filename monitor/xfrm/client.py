@@ -5,6 +5,7 @@ that ALLOCSPI made; an outbound SA is added and replaces none. The kernel answer
 """
 
 import errno
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any, TypeVar
 from pyroute2.netlink import NLM_F_CREATE, NLM_F_EXCL
 
 from monitor.dataplane import DataplaneError, Pair, Policy, Traffic
+from monitor.waiting import Clock
 from monitor.xfrm import sa
 from monitor.xfrm.messages import (
     AllocSpi,
@@ -30,14 +32,18 @@ from monitor.xfrm.messages import (
 from monitor.xfrm.netlink import KernelError, XfrmNetlink
 from monitor.xfrm.policy import Entry, entries, is_ours, stands_for
 from monitor.xfrm.present import PresentSa, is_as_described
-from monitor.xfrm.sa import SaId
+from monitor.xfrm.sa import SaId, Selectors
 from monitor.xfrm.structs import Values
 from privsep.config.model import Shunt
 from privsep.iana import ProtocolId
+from privsep.loop import Timer
 from privsep.tasks import Future
-from privsep.types import Endpoint, Spi
+from privsep.types import Endpoint, Role, Spi
 
 T = TypeVar("T")
+
+HOLD_SECONDS = 1.0
+"""Before a new pair sends in an old one's place: for message 3 of a Quick Mode, and for a slow peer to install."""
 
 _NEW = NLM_F_CREATE | NLM_F_EXCL
 """Never in place of another. XFRM goes by the message's type, which says the same."""
@@ -49,6 +55,8 @@ class Ends:
 
     inbound: SaId
     outbound: SaId
+    flow: tuple[int, Selectors, Selectors]
+    """Number of the policy and what was negotiated: a successor has the same."""
 
     @classmethod
     def of(cls, pair: Pair) -> "Ends":
@@ -57,6 +65,7 @@ class Ends:
         return cls(
             inbound=SaId(pair.local.address, protocol, pair.spi_in),
             outbound=SaId(pair.remote.address, protocol, pair.spi_out),
+            flow=(pair.policy.number, pair.local_ts, pair.remote_ts),
         )
 
     @property
@@ -65,16 +74,30 @@ class Ends:
         return self.inbound, self.outbound
 
 
+@dataclass(slots=True, frozen=True)
+class Later:
+    """What it takes to do something later: a clock, and whom to tell that a pair ended because it failed."""
+
+    clock: Clock
+    expired: Callable[[Spi, bool], None]
+
+
 class KernelDataplane:
     """`monitor.dataplane.Dataplane` by XFRM, and `Adopting`."""
 
     name = "kernel"
 
-    def __init__(self, netlink: XfrmNetlink) -> None:
+    def __init__(self, netlink: XfrmNetlink, later: Later | None = None) -> None:
+        """Without `later` everything is done at once."""
         self._netlink = netlink
+        self._later = later
         self._larval: set[SaId] = set()
         self._installed: dict[SaId, Ends] = {}
         """Each pair under both its SAs."""
+        self._pairs: Counter[tuple[int, Selectors, Selectors]] = Counter()
+        """How many there are for each flow."""
+        self._held: dict[SaId, Timer] = {}
+        """Outbound SAs that are not used yet, nor there."""
         self._placed: set[tuple[tuple[str, Any], ...]] = set()
         """Keys of the policies that are there by this instance."""
         self._shunted: set[tuple[tuple[str, Any], ...]] = set()
@@ -169,14 +192,37 @@ class KernelDataplane:
         if ends.inbound not in self._larval:
             raise DataplaneError("the inbound SPI is not reserved")
         self._larval.discard(ends.inbound)
+        # the peer takes the new SA's packets once the worker's next message has arrived; the old pair sends till then
+        later = self._later if pair.role is Role.INITIATOR and self._pairs[ends.flow] else None
         try:
             self._netlink.do(UpdSa.request(0, *sa.inbound(pair)))
-            self._netlink.do(NewSa.request(_NEW, *sa.outbound(pair)))
+            if later is None:
+                self._add_outbound(pair, ends)
         except DataplaneError:
             # whichever stands: the larval SA or the one that took its place
             self._delete(ends.inbound)
             raise
-        self._installed.update(dict.fromkeys(ends.both, ends))
+        self._take(ends.inbound, ends)
+        if later is not None:
+            expired = later.expired
+            self._held[ends.outbound] = later.clock.after(HOLD_SECONDS, lambda: self._switch(pair, ends, expired))
+
+    def _add_outbound(self, pair: Pair, ends: Ends) -> None:
+        self._netlink.do(NewSa.request(_NEW, *sa.outbound(pair)))
+        self._installed[ends.outbound] = ends
+
+    def _take(self, inbound: SaId, ends: Ends) -> None:
+        self._installed[inbound] = ends
+        self._pairs[ends.flow] += 1
+
+    def _switch(self, pair: Pair, ends: Ends, expired: Callable[[Spi, bool], None]) -> None:
+        """From the old pair to this one."""
+        del self._held[ends.outbound]
+        try:
+            self._add_outbound(pair, ends)
+        except DataplaneError:
+            self.ended(ends.inbound)
+            expired(ends.inbound.spi, True)
 
     def remove(self, pair: Pair) -> Future[None]:
         """Both SAs; harmless when they are gone."""
@@ -188,8 +234,12 @@ class KernelDataplane:
         self._forget(ends)
 
     def _forget(self, ends: Ends) -> None:
-        for each in ends.both:
-            self._installed.pop(each, None)
+        held = self._held.pop(ends.outbound, None)
+        if held is not None:
+            held.cancel()
+        self._installed.pop(ends.outbound, None)
+        if self._installed.pop(ends.inbound, None) is not None:
+            self._pairs[ends.flow] -= 1
 
     def _delete(self, name: SaId) -> None:
         self._unless(errno.ESRCH, DelSa.request(0, sa.key(name)))
@@ -211,7 +261,8 @@ class KernelDataplane:
         ends = Ends.of(pair)
         if len(self._described(pair, ends)) != len(ends.both):
             raise DataplaneError("the kernel does not have both SAs as they were installed")
-        self._installed.update(dict.fromkeys(ends.both, ends))
+        self._installed[ends.outbound] = ends
+        self._take(ends.inbound, ends)
 
     def discard(self, pair: Pair) -> Future[bool]:
         """Those of its SAs that are as they were installed."""

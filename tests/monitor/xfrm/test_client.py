@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from monitor.dataplane import DataplaneError, Traffic
-from monitor.xfrm.client import KernelDataplane
+from monitor.xfrm.client import HOLD_SECONDS, KernelDataplane, Later
 from monitor.xfrm.messages import Type
 from monitor.xfrm.netlink import KernelError
 from monitor.xfrm.policy import PRIORITY_BASE, SHUNT_BASES
@@ -17,7 +17,7 @@ from monitor.xfrm.sa import SaId
 from privsep.algorithms import ChildSuite
 from privsep.config.model import Action, Order, Shunt
 from privsep.iana import ProtocolId
-from privsep.types import Mode, Spi
+from privsep.types import Mode, Role, Spi
 
 
 class FakeKernel:
@@ -571,3 +571,72 @@ def test_a_shunt_takes_over_an_earlier_instances_and_nobody_elses(kit, kernel, p
         with pytest.raises(KernelError):
             kit.result(plane.add_shunt(kit.shunt()))
     assert (Type.UPDPOLICY in kernel.kinds()) is replaced
+
+
+# replacing a pair that sends
+
+
+@pytest.fixture
+def replacing(kit, kernel, clock):
+    """A data plane with a pair; what it reports as ended; a function that installs another pair."""
+    ended = []
+    plane = KernelDataplane(kernel, Later(clock, lambda spi, hard: ended.append((spi, hard))))
+
+    def install(role, number=7, **changes):
+        spi = plane.allocate_spi(kit.policy().local, kit.policy().remote, ProtocolId.ESP)
+        pair = kit.pair(kit.policy(number=number), spi_in=spi, spi_out=Spi(spi + 0x1000), role=role, **changes)
+        kernel.done.clear()
+        kit.result(plane.install(pair))
+        return pair
+
+    install(Role.INITIATOR)
+    return plane, install, ended
+
+
+def test_an_initiators_new_pair_sends_once_the_peer_can_take_it(kit, kernel, clock, replacing):
+    plane, install, ended = replacing
+    pair = install(Role.INITIATOR)
+    assert kernel.kinds() == [Type.UPDSA]
+    clock.advance(HOLD_SECONDS)
+    assert kernel.kinds() == [Type.UPDSA, Type.NEWSA]
+    assert kernel.done[1]["id.spi"] == pair.spi_out.to_bytes(4)
+    assert plane.owner(SaId(pair.remote.address, ProtocolId.ESP, pair.spi_out)) == pair.spi_in
+    assert ended == []
+
+
+@pytest.mark.parametrize(
+    ("role", "number", "remote"),
+    [(Role.RESPONDER, 7, "10.2.0.0/16"), (Role.INITIATOR, 8, "10.2.0.0/16"), (Role.INITIATOR, 7, "10.3.0.0/16")],
+)
+def test_a_responders_pair_and_a_flows_first_one_send_at_once(kit, kernel, replacing, role, number, remote):
+    _, install, _ = replacing
+    install(role, number, remote_ts=kit.selectors(remote))
+    assert kernel.kinds() == [Type.UPDSA, Type.NEWSA]
+
+
+def test_after_the_old_pair_is_gone_the_next_sends_at_once(kit, kernel, clock, replacing):
+    plane, install, _ = replacing
+    pair = install(Role.INITIATOR)
+    clock.advance(HOLD_SECONDS)
+    for each in (pair, kit.pair()):
+        kit.result(plane.remove(each))
+    install(Role.INITIATOR)
+    assert kernel.kinds() == [Type.UPDSA, Type.NEWSA]
+
+
+def test_a_pair_that_is_removed_while_it_waits_never_sends(kit, kernel, clock, replacing):
+    plane, install, ended = replacing
+    kit.result(plane.remove(install(Role.INITIATOR)))
+    clock.advance(HOLD_SECONDS)
+    assert Type.NEWSA not in kernel.kinds()
+    assert ended == []
+
+
+def test_a_pair_whose_outbound_sa_fails_is_removed_and_reported(kit, kernel, clock, replacing):
+    plane, install, ended = replacing
+    pair = install(Role.INITIATOR)
+    kernel.refuse[Type.NEWSA] = errno.EEXIST
+    clock.advance(HOLD_SECONDS)
+    assert ended == [(pair.spi_in, True)]
+    assert pair.spi_in in kernel.spis(Type.DELSA)
+    assert plane.owner(SaId(pair.local.address, ProtocolId.ESP, pair.spi_in)) is None
