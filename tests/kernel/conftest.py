@@ -34,6 +34,7 @@ class Gateway(Ours):
     """Our daemon over the kernel. Asked on its socket: a command of its own takes seconds in the virtual machine."""
 
     dataplane = "kernel"
+    patience = 180.0
 
     def ask(self, command: str, **fields) -> dict:
         return ask(str(self.run_dir), {"command": command, **fields}, seconds=SECONDS)
