@@ -56,6 +56,17 @@ def counts(gateway):
     return len(spis(gateway)), gateway.xfrm("policy").count("dir ")
 
 
+def assert_journal_is_private(ours):
+    journal = ours.run_dir / "journal"
+    status = journal.stat()
+    assert (status.st_uid, status.st_mode & 0o777) == (0, 0o600)
+    written = journal.read_bytes()
+    keys = re.findall(r"aead \S+ 0x([0-9a-f]+)", ours.xfrm("state"))
+    assert len(set(keys)) == 2
+    for key in map(bytes.fromhex, keys):
+        assert not any(key[at : at + 4] in written for at in range(len(key) - 3))
+
+
 def kill_daemon(network, daemon):
     pids = list(daemon.processes().values())
     network.kill(daemon.processes()["monitor"])
@@ -84,6 +95,7 @@ def test_killed_children_cost_no_packet_and_leave_nothing_over(network, ours, th
 def test_a_killed_monitor_costs_no_packet_and_its_successor_adopts_replaces_and_leaves_nothing_over(
     network, ours, theirs, flowing
 ):
+    assert_journal_is_private(ours)
     before, old = counts(ours), spis(ours)
     kill_daemon(network, ours)
     assert (counts(ours), spis(ours)) == (before, old)
@@ -96,18 +108,6 @@ def test_a_killed_monitor_costs_no_packet_and_its_successor_adopts_replaces_and_
     assert ours.stop() == 0
     assert (ours.xfrm("state"), ours.xfrm("policy")) == ("", "")
     assert not (ours.run_dir / "journal").exists()
-
-
-def test_the_journal_is_roots_alone_and_holds_no_key(network, ours, theirs, flowing):
-    journal = ours.run_dir / "journal"
-    status = journal.stat()
-    assert (status.st_uid, status.st_mode & 0o777) == (0, 0o600)
-    written = journal.read_bytes()
-    keys = re.findall(r"aead \S+ 0x([0-9a-f]+)", ours.xfrm("state"))
-    assert len(set(keys)) == 2
-    for key in map(bytes.fromhex, keys):
-        assert not any(key[at : at + 4] in written for at in range(len(key) - 3))
-    flowing.end()
 
 
 def test_what_is_not_configured_any_more_is_removed_and_what_is_not_ours_stays(network, ours, theirs, flowing):

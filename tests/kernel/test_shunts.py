@@ -48,7 +48,9 @@ def answers(site, target):
     return site.ping(target, count=2)
 
 
-def test_what_a_shunt_selects_passes_or_not_and_the_rest_is_protected(network, ours, shunted, wiretap):
+def test_what_a_shunt_selects_passes_or_not_the_rest_is_protected_and_a_clean_stop_leaves_nothing(
+    network, ours, shunted, wiretap
+):
     assert [answers(network.left, target) for target in (PROTECTED, PASSED, DROPPED, REST)] == [0, 2, 0, 0]
     ours.order("up")
     assert [answers(network.left, target) for target in (PROTECTED, PASSED, DROPPED, REST)] == [2, 2, 0, 0]
@@ -56,9 +58,6 @@ def test_what_a_shunt_selects_passes_or_not_and_the_rest_is_protected(network, o
     assert (child["packets_out"], child["packets_in"]) == (2, 2)
     counts = wiretap.counts()
     assert (counts["encrypted"], counts["cleartext"]) == (4, 8)
-
-
-def test_status_shows_them_and_a_clean_stop_removes_them(network, ours, shunted):
     words = [sys.executable, "-I", "-m", "privsep", "status", "--run-dir", str(ours.run_dir)]
     text = subprocess.run(words, capture_output=True, text=True, check=True).stdout
     assert re.search(r"^SHUNT +ACTION +ORDER", text, re.M)
@@ -66,7 +65,7 @@ def test_status_shows_them_and_a_clean_stop_removes_them(network, ours, shunted)
     assert [shunt["name"] for shunt in ours.status()["shunts"]] == ["spare", "none", "rest"]
     assert ours.xfrm("policy").count("dir ") == 3 + 9
     assert ours.stop() == 0
-    assert ours.xfrm("policy") == ""
+    assert (ours.xfrm("state"), ours.xfrm("policy")) == ("", "")
 
 
 def test_the_successor_of_a_killed_daemon_keeps_its_shunts_and_clears_those_that_are_gone(network, ours, shunted):
