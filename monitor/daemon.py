@@ -16,7 +16,7 @@ from monitor.directories import Directories
 from monitor.journal import NAME, Journal
 from monitor.logpipe import LogPipe
 from monitor.notify import Notifier
-from monitor.plane import choose
+from monitor.plane import choose, leave_kernel
 from monitor.redeemer import Redeemer
 from monitor.service import Leave, Service
 from monitor.sockets import Plane, open_listeners
@@ -62,7 +62,11 @@ class Daemon:
         kind = Plane.USERSPACE if self._plane.userspace is not None else Plane.KERNEL
         self._listeners = open_listeners(gateway.listen, kind)
         kernel = self._plane.kernel
-        journal = Journal(self._directories.run_dir / NAME if kernel is not None else None, self.loop, self._log_event)
+        path = self._directories.run_dir / NAME
+        if kernel is None and path.exists():
+            leave_kernel(gateway, Journal(path, self.loop, log.event), log.event)
+            path.unlink()
+        journal = Journal(None if kernel is None else path, self.loop, self._log_event)
         self._service = Service(
             gateway, self._plane.dataplane, self._redeem, self._to_worker, self.loop, self._log_event, journal, kernel
         )

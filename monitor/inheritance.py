@@ -72,6 +72,14 @@ def pair_record(redeemed: Redeemed, pair: Pair, since: float) -> PairRecord:
     )
 
 
+async def renounce(gateway: Gateway, journal: Journal, kernel: Adopting, log: Log) -> None:
+    """Remove all of it: this instance uses another data plane, whose traffic the kernel's policies would refuse."""
+    nothing = dataclasses.replace(gateway, connections=(), shunts=())
+    inheritance = Inheritance(nothing, journal, kernel, (Sadb(), Policies(nothing)), log)
+    await inheritance.adopt()
+    await inheritance.clear(())
+
+
 class Inheritance:
     """One at each start. Futures of the kernel are resolved at once."""
 

@@ -4,8 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from monitor.dataplane import Adopting, Dataplane, Events
+from monitor.inheritance import renounce
+from monitor.journal import Journal
 from monitor.routes import Routes
 from monitor.userspace.client import UserspaceDataplane
+from monitor.waiting import Log, run
 from monitor.xfrm.client import KernelDataplane, Later
 from monitor.xfrm.events import XfrmEvents
 from monitor.xfrm.netlink import XfrmNetlink
@@ -79,6 +82,17 @@ def _decide(gateway: Gateway) -> XfrmNetlink | str:
             f"{_instead(gateway)} would work"
         )
     return found
+
+
+def leave_kernel(gateway: Gateway, journal: Journal, log: Log) -> None:
+    """The ESP process carries what an earlier instance had in the kernel: what that left would be in the way."""
+    try:
+        netlink = XfrmNetlink()
+    except OperatorError:
+        # a kernel without XFRM has nothing of it
+        return
+    run(renounce(gateway, journal, KernelDataplane(netlink), log))
+    netlink.close()
 
 
 def _instead(gateway: Gateway) -> str:

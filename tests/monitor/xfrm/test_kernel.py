@@ -9,6 +9,9 @@ from dataclasses import replace
 import pytest
 
 from monitor.dataplane import DataplaneError, Events
+from monitor.inheritance import policy_record, shunt_record
+from monitor.journal import Journal
+from monitor.plane import leave_kernel
 from monitor.xfrm.bypass import bypass, udp_encap
 from monitor.xfrm.client import KernelDataplane
 from monitor.xfrm.events import XfrmEvents
@@ -191,6 +194,18 @@ def test_a_successor_clears_what_is_provably_ours_and_leaves_what_is_not(kit, be
     assert shown.count("10.2.3.0/24") == 3
     kit.result(successor.clear(kit.shunt()))
     assert "10.2.3.0/24" not in bench.ip("xfrm", "policy")
+
+
+def test_an_instance_with_another_data_plane_leaves_nothing_of_ours_in_the_kernel(kit, bench, clock, tmp_path):
+    journal = Journal(tmp_path / "journal", clock, print)
+    for policy in (kit.policy(), kit.mixed):
+        kit.result(bench.plane.add_policy(policy))
+        journal.add(policy_record("paris", "lan", policy))
+    kit.result(bench.plane.add_shunt(kit.shunt()))
+    journal.add(shunt_record(kit.shunt()))
+    bench.ip("xfrm", "policy", "add", "src", "10.8.0.0/16", "dst", "10.9.0.0/16", "dir", "out", "priority", "4803000")
+    leave_kernel(kit.gateway(), Journal(tmp_path / "journal", clock, print), print)
+    assert bench.ip("xfrm", "policy").count("dir ") == 1
 
 
 def test_a_larval_sa_is_no_pair_to_adopt_or_to_discard(kit, bench):
