@@ -14,6 +14,7 @@ from privsep.config.model import (
     Child,
     Connection,
     DataplaneChoice,
+    Egress,
     Encap,
     Gateway,
     Layer,
@@ -98,6 +99,7 @@ class _Loader:
         if section.has("listen"):
             self._listen = section.many("listen", parse_address, limit=MAX_LISTEN) or ()
         dataplane = section.choice("dataplane", DataplaneChoice, DataplaneChoice.AUTO)
+        egress = section.choice("egress", Egress, Egress.OPEN)
         absent: tuple[Layer, ...] = ()
         if section.has("absent"):
             absent = section.many("absent", one_of(Layer), limit=len(Layer)) or ()
@@ -111,6 +113,7 @@ class _Loader:
             users=users,
             absent=frozenset(absent),
             connections=tuple(connection for connection in connections if connection is not None),
+            egress=egress,
         )
         checks.check(gateway, self._reader)
         return gateway

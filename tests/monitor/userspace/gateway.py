@@ -21,6 +21,8 @@ from privsep.channel import pair as channel_pair
 from privsep.loop import Loop
 from privsep.types import Endpoint, Mode, Spi, TrafficSelector
 
+WORKER = 64711
+
 
 def main() -> None:
     wanted = json.loads(sys.argv[1])
@@ -29,7 +31,7 @@ def main() -> None:
     loop = Loop()
     routes = Routes()
     listen = tuple(map(ipaddress.ip_address, wanted["listen"]))
-    listeners = open_listeners(listen, Plane.USERSPACE)
+    listeners = open_listeners(listen, Plane.USERSPACE, WORKER)
 
     def say(**fields: object) -> None:
         sys.stdout.write(json.dumps(fields) + "\n")
