@@ -235,6 +235,8 @@ class Daemon:
     def _lost(self, reason: str) -> None:
         if self._supervisor.state not in (State.STOPPING, State.STOPPED):
             self._log_event(Level.ERROR, "dataplane-lost", reason=reason)
+        # one that violated the protocol need not end by itself
+        self._supervisor.end_userspace()
 
     def _log_event(self, level: Level, code: str, **fields: object) -> None:
         log.event(level, code, **fields)
