@@ -13,6 +13,7 @@ from monitor import control
 from monitor.commands import Commands
 from monitor.dataplane import Events
 from monitor.directories import Directories
+from monitor.egress import restrict, table_name
 from monitor.journal import NAME, Journal
 from monitor.logpipe import LogPipe
 from monitor.notify import Notifier
@@ -24,7 +25,7 @@ from monitor.supervisor import State, Supervisor
 from monitor.waiting import run
 from privsep import log
 from privsep.channel import Channel, pair
-from privsep.config.model import Gateway
+from privsep.config.model import Egress, Gateway
 from privsep.errors import ChannelClosed
 from privsep.log import Level
 from privsep.loop import Loop
@@ -60,7 +61,9 @@ class Daemon:
 
         self._plane = choose(gateway, self.loop, Events(acquired=self._acquired, expired=self._expired), self._lost)
         kind = Plane.USERSPACE if self._plane.userspace is not None else Plane.KERNEL
-        self._listeners = open_listeners(gateway.listen, kind)
+        self._listeners = open_listeners(gateway.listen, kind, gateway.users.worker[0])
+        # in force while it is open, so until this process ends
+        self._egress = restrict(gateway) if gateway.egress is Egress.RESTRICTED else None
         kernel = self._plane.kernel
         path = self._directories.run_dir / NAME
         if kernel is None and path.exists():
@@ -85,6 +88,8 @@ class Daemon:
     def run(self) -> int:
         """Serve until SIGTERM or SIGINT; 0 for a clean end."""
         self._log_event(Level.NOTICE, "dataplane", kind=self._plane.dataplane.name, why=self._plane.reason)
+        if self._egress is not None:
+            self._log_event(Level.NOTICE, "egress-restricted", table=table_name(self._gateway.users.worker[0]))
         self._supervisor.start()
         run(self._place_policies())
         self.loop.run()
@@ -237,6 +242,8 @@ class Daemon:
     def _lost(self, reason: str) -> None:
         if self._supervisor.state not in (State.STOPPING, State.STOPPED):
             self._log_event(Level.ERROR, "dataplane-lost", reason=reason)
+        # one that violated the protocol need not end by itself
+        self._supervisor.end_userspace()
 
     def _log_event(self, level: Level, code: str, **fields: object) -> None:
         log.event(level, code, **fields)

@@ -176,6 +176,11 @@ class Supervisor:
         self._hooks.epoch_ended()
         self._settle()
 
+    def end_userspace(self) -> None:
+        """Its channel is gone, so nobody knows what it does: it ends, and with it the daemon."""
+        if USERSPACE in self._children:
+            self._kill(USERSPACE)
+
     def stop(self) -> None:
         """Drain, then end the pair, then the userspace ESP process, then call `stopped`."""
         if self.state not in (State.STOPPING, State.FINISHING, State.STOPPED):

@@ -165,10 +165,11 @@ class Keeper:
     # events
 
     def acquire(self, connection: str, child: str) -> None:
-        """Traffic waits for it. That brings up traps only, also after an operator took them down."""
+        """Traffic waits for it, which is for a trap to answer, and for what should be up anyway."""
         for goal in self.of(connection, child):
+            answers = goal.child.start is Start.TRAP or goal.wanted is Wanted.ALWAYS
             # a running attempt or a retry that is due will do; traffic repeats its request
-            if child and goal.child.start is Start.TRAP and not goal.running and goal.retry is None:
+            if child and answers and not goal.running and goal.retry is None:
                 self.bring_up(goal)
 
     def installed(self, child: ChildSa) -> None:

@@ -15,6 +15,7 @@ from privsep.config.model import (
     Child,
     Connection,
     DataplaneChoice,
+    Egress,
     Encap,
     Gateway,
     Layer,
@@ -106,6 +107,7 @@ class _Loader:
         if section.has("listen"):
             self._listen = section.many("listen", parse_address, limit=MAX_LISTEN) or ()
         dataplane = section.choice("dataplane", DataplaneChoice, DataplaneChoice.AUTO)
+        egress = section.choice("egress", Egress, Egress.OPEN)
         absent: tuple[Layer, ...] = ()
         if section.has("absent"):
             absent = section.many("absent", one_of(Layer), limit=len(Layer)) or ()
@@ -121,6 +123,7 @@ class _Loader:
             absent=frozenset(absent),
             connections=tuple(connection for connection in connections if connection is not None),
             shunts=tuple(shunt for shunt in found if shunt is not None),
+            egress=egress,
         )
         checks.check(gateway, self._reader)
         shunts.check(gateway, self._reader)

@@ -24,6 +24,13 @@ class DataplaneChoice(Enum):
     USERSPACE = "userspace"
 
 
+class Egress(Enum):
+    """`gateway.egress`: whether the kernel holds the worker's packets to the two ports and the configured remotes."""
+
+    OPEN = "open"
+    RESTRICTED = "restricted"
+
+
 class Encap(Enum):
     """`connection.encap`: UDP encapsulation when NAT is seen, always, or never (RFC 3948)."""
 
@@ -145,6 +152,7 @@ class Gateway:
     absent: frozenset[Layer]
     connections: tuple[Connection, ...]
     shunts: tuple[Shunt, ...] = ()
+    egress: Egress = Egress.OPEN
 
     def connection(self, name: str) -> Connection | None:
         """The connection of that name, or None."""

@@ -296,10 +296,14 @@ class EspFoothold(Foothold):
 
     def __init__(self) -> None:
         super().__init__()
-        from privsep.schema import esp
+        from privsep.schema import esp, keymat
 
         self.forwarder = None
-        self.names |= {"esp": esp}
+        self.names |= {"esp": esp, "keymat": keymat}
+
+    @property
+    def database(self):
+        return self.forwarder._database
 
 
 def capture_esp(entry) -> None:

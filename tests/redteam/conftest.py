@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from itertools import count
 
 import pytest
+from counterpart import Worker
 from lab import made
 from world import Plan, World
 
@@ -43,6 +44,20 @@ def worlds(tmp_path_factory) -> Iterator[Callable[[Plan], World]]:
 def world(worlds) -> World:
     """As shipped, with a captured worker."""
     return worlds(Plan())
+
+
+@pytest.fixture
+def without(worlds):
+    """The captured worker in the world of a plan."""
+    return lambda plan: Worker(worlds(plan))
+
+
+@pytest.fixture
+def shipped(world):
+    """The captured worker as everything ships; whatever it does, the other peer's tunnel carries packets."""
+    worker = Worker(world)
+    yield worker
+    assert worker.harmed_nobody()
 
 
 @pytest.fixture

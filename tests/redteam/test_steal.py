@@ -4,14 +4,38 @@ import contextlib
 import resource
 from pathlib import Path
 
+import msgpack
 import pytest
-from test_reach_out import BARE
-from world import Plan
+from lab import LEFT, LEFT_HOST
+from load import Load
+from memory import open_session, search
+from test_reach_out import BARE, KILLED
+from world import ESP, IKE, SECOND, SECOND_HOST, SECOND_PSK, Plan
 
 from privsep.schema import install, keyd, keymat
 from privsep.schema.codec import MAX_SEQUENCE, SchemaError
 
 CRASH = "ctypes.string_at(0)"
+
+
+@pytest.mark.filterwarnings("ignore:Diffie-Hellman over finite fields")
+def test_its_memory_holds_no_secret_of_a_running_session(world, record):
+    """SKEYID and all that follows from it, both g^xy, KEYMAT (RFC 2409 section 5): the peer of the test knows them."""
+    peer = {"local": SECOND, "remote": LEFT, "inner": SECOND_HOST, "other": LEFT_HOST, "psk": SECOND_PSK}
+    load = world.network.right.enter(lambda: Load(**peer, ike=IKE, esp=ESP))
+    try:
+        wanted = open_session(load) | {"PSK": SECOND_PSK.encode()}
+    finally:
+        load.close()
+    assert len(wanted) == 10
+    assert search(world.pid("worker"), "worker", wanted) == set()
+    assert world.bystander_works()
+    # the search finds them where they are, and finds in the worker what is put there
+    assert search(world.pid("keyd"), "keyd", wanted) >= {"PSK", "SKEYID_d", "SKEYID_a", "the cipher's key"}
+    world.attack("planted = bytes.fromhex(octets)", octets=wanted["SKEYID_d"].hex())
+    assert search(world.pid("worker"), "worker", wanted) == {"SKEYID_d"}
+    assert world.attempt("libc.umask(0)") == KILLED
+    record("no operation of keyd returns a secret", "planted: found")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -25,11 +49,10 @@ def cores_allowed():
 
 @contextlib.contextmanager
 def cores_of(world):
-    """A function that names the new core files where the worker's working directories are and were."""
-    places = [Path(f"/proc/{world.pid('worker')}/root"), world.victim.run_dir]
+    """A function that names the new core files below the run directory, where the worker's working directories are."""
 
     def found() -> set[Path]:
-        return {file for place in places for file in place.resolve().rglob("core*") if file.is_file()}
+        return {file for file in world.victim.run_dir.rglob("core*") if file.is_file()}
 
     before = found()
     yield lambda: found() - before
@@ -101,7 +124,11 @@ for table, kinds in ((ops.REQUESTS, (keymat.Redeem,)), (ops.REPLIES, (keymat.Red
         layout = keymat.REQUESTS._by_type.get(kind) or keymat.REPLIES._by_type.get(kind)
         table._by_number[number], table._by_type[kind] = layout[1], (number, layout[1])
 before = Service.handle
-Service.handle = lambda self, request: self.redeem(request) if isinstance(request, keymat.Redeem) else before(self, request)
+
+def handle(self, request):
+    return self.redeem(request) if isinstance(request, keymat.Redeem) else before(self, request)
+
+Service.handle = handle
 """
 UNDERSTANDS = """
 from privsep.schema import keyd as ops, keymat
@@ -125,8 +152,6 @@ def test_redeeming_on_its_own_channel_ends_the_epoch(worlds, record):
 
 def numbers(table) -> set[int]:
     """Operations that a table answers for, of all that fit into a frame's first two octets and some beyond."""
-    import msgpack
-
     known = set()
     for number in (*range(-40, 1 << 16), 1 << 31, 1 << 63, MAX_SEQUENCE):
         try:

@@ -17,6 +17,8 @@ from pathlib import Path
 from captured import MAGIC
 from lab import LEFT, LEFT_HOST, PSK, RIGHT, RIGHT_HOST, Network, Ours, run, wait_for
 
+from privsep.cli.control import ask
+
 IKE, ESP = "aes256-sha256-modp2048", "aes256gcm16-modp2048"
 ATTACKER = "192.0.2.66"
 """Where the code comes from: another address of the honest peer's namespace, which no connection names."""
@@ -79,6 +81,22 @@ local_ts = ["10.1.0.0/16"]
 remote_ts = ["10.8.0.0/16"]
 esp = ["{ESP}", "aes128-sha1"]
 start = "wait"
+
+[connection.host]
+version = "ikev1"
+local = "{LEFT}"
+remote = "198.51.100.7"
+local_id = "{LEFT}"
+remote_id = "any"
+auth = "psk"
+ike = ["{IKE}"]
+encap = "off"
+[connection.host.child.net]
+mode = "transport"
+local_ts = ["{LEFT}/32"]
+remote_ts = ["198.51.100.7/32"]
+esp = ["{ESP}"]
+start = "wait"
 """
 SECRETS = f"""\
 [[psk]]
@@ -89,6 +107,9 @@ connection = "second"
 secret = "{SECOND_PSK}"
 [[psk]]
 connection = "lax"
+secret = "{PSK}"
+[[psk]]
+connection = "host"
 secret = "{PSK}"
 """
 
@@ -186,7 +207,8 @@ class World:
 
     def bystander_works(self) -> bool:
         """Whether the honest peer's tunnel carries packets, whatever happened to the captured process."""
-        return self.network.left.ping(RIGHT_HOST, count=1) == 1
+        # a new worker negotiates anew, and the moment until the peer has the new pair too may cost a packet
+        return any(self.network.left.ping(RIGHT_HOST, count=1) for _ in range(3))
 
     # the attacker
 
@@ -217,9 +239,16 @@ class World:
             return killed.how
 
     def in_keyd(self, code: str, **facts: object) -> object:
-        """Have a captured keyd execute code, sent to it by the captured worker."""
-        job = {"id": 0, "code": code, "facts": facts}
-        return self.attack("result = me.in_keyd(job)['outcome']", job=job)
+        """Have a captured keyd execute code, sent to it by the captured worker. Killed if keyd ends of it."""
+        pid, job = self.pid("keyd"), {"id": 0, "code": code, "facts": facts}
+        outcome = self.attack("result = me.in_keyd(job)['outcome']", process="keyd", job=job)
+        if outcome == "Lost: ":
+            raise Killed(self.end_of(pid), 0.0)
+        return outcome
+
+    def in_esp(self, code: str, **facts: object) -> object:
+        """Have a captured ESP process execute code."""
+        return self.attack(code, port=NATT_PORT, process="userspace", **facts)
 
     # what is seen from outside
 
@@ -236,7 +265,11 @@ class World:
         """Wait for the new pair."""
 
         def ready() -> bool:
-            return len(self.victim.processes()) == 4 and self.victim.is_ready()
+            text = self.victim.text()
+            if text.rfind("epoch-began") < max(text.rfind("epoch-ends"), text.rfind("process-ended")):
+                return False
+            status = ask(str(self.victim.run_dir), {"command": "status"}, seconds=10)["status"]
+            return len(self.victim.processes()) == 4 and status["worker"] == "running"
 
         assert wait_for(ready, 30), self.victim.text()[-3000:]
 
@@ -255,7 +288,7 @@ class World:
 def _runs(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return False
 
 

@@ -5,6 +5,7 @@ import ipaddress
 import pytest
 
 from monitor.dataplane import DataplaneError, Events, Pair, Policy, Traffic
+from monitor.userspace import client as client_module
 from monitor.userspace.client import UserspaceDataplane
 from privsep.algorithms import ChildSuite
 from privsep.channel import Channel, pair
@@ -271,6 +272,22 @@ def test_events_reach_the_service_if_they_are_about_what_exists(stage):
         stage.process.send(event)
     stage.turn()
     assert stage.events == [("acquired", 7), ("expired", made.spi_in, False), ("expired", made.spi_in, True)]
+
+
+def test_a_process_that_repeats_its_reports_is_heard_once(stage, monkeypatch):
+    stage.client.add_policy(POLICY)
+    stage.answer(Ok())
+    made = stage.installed()
+    reports = (Trapped(policy=7), PairWorn(spi_in=made.spi_in))
+    for event in reports * 10:
+        stage.process.send(event)
+    stage.turn()
+    assert stage.events == [("acquired", 7), ("expired", made.spi_in, False)]
+    monkeypatch.setattr(client_module, "TRAP_SECONDS", 0.0)
+    for event in reports:
+        stage.process.send(event)
+    stage.turn()
+    assert stage.events[2:] == [("acquired", 7)]
 
 
 def test_a_pair_that_we_removed_does_not_expire_as_well(stage):
