@@ -25,7 +25,7 @@ $(VENV)/ready: requirements-dev.lock pyproject.toml .ci/packages
 peers: $(VENV)/ready
 	.ci/system peers
 
-# the daemon on a kernel that has ESP: Debian's, in an emulated machine, in some six minutes
+# the daemon on a kernel that has ESP: Debian's, in an emulated machine, in some ten minutes
 test-kernel: $(VENV)/ready
 	.ci/system kernel
 	$(BIN)/python -m compileall -q privsep monitor worker keyd

@@ -133,7 +133,7 @@ def _expand(octets: int, start: bytes, following: Callable[[bytes], bytes]) -> S
 
 @dataclass(slots=True, frozen=True, kw_only=True, repr=False)
 class SaKeys:
-    """Keys of one direction; `encryption` ends with the salt of RFC 4106 section 8.1 where the cipher has one."""
+    """Keys of one direction; `encryption` ends with the salt or nonce where the cipher has one."""
 
     encryption: Secret
     integrity: Secret
@@ -145,11 +145,11 @@ class SaKeys:
 
 
 def keymat_octets(suite: ChildSuite) -> int:
-    """Octets that one direction takes (RFC 4106 section 8.1, RFC 4868 section 2.1.1)."""
-    return (suite.cipher.key_octets if suite.cipher else 0) + (suite.integrity.key_octets if suite.integrity else 0)
+    """Octets that one direction takes: salt or nonce belong to the cipher's, and AH has the integrity key alone."""
+    return suite.encryption_octets + suite.integrity_octets
 
 
 def split(suite: ChildSuite, material: Secret) -> SaKeys:
     """RFC 2401 section 4.6.2: encryption keys are the first bits of the string, authentication keys the remaining."""
-    boundary = suite.cipher.key_octets if suite.cipher else 0
+    boundary = suite.encryption_octets
     return SaKeys(encryption=Secret(material[:boundary]), integrity=Secret(material[boundary:]))

@@ -1,8 +1,8 @@
 """The second opinion: may this pair be installed? Pure functions, one for each reason to say no.
 
 What keyd proved (`Redeemed`) and what the worker asks for (`Install`) is compared with the monitor's own configuration
-and with what it allocated and installed itself. Mode, policy number and lifetime come from the configuration; the
-worker has no word for them. `Passed.PASSED` is the one value that lets a request through.
+and with what it allocated and installed itself. Mode, policy number, lifetime and replay window come from the
+configuration; the worker has no word for them. `Passed.PASSED` is the one value that lets a request through.
 """
 
 import ipaddress
@@ -13,6 +13,7 @@ from enum import Enum
 from monitor.dataplane import Pair
 from monitor.sadb import Claims, Policies, Sadb, fixed
 from privsep.config.model import Child, Connection, Encap, Gateway, Remote, RemoteAny
+from privsep.iana import ProtocolId
 from privsep.schema.install import Denial, Install
 from privsep.schema.keymat import Redeemed
 from privsep.types import Address, Mode, Spi, TrafficSelector
@@ -84,6 +85,7 @@ def authorize(gateway: Gateway, sadb: Sadb, policies: Policies, redeemed: Redeem
         local_ts=install.local_ts,
         remote_ts=install.remote_ts,
         lifetime=child.lifetime,
+        replay_window=child.replay_window,
     )
 
 
@@ -142,13 +144,11 @@ def _suite(case: Case) -> Verdict:
 
 
 def _key_lengths(case: Case) -> Verdict:
-    """The keys are as long as the suite's, not a bit shorter (RFC 2409 section 5.5, RFC 4106 section 8.1)."""
+    """The keys, salts and nonces are as long as the suite's, not a bit shorter (RFC 2409 section 5.5)."""
     redeemed, suite = case.redeemed, case.redeemed.suite
-    encryption = suite.cipher.key_octets if suite.cipher is not None else 0
-    integrity = suite.integrity.key_octets if suite.integrity is not None else 0
     exact = (
-        len(redeemed.encryption_in) == len(redeemed.encryption_out) == encryption
-        and len(redeemed.integrity_in) == len(redeemed.integrity_out) == integrity
+        len(redeemed.encryption_in) == len(redeemed.encryption_out) == suite.encryption_octets
+        and len(redeemed.integrity_in) == len(redeemed.integrity_out) == suite.integrity_octets
     )
     return PASSED if exact else Denial.ALGORITHMS
 
@@ -187,6 +187,11 @@ def _encapsulation(case: Case) -> Verdict:
     """UDP encapsulation as the configuration wants it."""
     allowed = {Encap.AUTO: (True, False), Encap.FORCE: (True,), Encap.OFF: (False,)}[case.connection.encap]
     return PASSED if case.install.encap in allowed else Denial.ADDRESSES
+
+
+def _not_ah(case: Case) -> Verdict:
+    """AH covers the outer header, so it has no UDP encapsulation (RFC 3715 section 2.1, RFC 3948)."""
+    return Denial.AH_ENCAP if case.install.encap and case.redeemed.suite.protocol is ProtocolId.AH else PASSED
 
 
 def _ports(case: Case) -> Verdict:
@@ -268,7 +273,8 @@ def _overlap(one: TrafficSelector, other: TrafficSelector) -> bool:
 
 def _outbound_is_new(case: Case) -> Verdict:
     """An existing outbound SA is never replaced: its key would be the attacker's to choose the moment of."""
-    taken = case.sadb.has_outbound(case.install.remote.address, Spi(case.redeemed.spi_out))
+    redeemed = case.redeemed
+    taken = case.sadb.has_outbound(case.install.remote.address, redeemed.suite.protocol, Spi(redeemed.spi_out))
     return Denial.EXISTS if taken else PASSED
 
 
@@ -287,6 +293,7 @@ CHECKS: tuple[Callable[[Case], Verdict], ...] = (
     _spi_addresses,
     _outer_addresses,
     _encapsulation,
+    _not_ah,
     _ports,
     _selectors_inside,
     _families_agree,

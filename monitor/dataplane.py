@@ -1,4 +1,4 @@
-"""What the monitor needs of whoever carries ESP: the kernel's XFRM or the userspace ESP process.
+"""What the monitor needs of whoever carries ESP and AH: the kernel's XFRM or the userspace ESP process.
 
 Both stand behind the same few verbs, so that `service.py` decides and never cares who executes.
 """
@@ -9,11 +9,9 @@ from typing import Protocol
 
 from privsep.algorithms import ChildSuite
 from privsep.errors import PrivsepError
+from privsep.iana import ProtocolId
 from privsep.tasks import Future
 from privsep.types import Endpoint, Mode, Spi, TrafficSelector
-
-REPLAY_WINDOW = 64
-"""Packets; RFC 4303 section 3.4.3 asks for 32 at least and prefers 64."""
 
 
 class DataplaneError(PrivsepError):
@@ -25,6 +23,8 @@ class Policy:
     """Traffic of one child that must be protected. `number` (the kernel's reqid) ties SAs to it; 1 to 65535."""
 
     number: int
+    protocol: ProtocolId
+    """ESP or AH."""
     mode: Mode
     local: Endpoint
     remote: Endpoint
@@ -34,7 +34,7 @@ class Policy:
 
 @dataclass(slots=True, frozen=True, kw_only=True, repr=False)
 class Pair:
-    """The two SAs of a child. Has no repr: it holds keys. Encryption keys end with the salt (RFC 4106 section 8.1)."""
+    """The two SAs of a child. Has no repr: it holds keys. An encryption key ends with its salt or nonce."""
 
     policy: Policy
     """Its `number` and `mode`; `local_ts`/`remote_ts` below are what was negotiated."""
@@ -52,6 +52,8 @@ class Pair:
     remote_ts: tuple[TrafficSelector, ...]
     lifetime: int
     """Seconds until the data plane itself ends it, whatever the worker does."""
+    replay_window: int
+    """Packets (RFC 4303 section 3.4.3)."""
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -80,10 +82,10 @@ class Dataplane(Protocol):
     name: str
     """"kernel" or "userspace"."""
 
-    def allocate_spi(self, local: Endpoint, remote: Endpoint) -> Spi:
+    def allocate_spi(self, local: Endpoint, remote: Endpoint, protocol: ProtocolId) -> Spi:
         """Reserve an inbound SPI; DataplaneError if there is none."""
 
-    def release_spi(self, spi: Spi, local: Endpoint, remote: Endpoint) -> None:
+    def release_spi(self, spi: Spi, local: Endpoint, remote: Endpoint, protocol: ProtocolId) -> None:
         """Give an allocated SPI that was not installed back."""
 
     def add_policy(self, policy: Policy) -> Future[None]:

@@ -10,9 +10,13 @@ from monitor.xfrm.client import KernelDataplane
 from monitor.xfrm.events import XfrmEvents
 from monitor.xfrm.netlink import XfrmNetlink
 from monitor.xfrm.probe import probe
+from privsep.config.checks import beyond_userspace
 from privsep.config.model import DataplaneChoice, Gateway
 from privsep.errors import OperatorError
 from privsep.loop import Loop
+
+MAX_TOLD = 8
+"""Suites that are named when a data plane cannot carry them."""
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -40,7 +44,8 @@ class Choice:
 def choose(gateway: Gateway, loop: Loop, events: Events, lost: Callable[[str], None]) -> Choice:
     """`auto` takes the kernel if it can carry every configured suite, else the userspace ESP process for all of them.
 
-    OperatorError when the configuration insists on a kernel that cannot. Needs root; nothing is left behind by probing.
+    OperatorError when the configuration insists on a kernel that cannot, or neither can carry all. Needs root; nothing
+    is left behind by probing.
     """
     if gateway.dataplane is DataplaneChoice.USERSPACE:
         return _userspace(loop, events, lost, "the configuration says so")
@@ -48,8 +53,25 @@ def choose(gateway: Gateway, loop: Loop, events: Events, lost: Callable[[str], N
     if isinstance(found, XfrmNetlink):
         return _kernel(found, loop, events)
     if gateway.dataplane is DataplaneChoice.KERNEL:
-        raise OperatorError(f'dataplane = "kernel": {found}; "auto" or "userspace" would work')
+        raise OperatorError(f'dataplane = "kernel": {found}; {_instead(gateway)} would work')
+    if beyond := _beyond(gateway):
+        raise OperatorError(
+            f'dataplane = "auto": {found}; the userspace data plane cannot carry {beyond}; '
+            f"{_instead(gateway)} would work"
+        )
     return _userspace(loop, events, lost, found)
+
+
+def _instead(gateway: Gateway) -> str:
+    """What would work without this kernel."""
+    return 'esp = ["aes256gcm16"] in their place' if _beyond(gateway) else '"auto" or "userspace"'
+
+
+def _beyond(gateway: Gateway) -> str:
+    """The suites that userspace cannot carry, and whose they are; empty if there are none."""
+    found = [(f"{one.name}/{child.name}", child.suites[at].described) for one, child, at in beyond_userspace(gateway)]
+    told = ", ".join(f"{suite} of {whose}" for whose, suite in found[:MAX_TOLD])
+    return told + (f" and {len(found) - MAX_TOLD} more" if len(found) > MAX_TOLD else "")
 
 
 def _able_kernel(gateway: Gateway) -> XfrmNetlink | str:

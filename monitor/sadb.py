@@ -12,6 +12,7 @@ from enum import Enum
 
 from monitor.dataplane import Pair, Policy
 from privsep.config.model import Child, Connection, Gateway, Remote, RemoteAny
+from privsep.iana import ProtocolId
 from privsep.types import Address, Endpoint, Identity, Network, Spi, TrafficSelector
 
 MAX_ALLOCATED = 4096
@@ -40,6 +41,7 @@ class Allocation:
     spi: Spi
     connection: str
     child: str
+    protocol: ProtocolId
     local: Endpoint
     remote: Endpoint
 
@@ -135,6 +137,7 @@ class Policies:
             for child in connection.children:
                 self._static[connection.name, child.name] = Policy(
                     number=len(self._owners) + 1,
+                    protocol=child.protocol,
                     mode=child.mode,
                     local=Endpoint(local, 0),
                     remote=Endpoint(remote, 0),
@@ -171,6 +174,7 @@ class Policies:
         local, remote = addresses
         return Policy(
             number=number,
+            protocol=child.protocol,
             mode=child.mode,
             local=Endpoint(local, 0),
             remote=Endpoint(remote, 0),
@@ -210,7 +214,7 @@ class Sadb:
         self.claims = Claims()
         self._allocated: dict[Spi, Allocation] = {}
         self._entries: dict[Spi, Entry] = {}
-        self._outbound: set[tuple[Address, Spi]] = set()
+        self._outbound: set[tuple[Address, ProtocolId, Spi]] = set()
         self._allocated_by_connection: Counter[str] = Counter()
         self._installed_by_connection: Counter[str] = Counter()
 
@@ -236,9 +240,9 @@ class Sadb:
         """The pair of an inbound SPI."""
         return self._entries.get(spi)
 
-    def has_outbound(self, remote: Address, spi: Spi) -> bool:
-        """Whether a pair sends to that address under that SPI, which is an SA's key (RFC 4301 section 4.1)."""
-        return (remote, spi) in self._outbound
+    def has_outbound(self, remote: Address, protocol: ProtocolId, spi: Spi) -> bool:
+        """Whether a pair sends there with that protocol and SPI, which are an SA's key (RFC 4301 section 4.1)."""
+        return (remote, protocol, spi) in self._outbound
 
     def allocations(self) -> tuple[Allocation, ...]:
         """All SPIs that wait."""
@@ -264,7 +268,7 @@ class Sadb:
         """The SPI is no longer to be had: its pair is being installed."""
         self.release(entry.pair.spi_in)
         self._entries[entry.pair.spi_in] = entry
-        self._outbound.add((entry.pair.remote.address, entry.pair.spi_out))
+        self._outbound.add(_outbound(entry.pair))
         self._installed_by_connection[entry.connection] += 1
         self.claims.add(entry.claim)
 
@@ -273,6 +277,10 @@ class Sadb:
         if self._entries.get(entry.pair.spi_in) is not entry:
             return
         del self._entries[entry.pair.spi_in]
-        self._outbound.discard((entry.pair.remote.address, entry.pair.spi_out))
+        self._outbound.discard(_outbound(entry.pair))
         self._installed_by_connection[entry.connection] -= 1
         self.claims.remove(entry.claim)
+
+
+def _outbound(pair: Pair) -> tuple[Address, ProtocolId, Spi]:
+    return pair.remote.address, pair.suite.protocol, pair.spi_out

@@ -205,11 +205,16 @@ class Service:
         if self._stopping or not self.sadb.may_allocate(message.connection):
             return Denial.QUOTA
         try:
-            spi = self.dataplane.allocate_spi(message.local, message.remote)
+            spi = self.dataplane.allocate_spi(message.local, message.remote, named[1].protocol)
         except DataplaneError:
             return Denial.DATAPLANE
         allocation = Allocation(
-            spi=spi, connection=message.connection, child=message.child, local=message.local, remote=message.remote
+            spi=spi,
+            connection=message.connection,
+            child=message.child,
+            protocol=named[1].protocol,
+            local=message.local,
+            remote=message.remote,
         )
         if self.sadb.allocation(spi) is not None or self.sadb.entry(spi) is not None:
             # the kernel's SPIs are unique for each address only; ours for all
@@ -222,7 +227,7 @@ class Service:
         if self.sadb.allocation(allocation.spi) is allocation:
             self.sadb.release(allocation.spi)
         try:
-            self.dataplane.release_spi(allocation.spi, allocation.local, allocation.remote)
+            self.dataplane.release_spi(allocation.spi, allocation.local, allocation.remote, allocation.protocol)
         except DataplaneError as error:
             self._log(Level.WARNING, "cleanup-failed", error=error)
 
@@ -288,12 +293,12 @@ class Service:
             self._give_back(pair)
             return Denial.DATAPLANE
         entry.phase = Phase.INSTALLED
-        self._log(Level.NOTICE, "installed", **_describe(entry), identity=redeemed.identity, suite=pair.suite)
+        self._log(Level.NOTICE, "installed", **_describe(entry), identity=redeemed.identity, suite=pair.suite.described)
         return None
 
     def _give_back(self, pair: Pair) -> None:
         try:
-            self.dataplane.release_spi(pair.spi_in, pair.local, pair.remote)
+            self.dataplane.release_spi(pair.spi_in, pair.local, pair.remote, pair.suite.protocol)
         except DataplaneError as error:
             self._log(Level.WARNING, "cleanup-failed", error=error)
 

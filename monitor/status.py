@@ -156,6 +156,7 @@ def _installed(entry: Entry, facts: Facts, suite: ChildSuite | None = None) -> D
         "local": str(pair.local),
         "remote": str(pair.remote),
         "encap": pair.encap,
+        "replay_window": pair.replay_window,
         "local_ts": _selectors(pair.local_ts),
         "remote_ts": _selectors(pair.remote_ts),
         "bytes_in": traffic.bytes_in if traffic is not None else None,

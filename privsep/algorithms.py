@@ -5,7 +5,7 @@ What a number means on the IKE wire stands beside it; what the kernel or a crypt
 kernel or library is spoken to.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Self, TypeVar
 
@@ -80,17 +80,45 @@ class Group(Enum):
 class EspCipher(Enum):
     """Encryption of ESP: keyword, transform number, key bits (without salt), salt octets, IV octets, ICV octets.
 
-    `icv` is nonzero only for combined-mode ciphers (RFC 4106), which take no separate integrity algorithm.
+    `icv` is nonzero only for combined-mode ciphers, which take no separate integrity algorithm. `number` is None where
+    IKEv1 has none: its registry is closed (RFC 9395).
     """
 
     AES_128 = ("aes128", EspTransform.AES_CBC, 128, 0, 16, 0)
     AES_192 = ("aes192", EspTransform.AES_CBC, 192, 0, 16, 0)
     AES_256 = ("aes256", EspTransform.AES_CBC, 256, 0, 16, 0)
+    AES_128_CTR = ("aes128ctr", EspTransform.AES_CTR, 128, 4, 8, 0)
+    AES_192_CTR = ("aes192ctr", EspTransform.AES_CTR, 192, 4, 8, 0)
+    AES_256_CTR = ("aes256ctr", EspTransform.AES_CTR, 256, 4, 8, 0)
+    AES_128_CCM_8 = ("aes128ccm8", EspTransform.AES_CCM_8, 128, 3, 8, 8)
+    AES_192_CCM_8 = ("aes192ccm8", EspTransform.AES_CCM_8, 192, 3, 8, 8)
+    AES_256_CCM_8 = ("aes256ccm8", EspTransform.AES_CCM_8, 256, 3, 8, 8)
+    AES_128_CCM_12 = ("aes128ccm12", EspTransform.AES_CCM_12, 128, 3, 8, 12)
+    AES_192_CCM_12 = ("aes192ccm12", EspTransform.AES_CCM_12, 192, 3, 8, 12)
+    AES_256_CCM_12 = ("aes256ccm12", EspTransform.AES_CCM_12, 256, 3, 8, 12)
+    AES_128_CCM_16 = ("aes128ccm16", EspTransform.AES_CCM_16, 128, 3, 8, 16)
+    AES_192_CCM_16 = ("aes192ccm16", EspTransform.AES_CCM_16, 192, 3, 8, 16)
+    AES_256_CCM_16 = ("aes256ccm16", EspTransform.AES_CCM_16, 256, 3, 8, 16)
+    AES_128_GCM_8 = ("aes128gcm8", EspTransform.AES_GCM_8, 128, 4, 8, 8)
+    AES_192_GCM_8 = ("aes192gcm8", EspTransform.AES_GCM_8, 192, 4, 8, 8)
+    AES_256_GCM_8 = ("aes256gcm8", EspTransform.AES_GCM_8, 256, 4, 8, 8)
+    AES_128_GCM_12 = ("aes128gcm12", EspTransform.AES_GCM_12, 128, 4, 8, 12)
+    AES_192_GCM_12 = ("aes192gcm12", EspTransform.AES_GCM_12, 192, 4, 8, 12)
+    AES_256_GCM_12 = ("aes256gcm12", EspTransform.AES_GCM_12, 256, 4, 8, 12)
     AES_128_GCM_16 = ("aes128gcm16", EspTransform.AES_GCM_16, 128, 4, 8, 16)
     AES_192_GCM_16 = ("aes192gcm16", EspTransform.AES_GCM_16, 192, 4, 8, 16)
     AES_256_GCM_16 = ("aes256gcm16", EspTransform.AES_GCM_16, 256, 4, 8, 16)
+    AES_128_GMAC = ("aes128gmac", EspTransform.NULL_AUTH_AES_GMAC, 128, 4, 8, 16)
+    AES_192_GMAC = ("aes192gmac", EspTransform.NULL_AUTH_AES_GMAC, 192, 4, 8, 16)
+    AES_256_GMAC = ("aes256gmac", EspTransform.NULL_AUTH_AES_GMAC, 256, 4, 8, 16)
+    CHACHA20_POLY1305 = ("chacha20poly1305", None, 256, 4, 8, 16)
+    CAMELLIA_128 = ("camellia128", EspTransform.CAMELLIA_CBC, 128, 0, 16, 0)
+    CAMELLIA_192 = ("camellia192", EspTransform.CAMELLIA_CBC, 192, 0, 16, 0)
+    CAMELLIA_256 = ("camellia256", EspTransform.CAMELLIA_CBC, 256, 0, 16, 0)
+    TRIPLE_DES = ("3des", EspTransform.TRIPLE_DES, 192, 0, 8, 0)
+    NULL = ("null", EspTransform.NULL, 0, 0, 0, 0)
 
-    def __init__(self, keyword: str, number: EspTransform, key_bits: int, salt: int, iv: int, icv: int) -> None:
+    def __init__(self, keyword: str, number: EspTransform | None, key_bits: int, salt: int, iv: int, icv: int) -> None:
         self.keyword = keyword
         self.number = number
         self.key_bits = key_bits
@@ -99,21 +127,35 @@ class EspCipher(Enum):
         self.icv = icv
 
     @property
+    def variable_key(self) -> bool:
+        """Whether the Key Length attribute is sent (RFC 2407 section 4.5: not for ciphers of fixed length)."""
+        return self not in (EspCipher.TRIPLE_DES, EspCipher.NULL, EspCipher.CHACHA20_POLY1305)
+
+    @property
     def key_octets(self) -> int:
-        """Octets of KEYMAT this cipher takes, salt included (RFC 4106 section 8.1)."""
+        """Octets of KEYMAT this cipher takes, with its salt or nonce behind the key.
+
+        RFC 3686 section 5.1, RFC 4106 section 8.1, RFC 4309 section 7.1, RFC 4543 section 5.4, RFC 7634 section 2.
+        """
         return self.key_bits // 8 + self.salt
 
 
 class Integrity(Enum):
-    """Integrity of ESP and AH: keyword, attribute number, AH transform, key and ICV octets (RFC 4868 section 2.3)."""
+    """Integrity of ESP and AH: keyword, attribute number, AH transform, key and ICV octets.
 
+    RFC 2403, RFC 2404, RFC 3566, RFC 4494, RFC 4868 section 2.3. The numbers are None where IKEv1 has none.
+    """
+
+    HMAC_MD5 = ("md5", AuthenticationAlgorithm.HMAC_MD5, AhTransform.MD5, 16, 12)
     HMAC_SHA1 = ("sha1", AuthenticationAlgorithm.HMAC_SHA1, AhTransform.SHA1, 20, 12)
     HMAC_SHA2_256 = ("sha256", AuthenticationAlgorithm.HMAC_SHA2_256, AhTransform.SHA2_256, 32, 16)
     HMAC_SHA2_384 = ("sha384", AuthenticationAlgorithm.HMAC_SHA2_384, AhTransform.SHA2_384, 48, 24)
     HMAC_SHA2_512 = ("sha512", AuthenticationAlgorithm.HMAC_SHA2_512, AhTransform.SHA2_512, 64, 32)
+    AES_XCBC = ("aesxcbc", AuthenticationAlgorithm.AES_XCBC_MAC, AhTransform.AES_XCBC_MAC, 16, 12)
+    AES_CMAC = ("aescmac", None, None, 16, 12)
 
     def __init__(
-        self, keyword: str, number: AuthenticationAlgorithm, ah: AhTransform, key_octets: int, icv: int
+        self, keyword: str, number: AuthenticationAlgorithm | None, ah: AhTransform | None, key_octets: int, icv: int
     ) -> None:
         self.keyword = keyword
         self.number = number
@@ -127,6 +169,8 @@ HASHES = {hash_.keyword: hash_ for hash_ in Hash}
 GROUPS = {group.keyword: group for group in Group} | {"x25519": Group.CURVE25519}
 ESP_CIPHERS = {cipher.keyword: cipher for cipher in EspCipher}
 INTEGRITIES = {integrity.keyword: integrity for integrity in Integrity}
+_SEQUENCE_NUMBERS = {"esn": True, "noesn": False}
+_KERNEL_ONLY = frozenset({Integrity.AES_XCBC, Integrity.AES_CMAC})
 
 
 @dataclass(slots=True, frozen=True)
@@ -161,32 +205,63 @@ class ChildSuite:
     cipher: EspCipher | None
     integrity: Integrity | None
     group: Group | None
+    esn: bool = field(default=False, kw_only=True)
+    """Extended sequence numbers (RFC 4304)."""
 
     def __str__(self) -> str:
-        return "-".join(part.keyword for part in (self.cipher, self.integrity, self.group) if part is not None)
+        named = "-".join(part.keyword for part in (self.cipher, self.integrity, self.group) if part is not None)
+        return f"{named}-esn" if self.esn else named
 
     @classmethod
     def parse(cls, text: str, protocol: ProtocolId = ProtocolId.ESP) -> Self:
         """The suite that a keyword names; ValueError says which part is wrong and what would be right."""
         parts = text.split("-")
-        if parts[0] == "null":
-            raise ValueError("NULL encryption is refused: name a cipher, as in aes256gcm16")
-        cipher = _named(parts.pop(0), ESP_CIPHERS, "ESP cipher")
+        esn = len(parts) > 1 and parts[-1] in _SEQUENCE_NUMBERS and _SEQUENCE_NUMBERS[parts.pop()]
+        cipher = _named(parts.pop(0), ESP_CIPHERS, "ESP cipher") if protocol is ProtocolId.ESP else None
         integrity = INTEGRITIES.get(parts[0]) if parts else None
         if integrity is not None:
             parts.pop(0)
-        group = _named(parts.pop(0), GROUPS, "integrity algorithm or group") if parts else None
+        elif cipher is None:
+            raise ValueError(f"{parts[0]!r} is no AH integrity algorithm we know; one of {', '.join(INTEGRITIES)}")
+        group = _named(parts.pop(0), GROUPS, "integrity algorithm or group" if cipher else "group") if parts else None
         if parts:
-            raise ValueError(f"{text!r} has a surplus part {parts[0]!r}; an ESP proposal is cipher[-integrity][-group]")
-        if cipher.icv and integrity is not None:
+            form = "an ESP proposal is cipher[-integrity]" if cipher else "an AH proposal is integrity"
+            raise ValueError(f"{text!r} has a surplus part {parts[0]!r}; {form}[-group][-esn]")
+        if cipher and cipher.icv and integrity is not None:
             raise ValueError(f"{text!r}: {cipher.keyword} brings its own integrity; leave {integrity.keyword} away")
-        if not cipher.icv and integrity is None:
+        if cipher and not cipher.icv and integrity is None:
             raise ValueError(f"{text!r} lacks integrity; {cipher.keyword}-sha256 would be right")
-        return cls(protocol, cipher, integrity, group)
+        return cls(protocol, cipher, integrity, group, esn=esn)
+
+    @property
+    def described(self) -> str:
+        """For people: the keyword, which may be the same for both protocols, with the protocol if it is AH."""
+        return f"AH {self}" if self.protocol is ProtocolId.AH else str(self)
+
+    @property
+    def without_number(self) -> str | None:
+        """The keyword of what IKEv1 has no number for, so that it cannot be negotiated; None if it has all."""
+        parts: tuple[EspCipher | Integrity | None, ...] = (self.cipher, self.integrity)
+        return next((part.keyword for part in parts if part is not None and part.number is None), None)
+
+    @property
+    def in_userspace(self) -> bool:
+        """Whether the ESP process, the data plane without a kernel, carries it too (`monitor/userspace/esp.py`)."""
+        return self.protocol is ProtocolId.ESP and not self.esn and self.integrity not in _KERNEL_ONLY
+
+    @property
+    def encryption_octets(self) -> int:
+        """Of KEYMAT, for encryption."""
+        return self.cipher.key_octets if self.cipher is not None else 0
+
+    @property
+    def integrity_octets(self) -> int:
+        """Of KEYMAT, for a separate integrity algorithm."""
+        return self.integrity.key_octets if self.integrity is not None else 0
 
     def without_group(self) -> "ChildSuite":
         """The same transform without its PFS group, which is what the data plane knows."""
-        return ChildSuite(self.protocol, self.cipher, self.integrity, None)
+        return replace(self, group=None)
 
 
 def _named(keyword: str, table: dict[str, _T], what: str) -> _T:

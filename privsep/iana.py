@@ -233,7 +233,7 @@ class EncapsulationMode(IntEnum):
 
 
 class AuthenticationAlgorithm(IntEnum):
-    """RFC 2407 section 4.5, RFC 4868."""
+    """RFC 2407 section 4.5, RFC 3566, RFC 4868; IANA "Authentication Algorithm"."""
 
     HMAC_MD5 = 1
     HMAC_SHA1 = 2
@@ -242,6 +242,7 @@ class AuthenticationAlgorithm(IntEnum):
     HMAC_SHA2_256 = 5
     HMAC_SHA2_384 = 6
     HMAC_SHA2_512 = 7
+    AES_XCBC_MAC = 9
 
 
 class IsakmpTransform(IntEnum):
@@ -251,7 +252,7 @@ class IsakmpTransform(IntEnum):
 
 
 class EspTransform(IntEnum):
-    """RFC 2407 section 4.4.4, RFC 3602, RFC 4106; IANA "IPSEC ESP Transform Identifiers"."""
+    """RFC 2407 section 4.4.4, RFC 3602, 3686, 4106, 4309, 4312, 4543; IANA "IPSEC ESP Transform Identifiers"."""
 
     DES = 2
     TRIPLE_DES = 3
@@ -269,7 +270,7 @@ class EspTransform(IntEnum):
 
 
 class AhTransform(IntEnum):
-    """RFC 2407 section 4.4.3, RFC 4868."""
+    """RFC 2407 section 4.4.3, RFC 3566, RFC 4868; IANA "IPSEC AH Transform Identifiers"."""
 
     MD5 = 2
     SHA1 = 3
@@ -277,3 +278,4 @@ class AhTransform(IntEnum):
     SHA2_256 = 5
     SHA2_384 = 6
     SHA2_512 = 7
+    AES_XCBC_MAC = 9

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from privsep.errors import PeerError
-from privsep.iana import ExchangeType, HeaderFlag
+from privsep.iana import ExchangeType, HeaderFlag, ProtocolId
 from privsep.log import Level
 from privsep.payloads import Chain
 from privsep.tasks import Future
@@ -61,6 +61,7 @@ class Exchange:
         "kind",
         "message_id",
         "ours",
+        "protocol",
         "sa",
         "subject",
         "suspicion",
@@ -84,7 +85,8 @@ class Exchange:
         self.subject = subject
         self.ours: Spi | None = None
         self.theirs: Spi | None = None
-        """SPIs of a pair in the making, as far as the other end knows ours and we know its."""
+        self.protocol = ProtocolId.ESP
+        """SPIs of a pair in the making, as far as the other end knows ours and we know its, and what they are of."""
         self.hint = ""
         """What somebody told or something showed about why this will fail."""
         self.suspicion = ""

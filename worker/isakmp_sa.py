@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from privsep.algorithms import IkeSuite
 from privsep.config.model import Connection
+from privsep.iana import ProtocolId
 from privsep.types import Cookie, Endpoint, Identity, Role, Spi
 from worker.codec.header import ZERO_COOKIE
 from worker.nat import Nat
@@ -37,7 +38,7 @@ class Peer:
     """Established ones, in the order of their establishment."""
     children: "dict[Spi, ChildSa]" = field(default_factory=dict)
     """By inbound SPI, in the order of their installation."""
-    by_spi_out: "dict[Spi, ChildSa]" = field(default_factory=dict)
+    by_spi_out: "dict[tuple[ProtocolId, Spi], ChildSa]" = field(default_factory=dict)
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -71,6 +72,11 @@ class IkeSa:
     keepalive: Timer | None = None
     moved: float = float("-inf")
     """When the peer last changed its address."""
+
+    @property
+    def passes_ah(self) -> bool:
+        """RFC 3715 section 2.1: AH covers the addresses that a NAT changes, and UDP encapsulation is for ESP only."""
+        return self.nat is Nat.NONE and not self.encap
 
     @property
     def label(self) -> dict[str, object]:

@@ -188,7 +188,7 @@ class Keeper:
         gone = [spi for spi in spis if context.adopted.pop(spi, None) is not None]
         for spi in gone:
             context.release(spi)
-        self._renewal.tell_deleted(child.peer, gone)
+        self._renewal.tell_deleted(child.peer, [(child.suite.protocol, spi) for spi in gone])
         goal = self.goals[child.peer.connection.name, child.child.name]
         goal.ends = None
 

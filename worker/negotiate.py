@@ -11,12 +11,13 @@ from dataclasses import dataclass
 
 from privsep.config.model import Child, Connection, Gateway, RemoteAny
 from privsep.errors import PeerError
-from privsep.iana import NotifyType
+from privsep.iana import NotifyType, ProtocolId
 from privsep.types import Address, Auth, TrafficSelector
 from worker.codec.association import SecurityAssociation
 from worker.codec.child_proposals import ChildSelection, describe_child, encapsulation_mode, select_child
 from worker.codec.proposals import IkeSelection, describe_ike, select_ike
 
+AH_AND_NAT = "AH does not pass the NAT between the two (RFC 3715 section 2.1); esp would be right"
 MAX_NAMED = 8
 """Proposals that are written out in a log line."""
 
@@ -80,6 +81,7 @@ def choose_child(
     *,
     pfs: bool,
     encap: bool,
+    passes_ah: bool,
 ) -> ChildChoice:
     """RFC 2409 section 5.5: the child that local policy admits these client identities to. Nothing is narrowed.
 
@@ -92,13 +94,16 @@ def choose_child(
             f"no child protects {local} with {remote}; configured {_listed(map(_selectors, connection.children))}",
             NotifyType.INVALID_ID_INFORMATION,
         )
-    fitting.sort(key=lambda child: (local not in child.local_ts) + (remote not in child.remote_ts))
-    for child in fitting:
+    passing = [child for child in fitting if child.protocol is not ProtocolId.AH or passes_ah]
+    if not passing:
+        raise PeerError(AH_AND_NAT, NotifyType.NO_PROPOSAL_CHOSEN)
+    passing.sort(key=lambda child: (local not in child.local_ts) + (remote not in child.remote_ts))
+    for child in passing:
         suites = tuple(suite for suite in child.suites if (suite.group is not None) == pfs)
         selection = select_child(sa, suites, encapsulation_mode(child.mode, udp=encap))
         if selection is not None:
             return ChildChoice(child, selection)
-    configured = _listed(f"{suite} {child.mode.value}" for child in fitting for suite in child.suites)
+    configured = _listed(f"{suite.described} {child.mode.value}" for child in passing for suite in child.suites)
     raise PeerError(
         f"no proposal in common: peer offers {_listed(describe_child(sa))}; configured {configured}",
         NotifyType.NO_PROPOSAL_CHOSEN,

@@ -67,7 +67,7 @@ def add_child(context: Context, child: ChildSa) -> None:
     """A pair was installed."""
     peer = child.peer
     context.children[child.spi_in] = peer.children[child.spi_in] = child
-    peer.by_spi_out[child.spi_out] = child
+    peer.by_spi_out[child.suite.protocol, child.spi_out] = child
     # the peer may have lost its last IKE SA while the monitor worked
     context.peers.setdefault(peer.connection.name, {}).setdefault(peer.identity, peer)
 
@@ -81,8 +81,8 @@ def forget_child(context: Context, child: ChildSa, reason: str) -> None:
         child.renewal.cancel()
     peer = child.peer
     del context.children[child.spi_in], peer.children[child.spi_in]
-    if peer.by_spi_out.get(child.spi_out) is child:
-        del peer.by_spi_out[child.spi_out]
+    if peer.by_spi_out.get((child.suite.protocol, child.spi_out)) is child:
+        del peer.by_spi_out[child.suite.protocol, child.spi_out]
     _tidy(context, peer)
     context.release(child.spi_in)
     context.log(Level.NOTICE, "child-closed", **child.label, reason=reason)

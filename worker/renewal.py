@@ -6,6 +6,7 @@ Both ends renew and either may come first: whoever finds that a newer SA does th
 from collections.abc import Iterable
 
 from privsep.errors import PeerError
+from privsep.iana import ProtocolId
 from privsep.log import Level
 from privsep.types import Spi
 from worker.child import ChildSa, ChildState, renewal_delay
@@ -68,9 +69,9 @@ class Renewal:
         """Remove the pair here and tell the peer."""
         if child.state is not ChildState.CLOSED:
             forget_child(self._context, child, reason)
-            self.tell_deleted(child.peer, (child.spi_in,))
+            self.tell_deleted(child.peer, ((child.suite.protocol, child.spi_in),))
 
-    def tell_deleted(self, peer: Peer, spis: Iterable[Spi]) -> None:
+    def tell_deleted(self, peer: Peer, spis: Iterable[tuple[ProtocolId, Spi]]) -> None:
         """Delete, if there is an IKE SA to say it under."""
         sa = newest(peer)
         if sa is not None:
@@ -140,8 +141,13 @@ class Renewal:
                 forget_ike(context, sa, reason)
         for peer in peers_of(context, connection):
             newest_sa = newest(peer)
-            making = [each.ours for sa in peer.ike_sas for each in sa.exchanges.values() if each.ours is not None]
-            spis = (*peer.children, *making)
+            making = [
+                (each.protocol, each.ours)
+                for sa in peer.ike_sas
+                for each in sa.exchanges.values()
+                if each.ours is not None
+            ]
+            spis = [*((child.suite.protocol, spi) for spi, child in peer.children.items()), *making]
             for child in tuple(peer.children.values()):
                 forget_child(context, child, reason)
             for sa in peer.ike_sas:

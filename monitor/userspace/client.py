@@ -8,9 +8,10 @@ import secrets
 import socket
 from collections.abc import Callable
 
-from monitor.dataplane import REPLAY_WINDOW, DataplaneError, Events, Pair, Policy, Traffic
+from monitor.dataplane import DataplaneError, Events, Pair, Policy, Traffic
 from monitor.routes import Routes
 from privsep.channel import Channel
+from privsep.iana import ProtocolId
 from privsep.loop import Loop
 from privsep.schema.esp import (
     REPLIES,
@@ -74,7 +75,7 @@ class UserspaceDataplane:
 
     # monitor.dataplane.Dataplane
 
-    def allocate_spi(self, local: Endpoint, remote: Endpoint) -> Spi:
+    def allocate_spi(self, local: Endpoint, remote: Endpoint, protocol: ProtocolId) -> Spi:
         """Random, so that nobody can tell what was allocated before; unique in this process."""
         if len(self._spis) >= MAX_SPIS:
             raise DataplaneError("too many SPIs are in use")
@@ -83,7 +84,7 @@ class UserspaceDataplane:
         self._spis.add(spi)
         return spi
 
-    def release_spi(self, spi: Spi, local: Endpoint, remote: Endpoint) -> None:
+    def release_spi(self, spi: Spi, local: Endpoint, remote: Endpoint, protocol: ProtocolId) -> None:
         """Forget a reserved SPI."""
         if spi not in self._installed:
             self._spis.discard(spi)
@@ -259,6 +260,6 @@ def _add_pair(pair: Pair) -> AddPair:
         encap=pair.encap,
         local_ts=pair.local_ts,
         remote_ts=pair.remote_ts,
-        replay_window=REPLAY_WINDOW,
+        replay_window=pair.replay_window,
         lifetime_s=pair.lifetime,
     )

@@ -1,4 +1,4 @@
-"""The kernel as data plane: SAs and policies by XFRM (RFC 4301 section 4.4, RFC 4303).
+"""The kernel as data plane: SAs and policies by XFRM (RFC 4301 section 4.4, RFC 4302, RFC 4303).
 
 Policies require protection, so that without an SA there is no traffic. An inbound SA takes the place of the larval one
 that ALLOCSPI made; an outbound SA is added and replaces none. The kernel answers at once, so futures come resolved.
@@ -29,9 +29,10 @@ from monitor.xfrm.messages import (
 )
 from monitor.xfrm.netlink import KernelError, XfrmNetlink
 from monitor.xfrm.policy import Entry, entries, is_ours
+from monitor.xfrm.sa import SaId
 from privsep.iana import ProtocolId
 from privsep.tasks import Future
-from privsep.types import Address, Endpoint, Spi
+from privsep.types import Endpoint, Spi
 
 T = TypeVar("T")
 
@@ -41,22 +42,24 @@ _NEW = NLM_F_CREATE | NLM_F_EXCL
 
 @dataclass(slots=True, frozen=True, kw_only=True)
 class Ends:
-    """What is kept of an installed pair: the kernel's keys of its two SAs."""
+    """What is kept of an installed pair: how the kernel knows its two SAs."""
 
-    local: Address
-    spi_in: Spi
-    remote: Address
-    spi_out: Spi
+    inbound: SaId
+    outbound: SaId
 
     @classmethod
     def of(cls, pair: Pair) -> "Ends":
         """Those of a pair."""
-        return cls(local=pair.local.address, spi_in=pair.spi_in, remote=pair.remote.address, spi_out=pair.spi_out)
+        protocol = pair.suite.protocol
+        return cls(
+            inbound=SaId(pair.local.address, protocol, pair.spi_in),
+            outbound=SaId(pair.remote.address, protocol, pair.spi_out),
+        )
 
     @property
-    def keys(self) -> tuple[tuple[Address, Spi], tuple[Address, Spi]]:
-        """(destination, SPI), inbound and outbound."""
-        return (self.local, self.spi_in), (self.remote, self.spi_out)
+    def both(self) -> tuple[SaId, SaId]:
+        """Inbound, outbound."""
+        return self.inbound, self.outbound
 
 
 class KernelDataplane:
@@ -66,24 +69,25 @@ class KernelDataplane:
 
     def __init__(self, netlink: XfrmNetlink) -> None:
         self._netlink = netlink
-        self._larval: set[tuple[Address, Spi]] = set()
-        self._installed: dict[tuple[Address, Spi], Ends] = {}
-        """Each pair under both its keys."""
+        self._larval: set[SaId] = set()
+        self._installed: dict[SaId, Ends] = {}
+        """Each pair under both its SAs."""
 
     # SPIs
 
-    def allocate_spi(self, local: Endpoint, remote: Endpoint) -> Spi:
+    def allocate_spi(self, local: Endpoint, remote: Endpoint, protocol: ProtocolId) -> Spi:
         """The kernel's larval SA holds it, until it expires after net.core.xfrm_acq_expires seconds."""
-        answer = self._netlink.ask(AllocSpi.request(0, sa.allocation(local.address, remote.address)), Counters)
-        spi = Spi(int.from_bytes(answer["id.spi"]))
-        self._larval.add((local.address, spi))
+        request = AllocSpi.request(0, sa.allocation(local.address, remote.address, protocol))
+        spi = Spi(int.from_bytes(self._netlink.ask(request, Counters)["id.spi"]))
+        self._larval.add(SaId(local.address, protocol, spi))
         return spi
 
-    def release_spi(self, spi: Spi, local: Endpoint, remote: Endpoint) -> None:
+    def release_spi(self, spi: Spi, local: Endpoint, remote: Endpoint, protocol: ProtocolId) -> None:
         """Remove the larval SA; nothing if it was installed or has expired."""
-        if (local.address, spi) in self._larval:
-            self._larval.discard((local.address, spi))
-            self._delete(local.address, spi)
+        larval = SaId(local.address, protocol, spi)
+        if larval in self._larval:
+            self._larval.discard(larval)
+            self._delete(larval)
 
     # policies
 
@@ -135,36 +139,33 @@ class KernelDataplane:
 
     def _install(self, pair: Pair) -> None:
         ends = Ends.of(pair)
-        inbound, _ = ends.keys
-        if pair.suite.protocol is not ProtocolId.ESP:
-            raise DataplaneError("only ESP is carried")
-        if inbound not in self._larval:
+        if ends.inbound not in self._larval:
             raise DataplaneError("the inbound SPI is not reserved")
-        self._larval.discard(inbound)
+        self._larval.discard(ends.inbound)
         try:
             self._netlink.do(UpdSa.request(0, *sa.inbound(pair)))
             self._netlink.do(NewSa.request(_NEW, *sa.outbound(pair)))
         except DataplaneError:
             # whichever stands: the larval SA or the one that took its place
-            self._delete(*inbound)
+            self._delete(ends.inbound)
             raise
-        self._installed.update(dict.fromkeys(ends.keys, ends))
+        self._installed.update(dict.fromkeys(ends.both, ends))
 
     def remove(self, pair: Pair) -> Future[None]:
         """Both SAs; harmless when they are gone."""
         return _settled(lambda: self._remove(Ends.of(pair)))
 
     def _remove(self, ends: Ends) -> None:
-        for key in ends.keys:
-            self._delete(*key)
+        for each in ends.both:
+            self._delete(each)
         self._forget(ends)
 
     def _forget(self, ends: Ends) -> None:
-        for key in ends.keys:
-            self._installed.pop(key, None)
+        for each in ends.both:
+            self._installed.pop(each, None)
 
-    def _delete(self, address: Address, spi: Spi) -> None:
-        self._unless(errno.ESRCH, DelSa.request(0, sa.key(address, spi)))
+    def _delete(self, name: SaId) -> None:
+        self._unless(errno.ESRCH, DelSa.request(0, sa.key(name)))
 
     def _unless(self, harmless: int, message: Message) -> None:
         try:
@@ -178,7 +179,7 @@ class KernelDataplane:
         return _settled(lambda: self._traffic(Ends.of(pair)))
 
     def _traffic(self, ends: Ends) -> Traffic:
-        inbound, outbound = (self._counters(*key) for key in ends.keys)
+        inbound, outbound = (self._counters(each) for each in ends.both)
         return Traffic(
             bytes_in=inbound["curlft.bytes"],
             bytes_out=outbound["curlft.bytes"],
@@ -186,23 +187,23 @@ class KernelDataplane:
             packets_out=outbound["curlft.packets"],
         )
 
-    def _counters(self, address: Address, spi: Spi) -> Counters:
-        return self._netlink.ask(GetSa.request(0, sa.key(address, spi)), Counters)
+    def _counters(self, name: SaId) -> Counters:
+        return self._netlink.ask(GetSa.request(0, sa.key(name)), Counters)
 
     # for `events.py`: what the kernel says about SAs
 
-    def owner(self, address: Address, spi: Spi) -> Spi | None:
+    def owner(self, name: SaId) -> Spi | None:
         """The inbound SPI of the pair, or of the allocation, that this SA belongs to; None if it is not ours."""
-        ends = self._installed.get((address, spi))
+        ends = self._installed.get(name)
         if ends is not None:
-            return ends.spi_in
-        return spi if (address, spi) in self._larval else None
+            return ends.inbound.spi
+        return name.spi if name in self._larval else None
 
-    def ended(self, address: Address, spi: Spi) -> Spi | None:
+    def ended(self, name: SaId) -> Spi | None:
         """The kernel removed this SA, so the other of its pair goes too. As `owner`. Never fails."""
-        owner = self.owner(address, spi)
-        self._larval.discard((address, spi))
-        ends = self._installed.get((address, spi))
+        owner = self.owner(name)
+        self._larval.discard(name)
+        ends = self._installed.get(name)
         if ends is not None:
             # should the kernel refuse: the other's lifetime ends in the same second
             with suppress(DataplaneError):
@@ -213,11 +214,11 @@ class KernelDataplane:
     def vanished(self) -> list[Spi]:
         """After events were lost: the pairs and allocations that the kernel no longer has."""
         held = {**self._installed, **dict.fromkeys(self._larval)}
-        return [owner for key in held if not self._exists(*key) and (owner := self.ended(*key)) is not None]
+        return [owner for each in held if not self._exists(each) and (owner := self.ended(each)) is not None]
 
-    def _exists(self, address: Address, spi: Spi) -> bool:
+    def _exists(self, name: SaId) -> bool:
         try:
-            self._counters(address, spi)
+            self._counters(name)
         except KernelError as error:
             return error.number != errno.ESRCH
         return True

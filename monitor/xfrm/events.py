@@ -11,7 +11,8 @@ from monitor.xfrm.client import KernelDataplane
 from monitor.xfrm.messages import Acquire, Expire, Type
 from monitor.xfrm.netlink import open_socket
 from monitor.xfrm.policy import has_our_priority
-from monitor.xfrm.structs import ESP
+from monitor.xfrm.sa import SaId
+from monitor.xfrm.structs import PROTOCOLS
 from privsep.types import Address, Spi
 
 MAX_EVENT = 16384
@@ -25,6 +26,7 @@ _EXPIRE_GROUP = 1 << 1
 """XFRMNLGRP_ACQUIRE and XFRMNLGRP_EXPIRE as bits of a socket's groups."""
 _SO_RCVBUFFORCE = 33
 _HEADER = struct.Struct("=IHHII")
+_PROTOCOLS = {number: protocol for protocol, number in PROTOCOLS.items()}
 
 
 class XfrmEvents:
@@ -83,12 +85,13 @@ class XfrmEvents:
     def _expire(self, data: bytes) -> None:
         message = Expire(data)
         message.decode()
-        if message["state.id.proto"] != ESP:
+        protocol = _PROTOCOLS.get(message["state.id.proto"])
+        if protocol is None:
             return
         address = _address(message["state.id.daddr"], message["state.family"])
-        spi = Spi(int.from_bytes(message["state.id.spi"]))
+        name = SaId(address, protocol, Spi(int.from_bytes(message["state.id.spi"])))
         hard = bool(message["hard"])
-        ours = self._dataplane.ended(address, spi) if hard else self._dataplane.owner(address, spi)
+        ours = self._dataplane.ended(name) if hard else self._dataplane.owner(name)
         if ours is not None:
             self._events.expired(ours, hard)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from monitor.dataplane import Policy
 from monitor.xfrm.messages import Message
-from monitor.xfrm.structs import ALL_ALGORITHMS, ESP, UNLIMITED, Attribute, Direction, KernelMode, Values
+from monitor.xfrm.structs import ALL_ALGORITHMS, PROTOCOLS, UNLIMITED, Attribute, Direction, KernelMode, Values
 from privsep.types import Address, Mode, TrafficSelector
 
 PRIORITY_BASE = 0x494B45
@@ -55,11 +55,11 @@ def _entry(direction: Direction, chosen: Values, priority: int, template: Values
 
 
 def _template(policy: Policy, source: Address, destination: Address) -> Values:
-    """ESP of this child, and required. Transport mode has the packet's own addresses."""
+    """ESP or AH of this child, and required. Transport mode has the packet's own addresses."""
     tunnel = policy.mode is Mode.TUNNEL
     return {
         "id.daddr": destination.packed if tunnel else b"",
-        "id.proto": ESP,
+        "id.proto": PROTOCOLS[policy.protocol],
         "family": family(destination),
         "saddr": source.packed if tunnel else b"",
         "reqid": policy.number,
@@ -114,6 +114,6 @@ def has_our_priority(priority: int) -> bool:
 
 
 def is_ours(present: Message) -> bool:
-    """Whether a policy that the kernel has may be replaced: by its priority it is ours, and it requires ESP too."""
+    """Whether a policy that the kernel has may be replaced: by its priority it is ours, and it requires an SA too."""
     template = present.get_attr("XFRMA_TMPL")
     return has_our_priority(present["priority"]) and template is not None and not template["optional"]

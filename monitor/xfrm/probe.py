@@ -15,13 +15,22 @@ from monitor.xfrm.messages import DelSa, NewSa
 from monitor.xfrm.netlink import KernelError, XfrmNetlink
 from privsep.algorithms import ChildSuite
 from privsep.config.model import Gateway, RemoteAny
+from privsep.iana import ProtocolId
 from privsep.types import Address, Endpoint, Mode, Network, Spi, TrafficSelector
 
 _LOOPBACKS: dict[int, Address] = {4: ipaddress.IPv4Address("127.0.0.1"), 6: ipaddress.IPv6Address("::1")}
 """Where the tried SA leads: nowhere."""
-_ESP_CONFIG = {4: "CONFIG_INET_ESP", 6: "CONFIG_INET6_ESP"}
-_COMMON = ChildSuite.parse("aes128-sha1")
-"""What hardly any kernel lacks, whether it has ESP or not."""
+_CONFIG = {
+    (ProtocolId.ESP, 4): "CONFIG_INET_ESP",
+    (ProtocolId.ESP, 6): "CONFIG_INET6_ESP",
+    (ProtocolId.AH, 4): "CONFIG_INET_AH",
+    (ProtocolId.AH, 6): "CONFIG_INET6_AH",
+}
+_COMMON = {
+    ProtocolId.ESP: ChildSuite.parse("aes128-sha1"),
+    ProtocolId.AH: ChildSuite.parse("sha1", ProtocolId.AH),
+}
+"""What hardly any kernel lacks, whether it has the protocol or not."""
 _TRIAL_SECONDS = 2
 """After which the kernel forgets it even if we were killed in between."""
 
@@ -34,7 +43,7 @@ def probe(netlink: XfrmNetlink, gateway: Gateway) -> str | None:
         for child in connection.children
         for suite in child.suites
     }
-    return lacking(netlink, sorted(suites, key=str), sorted(_versions(gateway)))
+    return lacking(netlink, sorted(suites, key=lambda suite: suite.described), sorted(_versions(gateway)))
 
 
 def _versions(gateway: Gateway) -> set[int]:
@@ -50,11 +59,12 @@ def lacking(netlink: XfrmNetlink, suites: Collection[ChildSuite], versions: Iter
     """The same for these suites over these IP versions."""
     reasons: list[str] = []
     for version in versions:
-        refused = [reason for suite in suites if (reason := _try(netlink, suite, version)) is not None]
-        # the kernel looks for the algorithms before it looks for ESP, whose absence is the greater one
-        if refused and _try(netlink, _COMMON, version) == _no_esp(version):
-            reasons.append(_no_esp(version))
-        reasons += refused
+        refused = {suite: reason for suite in suites if (reason := _try(netlink, suite, version)) is not None}
+        # the kernel looks for the algorithms before it looks for the protocol, whose absence is the greater one
+        for protocol in dict.fromkeys(suite.protocol for suite in refused):
+            if _try(netlink, _COMMON[protocol], version) == _without(protocol, version):
+                reasons.append(_without(protocol, version))
+        reasons += refused.values()
     return "; ".join(dict.fromkeys(reasons)) or None
 
 
@@ -64,35 +74,43 @@ def _try(netlink: XfrmNetlink, suite: ChildSuite, version: int) -> str | None:
         netlink.do(NewSa.request(NLM_F_CREATE | NLM_F_EXCL, *sa.outbound(pair)))
     except KernelError as error:
         return _reason(error, suite, version)
-    netlink.do(DelSa.request(0, sa.key(pair.remote.address, pair.spi_out)))
+    netlink.do(DelSa.request(0, sa.key(sa.SaId(pair.remote.address, suite.protocol, pair.spi_out))))
     return None
 
 
 def _reason(error: KernelError, suite: ChildSuite, version: int) -> str:
     match error.number:
         case errno.EPROTONOSUPPORT | errno.EAFNOSUPPORT:
-            return _no_esp(version)
+            return _without(suite.protocol, version)
         case errno.ENOSYS | errno.ENOENT:
             names = [INTEGRITIES[suite.integrity]] if suite.integrity is not None else []
             names += [CIPHERS[suite.cipher]] if suite.cipher is not None else []
             needs = ", ".join(dict.fromkeys(CONFIG[name] for name in names))
             return f"the kernel lacks {' or '.join(name.decode() for name in names)} ({needs})"
         case _:
-            return f"the kernel refuses {suite}: {error}"
+            return f"the kernel refuses {suite.described}: {error}"
 
 
-def _no_esp(version: int) -> str:
-    return f"the kernel has no ESP for IPv{version} ({_ESP_CONFIG[version]})"
+def _without(protocol: ProtocolId, version: int) -> str:
+    return f"the kernel has no {protocol.name} for IPv{version} ({_CONFIG[protocol, version]})"
 
 
 def _trial(suite: ChildSuite, address: Address) -> Pair:
     """From this machine to itself, with keys that nobody knows. No policy leads to it."""
     here = Endpoint(address, 0)
     only = (TrafficSelector(ipaddress.ip_network(address)),)
-    encryption = os.urandom(suite.cipher.key_octets if suite.cipher is not None else 0)
-    integrity = os.urandom(suite.integrity.key_octets if suite.integrity is not None else 0)
+    encryption = os.urandom(suite.encryption_octets)
+    integrity = os.urandom(suite.integrity_octets)
     return Pair(
-        policy=Policy(number=0, mode=Mode.TUNNEL, local=here, remote=here, local_ts=only, remote_ts=only),
+        policy=Policy(
+            number=0,
+            protocol=suite.protocol,
+            mode=Mode.TUNNEL,
+            local=here,
+            remote=here,
+            local_ts=only,
+            remote_ts=only,
+        ),
         spi_in=Spi(0),
         spi_out=Spi(sa.MIN_SPI + secrets.randbelow(sa.MAX_SPI - sa.MIN_SPI)),
         suite=suite,
@@ -106,4 +124,5 @@ def _trial(suite: ChildSuite, address: Address) -> Pair:
         local_ts=only,
         remote_ts=only,
         lifetime=_TRIAL_SECONDS,
+        replay_window=sa.SMALL_WINDOW,
     )

@@ -1,30 +1,60 @@
 """From a pair to the kernel's two SAs: struct xfrm_usersa_info and its attributes."""
 
-from monitor.dataplane import REPLAY_WINDOW, Pair
+import socket
+from dataclasses import dataclass
+
+from monitor.dataplane import Pair
 from monitor.xfrm.algorithms import algorithms
 from monitor.xfrm.policy import MODES, family, selector
-from monitor.xfrm.structs import ESP, STATE_AF_UNSPEC, UDP_ENCAP_ESPINUDP, UNLIMITED, Attribute, KernelMode, Values
+from monitor.xfrm.structs import (
+    PROTOCOLS,
+    STATE_AF_UNSPEC,
+    STATE_ALIGN4,
+    STATE_ESN,
+    UDP_ENCAP_ESPINUDP,
+    UNLIMITED,
+    Attribute,
+    KernelMode,
+    Values,
+)
+from privsep.iana import ProtocolId
 from privsep.types import Address, Endpoint, Spi, TrafficSelector
 
 MIN_SPI = 0x100
 """RFC 4303 section 2.1: those below are reserved."""
 MAX_SPI = 0xFFFFFFFF
 _BITMAP_WORD = 32
+SMALL_WINDOW = 32
+"""Packets; what struct xfrm_usersa_info itself has room for."""
 
 Selectors = tuple[TrafficSelector, ...]
 Sa = tuple[Values, list[Attribute]]
 
 
-def key(destination: Address, spi: Spi) -> Values:
+@dataclass(slots=True, frozen=True)
+class SaId:
+    """What an SA is known by (RFC 4301 section 4.1)."""
+
+    destination: Address
+    protocol: ProtocolId
+    spi: Spi
+
+
+def key(sa: SaId) -> Values:
     """What finds an SA: struct xfrm_usersa_id."""
-    return {"daddr": destination.packed, "spi": spi.to_bytes(4), "family": family(destination), "proto": ESP}
+    return {
+        "daddr": sa.destination.packed,
+        "spi": sa.spi.to_bytes(4),
+        "family": family(sa.destination),
+        "proto": PROTOCOLS[sa.protocol],
+    }
 
 
-def allocation(local: Address, remote: Address) -> Values:
+def allocation(local: Address, remote: Address, protocol: ProtocolId) -> Values:
     """An inbound SPI: struct xfrm_userspi_info. What the larval SA lacks comes with the real one."""
     return {
         "info.id.daddr": local.packed,
-        "info.id.proto": ESP,
+        "info.id.proto": PROTOCOLS[protocol],
         "info.saddr": remote.packed,
         "info.family": family(local),
         "info.mode": KernelMode.TUNNEL,
@@ -38,8 +68,10 @@ def inbound(pair: Pair) -> Sa:
     values, attributes = _sa(pair, pair.spi_in, (pair.remote, pair.remote_ts), (pair.local, pair.local_ts))
     values["lft.soft_add_expires_seconds"] = pair.lifetime * 9 // 10
     attributes += algorithms(pair.suite, pair.encryption_in, pair.integrity_in)
-    window = {"bmp_len": REPLAY_WINDOW // _BITMAP_WORD, "replay_window": REPLAY_WINDOW}
-    attributes.append(("XFRMA_REPLAY_ESN_VAL", window))
+    if pair.suite.esn or pair.replay_window > SMALL_WINDOW:
+        attributes.append(_window(pair.replay_window))
+    else:
+        values["replay_window"] = pair.replay_window
     return values, attributes
 
 
@@ -47,7 +79,14 @@ def outbound(pair: Pair) -> Sa:
     """From us to the peer."""
     values, attributes = _sa(pair, pair.spi_out, (pair.local, pair.local_ts), (pair.remote, pair.remote_ts))
     attributes += algorithms(pair.suite, pair.encryption_out, pair.integrity_out)
+    if pair.suite.esn:
+        # what holds the upper half; the kernel refuses it with an empty window, although nothing is received here
+        attributes.append(_window(SMALL_WINDOW))
     return values, attributes
+
+
+def _window(packets: int) -> Attribute:
+    return "XFRMA_REPLAY_ESN_VAL", {"bmp_len": -(-packets // _BITMAP_WORD), "replay_window": packets}
 
 
 def _sa(pair: Pair, spi: Spi, source: tuple[Endpoint, Selectors], destination: tuple[Endpoint, Selectors]) -> Sa:
@@ -56,9 +95,10 @@ def _sa(pair: Pair, spi: Spi, source: tuple[Endpoint, Selectors], destination: t
     values: Values = {
         **UNLIMITED,
         **_narrowed(from_ts, to_ts, outer),
+        "flags": _flags(pair, from_ts, outer),
         "id.daddr": receiver.address.packed,
         "id.spi": spi.to_bytes(4),
-        "id.proto": ESP,
+        "id.proto": PROTOCOLS[pair.suite.protocol],
         "saddr": sender.address.packed,
         "lft.hard_add_expires_seconds": pair.lifetime,
         "reqid": pair.policy.number,
@@ -72,9 +112,26 @@ def _sa(pair: Pair, spi: Spi, source: tuple[Endpoint, Selectors], destination: t
 def _narrowed(from_ts: Selectors, to_ts: Selectors, outer: int) -> Values:
     """The negotiated selectors, which may be narrower than the policy's, where they fit into an SA's only one.
 
-    Several leave it open, and the policies decide (RFC 4301 section 5.2); AF_UNSPEC then admits both families.
+    Several leave it open, and the policies decide (RFC 4301 section 5.2).
     """
-    if len(from_ts) == len(to_ts) == 1:
+    if _only(from_ts, to_ts):
         return selector(from_ts[0], to_ts[0]) or {}
-    mixed = any(family(ts.network.network_address) != outer for ts in from_ts)
-    return {"flags": STATE_AF_UNSPEC} if mixed else {"sel.family": outer}
+    return {} if _mixed(from_ts, outer) else {"sel.family": outer}
+
+
+def _flags(pair: Pair, from_ts: Selectors, outer: int) -> int:
+    """AF_UNSPEC where an open selector must admit both families."""
+    flags = STATE_ESN if pair.suite.esn else 0
+    if pair.suite.protocol is ProtocolId.AH and outer == socket.AF_INET:
+        flags |= STATE_ALIGN4
+    if not _only(pair.local_ts, pair.remote_ts) and _mixed(from_ts, outer):
+        flags |= STATE_AF_UNSPEC
+    return flags
+
+
+def _only(some: Selectors, others: Selectors) -> bool:
+    return len(some) == len(others) == 1
+
+
+def _mixed(selectors: Selectors, outer: int) -> bool:
+    return any(family(ts.network.network_address) != outer for ts in selectors)

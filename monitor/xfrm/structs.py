@@ -10,6 +10,8 @@ from typing import Any, ClassVar
 
 from pyroute2.netlink import nla
 
+from privsep.iana import ProtocolId
+
 Fields = tuple[tuple[str, str], ...]
 Values = dict[str, Any]
 Attribute = tuple[str, Values]
@@ -33,12 +35,16 @@ class KernelMode(IntEnum):
 
 INFINITE = 0xFFFFFFFFFFFFFFFF
 """XFRM_INF: no limit."""
-ESP = 50
-"""IP protocol number (RFC 4303 section 2)."""
+PROTOCOLS = {ProtocolId.ESP: 50, ProtocolId.AH: 51}
+"""IP protocol numbers (RFC 4303 section 2, RFC 4302 section 2)."""
 ALL_ALGORITHMS = 0xFFFFFFFF
 """A template that leaves the choice of algorithms to whoever installs the SA, which is us alone."""
 STATE_AF_UNSPEC = 32
 """XFRM_STATE_AF_UNSPEC: the inner packets' family is not that of the outer addresses, or varies."""
+STATE_ALIGN4 = 64
+"""XFRM_STATE_ALIGN4: AH's header over IPv4 ends on a multiple of 4 octets, not on IPv6's 8 (RFC 4302 section 2.6)."""
+STATE_ESN = 128
+"""XFRM_STATE_ESN (RFC 4304)."""
 UDP_ENCAP_ESPINUDP = 2
 """<linux/udp.h>, RFC 3948."""
 
@@ -194,7 +200,7 @@ class AuthTrunc(StructAttribute):
 
 
 class Aead(StructAttribute):
-    """struct xfrm_algo_aead: a combined-mode cipher; its key ends with the salt (RFC 4106 section 8.1)."""
+    """struct xfrm_algo_aead: a combined-mode cipher; its key ends with the salt."""
 
     fields = (("name", "64s"), ("key_len", "I"), ("icv_len", "I"))
     tail = "key"
@@ -209,7 +215,8 @@ class EncapTemplate(StructAttribute):
 class ReplayState(StructAttribute):
     """struct xfrm_replay_state_esn without its bitmap, which is then empty.
 
-    Without XFRM_STATE_ESN this is a plain window of sequence numbers, but one that may be wider than 32 packets.
+    Without XFRM_STATE_ESN this is a plain window of sequence numbers, but one that may be wider than 32 packets, which
+    struct xfrm_usersa_info has room for.
     """
 
     fields = (

@@ -100,7 +100,10 @@ def _children(document: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     rows = [
         [
             f"{cell(connection)}/{cell(child.get('name'))}",
-            *(cell(child.get(key)) for key in ("state", "local_ts", "remote_ts", "proposal", "spi_in", "spi_out")),
+            *(cell(child.get(key)) for key in ("state", "local_ts", "remote_ts")),
+            # the keyword of an AH proposal looks like one of integrity alone
+            ("AH " if child.get("protocol") == "ah" else "") + cell(child.get("proposal")),
+            *(cell(child.get(key)) for key in ("spi_in", "spi_out")),
             size(child.get("bytes_in")),
             size(child.get("bytes_out")),
             span(child.get("expires_in_s")),

@@ -4,22 +4,23 @@ import itertools
 from collections.abc import Iterator
 
 from privsep.algorithms import ChildSuite
-from privsep.config.model import Child, Connection, Gateway
+from privsep.config.model import Child, Connection, DataplaneChoice, Encap, Gateway
 from privsep.config.reader import Reader, Section
+from privsep.iana import ProtocolId
 from privsep.types import Mode, Network, TrafficSelector
 
 MAX_POLICIES = 65535
 """Children of all connections; each has a number of 16 bits (`monitor.dataplane.Policy`)."""
 
 
-def check_groups(section: Section, suites: tuple[ChildSuite, ...]) -> None:
+def check_groups(section: Section, key: str, suites: tuple[ChildSuite, ...]) -> None:
     """RFC 2409 section 5.5: a Quick Mode has one KE, so what is offered together has one group.
 
     Proposals without a group may stand beside: they are accepted from a peer that offers no KE.
     """
     groups = sorted({suite.group.keyword for suite in suites if suite.group is not None})
     if len(groups) > 1:
-        section.problem("esp", f"one Quick Mode has one group, not {' and '.join(groups)}; one of them would be right")
+        section.problem(key, f"one Quick Mode has one group, not {' and '.join(groups)}; one of them would be right")
 
 
 def check_selectors(
@@ -45,6 +46,9 @@ def check(gateway: Gateway, reader: Reader) -> None:
         return
     for connection in gateway.connections:
         _check_children(connection, reader)
+        _check_ah(connection, reader)
+    if gateway.dataplane is DataplaneChoice.USERSPACE:
+        _check_userspace(gateway, reader)
     _check_duplicates(gateway, reader)
     _check_overlaps(gateway, reader)
 
@@ -74,6 +78,36 @@ def _check_children(connection: Connection, reader: Reader) -> None:
                     ("connection", connection.name, "child", child.name, "remote_ts"),
                     f"{pair[0]} to {pair[1]} is also child {other}'s; one child for it would be right",
                 )
+
+
+def _check_ah(connection: Connection, reader: Reader) -> None:
+    """RFC 3715 section 2.1: UDP encapsulation is for ESP only."""
+    for child in connection.children:
+        if child.protocol is ProtocolId.AH and connection.encap is Encap.FORCE:
+            reader.problem(
+                ("connection", connection.name, "child", child.name, "ah"),
+                'AH is not encapsulated in UDP; esp, or encap = "off", would be right',
+            )
+
+
+def beyond_userspace(gateway: Gateway) -> Iterator[tuple[Connection, Child, int]]:
+    """The proposals, by number, that the userspace data plane cannot carry."""
+    for connection in gateway.connections:
+        for child in connection.children:
+            for number, suite in enumerate(child.suites):
+                if not suite.in_userspace:
+                    yield connection, child, number
+
+
+def _check_userspace(gateway: Gateway, reader: Reader) -> None:
+    for connection, child, number in beyond_userspace(gateway):
+        suite = child.suites[number]
+        key = "ah" if suite.protocol is ProtocolId.AH else "esp"
+        reader.problem(
+            ("connection", connection.name, "child", child.name, key, number),
+            f'the userspace data plane cannot carry {suite.described}; dataplane = "kernel" or esp = '
+            '["aes256gcm16"] would be right',
+        )
 
 
 def _check_overlaps(gateway: Gateway, reader: Reader) -> None:

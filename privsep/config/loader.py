@@ -11,6 +11,7 @@ from privsep.config import checks
 from privsep.config.durations import between
 from privsep.config.identities import parse_identity
 from privsep.config.model import (
+    DEFAULT_REPLAY_WINDOW,
     Child,
     Connection,
     DataplaneChoice,
@@ -28,6 +29,7 @@ from privsep.config.problems import quote
 from privsep.config.reader import Reader, Section, one_of
 from privsep.config.selectors import parse_network, parse_selector
 from privsep.config.toml_lines import Document
+from privsep.iana import ProtocolId
 from privsep.types import Address, Auth, Identity, Mode, TrafficSelector
 
 MAX_CONNECTIONS = 10_000
@@ -56,11 +58,17 @@ _ALIASES = {
     "sha2_256": "sha256",
     "sha2_384": "sha384",
     "sha2_512": "sha512",
-    "aes128gcm128": "aes128gcm16",
-    "aes192gcm128": "aes192gcm16",
-    "aes256gcm128": "aes256gcm16",
+    "camellia": "camellia128",
+} | {
+    f"aes{bits}{mode}{theirs}": f"aes{bits}{mode}{icv}"
+    for bits in (128, 192, 256)
+    for mode in ("ccm", "gcm")
+    for theirs, icv in (("64", 8), ("96", 12), ("128", 16), ("", 16))
 }
+"""strongSwan's other names: an ICV in bits, or none for the longest."""
 _LIFETIME = between("10s", "30d")
+_REPLAY_WINDOW = (32, 4096)
+"""RFC 4303 section 3.4.3 asks for 32 at least; the kernel has 4096 at most."""
 _HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,252}[A-Za-z0-9_])?", re.ASCII)
 _NUMERIC = re.compile(r"[0-9./]+|.*[:/%].*", re.ASCII)
 
@@ -222,20 +230,21 @@ class _Loader:
 
 def _child(name: str, section: Section, local: Address | None, remote: Remote | None) -> Child | None:
     mode = section.choice("mode", Mode, Mode.TUNNEL)
-    if section.has("ah"):
-        section.problem("ah", f'{quote("ah")} is not supported by this release; esp = ["aes256gcm16"] would be right')
-    suites = _proposals(section, "esp", DEFAULT_ESP, ChildSuite.parse)
+    suites = _child_suites(section)
     lifetime = section.optional("lifetime", _LIFETIME, DEFAULT_CHILD_LIFETIME)
+    low, high = _REPLAY_WINDOW
+    replay_window = section.number("replay_window", DEFAULT_REPLAY_WINDOW, low=low, high=high)
     start = section.choice("start", Start, Start.WAIT)
     local_ts = _selectors(section, "local_ts", "10.1.0.0/16", mode, local)
     remote_ts = _selectors(section, "remote_ts", "10.2.0.0/16", mode, remote)
     section.close()
     if start is not Start.WAIT and isinstance(remote, RemoteAny | ipaddress.IPv4Network | ipaddress.IPv6Network):
         section.problem("start", f'start = "{start.value}" needs one remote address; start = "wait" would be right')
-    checks.check_groups(section, suites)
     if local_ts is None or remote_ts is None:
         return None
     checks.check_selectors(section, mode, local_ts, remote_ts)
+    if not suites:
+        return None
     return Child(
         name=name,
         local_ts=local_ts,
@@ -244,7 +253,36 @@ def _child(name: str, section: Section, local: Address | None, remote: Remote | 
         suites=suites,
         lifetime=lifetime,
         start=start,
+        replay_window=replay_window,
     )
+
+
+def _child_suites(section: Section) -> tuple[ChildSuite, ...]:
+    """`esp` or `ah`: one protocol, whose proposals go into one Quick Mode (RFC 2409 section 5.5)."""
+    has_esp, has_ah = section.has("esp"), section.has("ah")
+    if has_esp and has_ah:
+        section.problem("ah", "a child has esp or ah, not both; esp alone protects and encrypts")
+    key = "ah" if has_ah else "esp"
+    suites = _proposals(section, key, DEFAULT_ESP, _esp_suite if key == "esp" else _ah_suite)
+    checks.check_groups(section, key, suites)
+    return suites
+
+
+def _esp_suite(text: str) -> ChildSuite:
+    return _negotiable(ChildSuite.parse(text))
+
+
+def _ah_suite(text: str) -> ChildSuite:
+    return _negotiable(ChildSuite.parse(text, ProtocolId.AH))
+
+
+def _negotiable(suite: ChildSuite) -> ChildSuite:
+    if suite.without_number is not None:
+        raise ValueError(
+            f"{suite.without_number} cannot be negotiated in IKEv1, whose registry has no number for it and is closed "
+            f"(RFC 9395); {'aes256gcm16' if suite.protocol is ProtocolId.ESP else 'sha256'} would be right"
+        )
+    return suite
 
 
 def _selectors(

@@ -9,7 +9,11 @@ from dataclasses import dataclass
 from enum import Enum
 
 from privsep.algorithms import ChildSuite, IkeSuite
+from privsep.iana import ProtocolId
 from privsep.types import Address, Auth, Identity, Mode, Network, TrafficSelector
+
+DEFAULT_REPLAY_WINDOW = 64
+"""Packets; RFC 4303 section 3.4.3 asks for 32 at least and prefers 64."""
 
 
 class DataplaneChoice(Enum):
@@ -70,7 +74,7 @@ class Users:
 
 @dataclass(slots=True, frozen=True, kw_only=True)
 class Child:
-    """`[connection.NAME.child.NAME]`. `lifetime` in seconds."""
+    """`[connection.NAME.child.NAME]`. `lifetime` in seconds, `replay_window` in packets."""
 
     name: str
     local_ts: tuple[TrafficSelector, ...]
@@ -79,6 +83,12 @@ class Child:
     suites: tuple[ChildSuite, ...]
     lifetime: int
     start: Start
+    replay_window: int = DEFAULT_REPLAY_WINDOW
+
+    @property
+    def protocol(self) -> ProtocolId:
+        """ESP or AH: that of all its suites."""
+        return self.suites[0].protocol
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ import msgpack
 
 from privsep.algorithms import ChildSuite, IkeSuite
 from privsep.errors import Violation
-from privsep.iana import IdType
+from privsep.iana import IdType, ProtocolId
 from privsep.types import HANDLE_OCTETS, Endpoint, Identity, TrafficSelector
 
 MAX_FRAME = 65536
@@ -330,11 +330,15 @@ def _decode_ike_suite(value: Any) -> IkeSuite:
 
 
 def _decode_child_suite(value: Any) -> ChildSuite:
-    if type(value) is not str or len(value) > 64:
+    if type(value) is not tuple or len(value) != 2:
         raise ValueError
-    return _child_suite(value)
+    protocol, text = value
+    if type(text) is not str or len(text) > 64:
+        raise ValueError
+    return _child_suite(text, _CHILD_PROTOCOLS[_OCTET(protocol)])
 
 
+_CHILD_PROTOCOLS = {int(protocol): protocol for protocol in (ProtocolId.AH, ProtocolId.ESP)}
 _ADDRESS_OCTETS = {IdType.IPV4_ADDR: 4, IdType.IPV6_ADDR: 16}
 _PORT = _integer(Range(0, 0xFFFF))
 _OCTET = _integer(Range(0, 0xFF))
@@ -352,5 +356,5 @@ _VALUES: dict[Any, tuple[_Encode, _Decode]] = {
     ),
     Identity: (lambda value: [int(value.type), value.data], _decode_identity),
     IkeSuite: (str, _decode_ike_suite),
-    ChildSuite: (str, _decode_child_suite),
+    ChildSuite: (lambda suite: [int(suite.protocol), str(suite)], _decode_child_suite),
 }

@@ -33,6 +33,7 @@ class Denial(Enum):
     KEYMAT = "keyd has no such keymat to redeem"
     IDENTITY = "the proven identity is not the connection's"
     ALGORITHMS = "the suite is not among the child's proposals"
+    AH_ENCAP = "AH cannot be encapsulated in UDP"
     SPI = "the inbound SPI was not allocated for this child"
     SELECTORS = "the selectors are not inside the child's"
     OVERLAP = "the selectors overlap those of another identity"

@@ -330,7 +330,8 @@ class Pair(World):
             assert (redeemed.spi_in, redeemed.spi_out) == (other.spi_out, other.spi_in)
             assert (redeemed.encryption_in, redeemed.integrity_in) == (other.encryption_out, other.integrity_out)
             assert (redeemed.encryption_out, redeemed.integrity_out) == (other.encryption_in, other.integrity_in)
-            assert redeemed.encryption_in != redeemed.encryption_out
+            inbound = redeemed.encryption_in + redeemed.integrity_in
+            assert inbound != redeemed.encryption_out + redeemed.integrity_out
             assert redeemed.suite == other.suite
             assert (asked.local_ts, asked.remote_ts) == (others.remote_ts, others.local_ts)
             assert asked.encap == others.encap

@@ -4,11 +4,13 @@ import dataclasses
 
 import pytest
 
+from privsep.algorithms import ChildSuite
 from privsep.config.model import Encap, Start
+from privsep.iana import ProtocolId
 from privsep.schema.install import Outcome
 from privsep.types import Endpoint
 from worker.effects import Send
-from worker.nat import KEEPALIVE
+from worker.nat import KEEPALIVE, Nat
 
 
 class Translator:
@@ -71,6 +73,41 @@ def test_who_is_behind_the_nat_keeps_it_open_rfc3948_4(make):
     world.left.sent.clear()
     world.run(100.0)
     assert KEEPALIVE not in [send.data for send in world.left.sent]
+
+
+def ah_and_esp(make):
+    networks = {"local_ts": make.selectors("10.3.0.0/16"), "remote_ts": make.selectors("10.4.0.0/16")}
+    authenticated = make.child("authenticated", suites=(ChildSuite.parse("sha256", ProtocolId.AH),), **networks)
+    return behind_nat(make, children=(make.child(), authenticated))[0]
+
+
+def test_ah_is_not_tried_through_a_nat_rfc3715_2_1(make):
+    world = ah_and_esp(make)
+    order = world.left.up(child="authenticated")
+    assert world.run(60.0, lambda: world.left.outcome(order) is not None)
+    assert "AH does not pass the NAT between the two (RFC 3715 section 2.1)" in world.left.outcome(order).text
+    assert world.left.pairs == {}
+    assert world.left.logged("ike-established"), "phase 1 was no obstacle"
+
+
+@pytest.mark.parametrize("believes_in_nat", [True, False])
+def test_a_responder_does_not_agree_to_ah_through_a_nat_rfc3715_2_1(make, believes_in_nat):
+    world = ah_and_esp(make)
+    order = world.left.up(child="lan")
+    assert world.run(60.0, lambda: world.left.outcome(order) is not None)
+    # an initiator that does not care, and a control where nobody does
+    for site in (world.left,) if believes_in_nat else (world.left, world.right):
+        (sa,) = site.engine._context.sas.all()
+        sa.nat, sa.encap = Nat.NONE, False
+    order = world.left.up(child="authenticated")
+    assert world.run(60.0, lambda: world.left.outcome(order) is not None)
+    outcome = world.left.outcome(order)
+    if believes_in_nat:
+        assert outcome.outcome is Outcome.FAILED
+        reasons = [each["reason"] for each in world.right.logged("quick-mode-failed")]
+        assert reasons == ["AH does not pass the NAT between the two (RFC 3715 section 2.1); esp would be right"]
+    else:
+        assert outcome.outcome is Outcome.DONE
 
 
 @pytest.mark.parametrize("side", ["left", "right", "both"])

@@ -32,7 +32,7 @@ PLUGINS = "kernel-libipsec kernel-netlink socket-default vici updown"
 
 STRONGSWAN_CONF = """\
 charon {{
-  load = random nonce openssl aes sha1 sha2 hmac kdf gmp curve25519 gcm {rest}
+  load = random nonce openssl aes sha1 sha2 md5 hmac kdf gmp curve25519 gcm ccm ctr {rest}
   retransmit_tries = 3
   retransmit_timeout = 2
   install_routes = yes

@@ -49,6 +49,35 @@ def test_strongswan_initiates_rfc2409_5_4(network, ours, strongswan, wiretap, ik
     assert_traffic_passes(network, wiretap)
 
 
+MORE_ESP = [
+    "aes128gcm8",
+    "aes256gcm12",
+    "aes128ccm8",
+    "aes256ccm16",
+    "aes256ctr-sha256",
+    "camellia256-sha512",
+    "3des-md5",
+]
+
+
+@pytest.mark.parametrize("esp", MORE_ESP)
+def test_strongswans_esp_understands_ours_and_ours_its(network, ours, strongswan, wiretap, esp):
+    """RFC 4106, RFC 4309, RFC 3686, RFC 4312, RFC 2451, RFC 2403."""
+    strongswan.start(SUITES[0][0], esp)
+    ours.start(SUITES[0][0], esp)
+    ours.cli("up", "peer/net")
+    assert [child["proposal"] for child in ours.children()] == [esp]
+    assert_traffic_passes(network, wiretap)
+
+
+def test_null_encryption_is_negotiated_when_both_name_it_rfc2410(network, ours, strongswan, wiretap):
+    strongswan.start(SUITES[0][0], "null-sha256")
+    ours.start(SUITES[0][0], "null-sha256")
+    ours.cli("up", "peer/net")
+    assert network.left.ping(network.right.inner) == 3
+    assert wiretap.counts()["encrypted"] >= 6
+
+
 def test_our_deletion_reaches_strongswan_rfc2408_3_15(network, ours, strongswan):
     strongswan.start(*SUITES[0])
     ours.start(*SUITES[0])

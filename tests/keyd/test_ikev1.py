@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from keyd import ikev1
 from keyd.secret import Secret
-from privsep.algorithms import ChildSuite, EspCipher, Hash, IkeCipher, Integrity
+from privsep.algorithms import ChildSuite, Hash, IkeCipher
 from privsep.iana import ProtocolId
 
 ALGORITHMS = {
@@ -114,9 +114,27 @@ def test_keymat_is_chained_with_and_without_pfs_rfc2409_5_5(hash_, skeyid_d, g_q
         ("aes128gcm16", 20, 0),
         ("aes192gcm16", 28, 0),
         ("aes256gcm16", 36, 0),
+        ("aes128gcm8-esn", 20, 0),
+        ("aes192gcm12-modp2048", 28, 0),
+        ("aes128ctr-sha256", 20, 32),
+        ("aes192ctr-sha256", 28, 32),
+        ("aes256ctr-sha256", 36, 32),
+        ("aes128ccm8", 19, 0),
+        ("aes192ccm12", 27, 0),
+        ("aes256ccm16", 35, 0),
+        ("aes128gmac", 20, 0),
+        ("aes192gmac", 28, 0),
+        ("aes256gmac", 36, 0),
+        ("chacha20poly1305", 36, 0),
+        ("camellia128-md5", 16, 16),
+        ("camellia192-aesxcbc", 24, 16),
+        ("camellia256-aescmac", 32, 16),
+        ("3des-sha1", 24, 20),
+        ("null-sha512", 0, 64),
     ],
 )
-def test_keymat_is_split_encryption_first_salt_at_its_end_rfc4106_8_1_rfc4868_2_1_1(suite, encryption, integrity):
+def test_keymat_is_split_encryption_first_salt_at_its_end(suite, encryption, integrity):
+    """RFC 3686 5.1, RFC 4106 8.1, RFC 4309 7.1, RFC 4543 5.4, RFC 4868 2.1.1, RFC 7634 2; RFC 2451 for 3DES."""
     parsed = ChildSuite.parse(suite)
     assert ikev1.keymat_octets(parsed) == encryption + integrity
     material = bytes(range(encryption + integrity))
@@ -125,13 +143,28 @@ def test_keymat_is_split_encryption_first_salt_at_its_end_rfc4106_8_1_rfc4868_2_
     assert keys.integrity == material[encryption:]
 
 
-def test_keymat_of_ah_is_the_integrity_key_alone_rfc2402():
-    suite = ChildSuite(ProtocolId.AH, None, Integrity.HMAC_SHA2_256, None)
-    keys = ikev1.split(suite, Secret(bytes(range(32))))
-    assert (ikev1.keymat_octets(suite), keys.encryption, keys.integrity) == (32, b"", bytes(range(32)))
+@pytest.mark.parametrize(
+    ("suite", "octets"),
+    [("md5", 16), ("sha1", 20), ("sha256-esn", 32), ("sha384", 48), ("sha512", 64), ("aesxcbc", 16), ("aescmac", 16)],
+)
+def test_keymat_of_ah_is_the_integrity_key_alone_rfc4302(suite, octets):
+    parsed = ChildSuite.parse(suite, ProtocolId.AH)
+    keys = ikev1.split(parsed, Secret(bytes(range(octets))))
+    assert (ikev1.keymat_octets(parsed), keys.encryption, keys.integrity) == (octets, b"", bytes(range(octets)))
 
 
-def test_every_esp_cipher_has_a_keymat_length():
-    for cipher in EspCipher:
-        integrity = None if cipher.icv else Integrity.HMAC_SHA1
-        assert ikev1.keymat_octets(ChildSuite(ProtocolId.ESP, cipher, integrity, None)) >= 16
+def test_keymat_depends_on_the_protocol_rfc2409_5_5():
+    def derived(protocol):
+        return ikev1.keymat(
+            Hash.SHA2_256,
+            Secret(bytes(32)),
+            g_qm_xy=None,
+            protocol=protocol,
+            spi=0x1234,
+            ni_b=b"ni",
+            nr_b=b"nr",
+            octets=32,
+        )
+
+    seed = bytes.fromhex("02 00001234") + b"ninr"
+    assert derived(ProtocolId.AH) == prf(Hash.SHA2_256, bytes(32), seed) != derived(ProtocolId.ESP)

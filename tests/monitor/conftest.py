@@ -21,7 +21,7 @@ from privsep.config.model import (
     Start,
     Users,
 )
-from privsep.iana import IdType
+from privsep.iana import IdType, ProtocolId
 from privsep.loop import Loop, Timer
 from privsep.schema.install import Install
 from privsep.schema.keymat import Redeemed
@@ -134,7 +134,12 @@ def make_install(**changes):
 
 def make_allocation(spi=0x1000):
     return Allocation(
-        spi=spi, connection="paris", child="lan", local=Endpoint(LOCAL, 500), remote=Endpoint(REMOTE, 500)
+        spi=spi,
+        connection="paris",
+        child="lan",
+        protocol=ProtocolId.ESP,
+        local=Endpoint(LOCAL, 500),
+        remote=Endpoint(REMOTE, 500),
     )
 
 
@@ -174,6 +179,7 @@ class FakeDataplane:
         self.held = False
         self.waiting = []
         self.next_spi = 0x1000
+        self.protocols = {}
 
     def _call(self, name, value=None, result=None):
         self.calls.append((name, value))
@@ -186,14 +192,16 @@ class FakeDataplane:
             future.set_result(result)
         return future
 
-    def allocate_spi(self, local, remote):
+    def allocate_spi(self, local, remote, protocol):
         if "allocate_spi" in self.failing:
             raise DataplaneError("no SPI")
         spi, self.next_spi = self.next_spi, self.next_spi + 1
         self.calls.append(("allocate_spi", spi))
+        self.protocols[spi] = protocol
         return spi
 
-    def release_spi(self, spi, local, remote):
+    def release_spi(self, spi, local, remote, protocol):
+        assert self.protocols[spi] is protocol
         self.calls.append(("release_spi", spi))
 
     def add_policy(self, policy):

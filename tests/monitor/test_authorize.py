@@ -11,6 +11,7 @@ from monitor.authorize import CHECKS, PASSED, authorize, outer_addresses
 from monitor.dataplane import Pair
 from monitor.sadb import Allocation, Claim, Entry, Policies, Sadb
 from privsep.algorithms import ChildSuite
+from privsep.iana import ProtocolId
 from privsep.schema.install import Denial
 from privsep.types import Endpoint, Mode, TrafficSelector
 
@@ -50,6 +51,7 @@ class Scene:
                 spi=self.redeemed.spi_in,
                 connection=self.allocated["connection"],
                 child=self.allocated["child"],
+                protocol=self.redeemed.suite.protocol,
                 local=self.allocated["local"] or self.request.local,
                 remote=self.allocated["remote"] or self.request.remote,
             )
@@ -114,6 +116,20 @@ def encapsulation_where_it_is_off(scene):
     scene.install(encap=True, local=Endpoint(scene.kit.local, 4500), remote=Endpoint(scene.kit.remote, 4500))
 
 
+def configure_ah(scene):
+    """The child has AH, and the request is an honest one for it."""
+    suite = ChildSuite.parse("sha256-modp2048", ProtocolId.AH)
+    child = scene.kit.child(suites=(suite,), replay_window=1024)
+    scene.gateway = replace(scene.gateway, connections=(scene.kit.connection(children=(child,)),))
+    scene.policies = Policies(scene.gateway)
+    scene.redeem(suite=suite, encryption_in=b"", encryption_out=b"", integrity_in=b"I" * 32, integrity_out=b"J" * 32)
+
+
+def ah_in_udp(scene):
+    configure_ah(scene)
+    scene.install(encap=True, local=Endpoint(scene.kit.local, 4500), remote=Endpoint(scene.kit.remote, 4500))
+
+
 def strange_local_port(scene):
     scene.install(local=Endpoint(scene.kit.local, 53))
 
@@ -160,6 +176,7 @@ LIES = {
     "_spi_addresses": (other_address_than_the_spis, Denial.ADDRESSES),
     "_outer_addresses": (foreign_remote_address, Denial.ADDRESSES),
     "_encapsulation": (encapsulation_where_it_is_off, Denial.ADDRESSES),
+    "_not_ah": (ah_in_udp, Denial.AH_ENCAP),
     "_ports": (strange_local_port, Denial.ADDRESSES),
     "_selectors_inside": (wider_remote_selector, Denial.SELECTORS),
     "_families_agree": (mixed_families, Denial.SELECTORS),
@@ -188,6 +205,27 @@ def test_nothing_but_its_check_stops_the_lie(scene, check, monkeypatch):
     monkeypatch.setattr(authorize_module, "CHECKS", tuple(c for c in CHECKS if c.__name__ != check))
     lie(scene)
     assert isinstance(scene.judge(), Pair)
+
+
+def test_an_honest_request_for_ah_becomes_a_pair_with_the_childs_replay_window_rfc4302(scene):
+    configure_ah(scene)
+    pair = scene.judge()
+    assert isinstance(pair, Pair)
+    assert (pair.policy.protocol, pair.suite.protocol, pair.replay_window) == (ProtocolId.AH, ProtocolId.AH, 1024)
+    assert (pair.encryption_in, pair.integrity_in, pair.integrity_out) == (b"", b"I" * 32, b"J" * 32)
+
+
+@pytest.mark.parametrize("protocol", ProtocolId.__members__.values())
+def test_a_suite_of_the_other_protocol_is_not_the_childs(scene, protocol):
+    configure_ah(scene)
+    scene.redeem(suite=replace(scene.redeemed.suite, protocol=protocol))
+    verdict = scene.judge()
+    assert isinstance(verdict, Pair) if protocol is ProtocolId.AH else verdict is Denial.ALGORITHMS
+
+
+def test_extended_sequence_numbers_are_the_configurations_rfc4304(scene):
+    scene.redeem(suite=replace(scene.redeemed.suite, esn=True))
+    assert scene.judge() is Denial.ALGORITHMS
 
 
 def test_an_honest_request_becomes_a_pair_whose_policy_and_lifetime_are_the_configurations(scene, kit):

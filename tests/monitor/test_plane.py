@@ -6,8 +6,10 @@ import pytest
 
 from monitor import plane
 from monitor.dataplane import Events
+from privsep.algorithms import ChildSuite, Integrity
 from privsep.config.model import DataplaneChoice
 from privsep.errors import OperatorError
+from privsep.iana import ProtocolId
 
 NO_NETLINK = "the kernel lacks XFRM's netlink (CONFIG_XFRM_USER)"
 NO_GCM = "the kernel lacks rfc4106(gcm(aes)) (CONFIG_CRYPTO_GCM and CONFIG_CRYPTO_AES)"
@@ -53,9 +55,12 @@ def kernel(monkeypatch):
 
 @pytest.fixture
 def choose(kit, loop):
-    def choose(asked):
+    def choose(asked, *suites):
         events = Events(acquired=lambda number: None, expired=lambda spi, hard: None)
-        return plane.choose(replace(kit.gateway(), dataplane=asked), loop, events, lambda reason: None)
+        gateway = kit.gateway()
+        if suites:
+            gateway = replace(gateway, connections=(kit.connection(children=(kit.child(suites=suites),)),))
+        return plane.choose(replace(gateway, dataplane=asked), loop, events, lambda reason: None)
 
     return choose
 
@@ -79,6 +84,40 @@ def test_who_insists_on_the_kernel_hears_what_it_lacks(kernel, choose, without_x
     with pytest.raises(OperatorError) as caught:
         choose(DataplaneChoice.KERNEL)
     assert str(caught.value) == f'dataplane = "kernel": {reason}; "auto" or "userspace" would work'
+
+
+XCBC, AH = ChildSuite.parse("aes256-aesxcbc"), ChildSuite.parse("sha1", ProtocolId.AH)
+
+
+def test_auto_does_not_fall_back_for_some_suites_only(kernel, choose):
+    kernel.lacking = NO_GCM
+    good = ChildSuite.parse("aes256gcm16")
+    with pytest.raises(OperatorError) as caught:
+        choose(DataplaneChoice.AUTO, good, XCBC)
+    assert str(caught.value) == (
+        f'dataplane = "auto": {NO_GCM}; the userspace data plane cannot carry aes256-aesxcbc of paris/lan; '
+        'esp = ["aes256gcm16"] in their place would work'
+    )
+    assert choose(DataplaneChoice.AUTO, good).dataplane.name == "userspace"
+    kernel.lacking = None
+    assert choose(DataplaneChoice.AUTO, good, XCBC).dataplane.name == "kernel"
+
+
+def test_who_insists_on_the_kernel_is_not_told_that_userspace_would_do_where_it_would_not(kernel, choose):
+    kernel.lacking = "the kernel has no AH"
+    with pytest.raises(OperatorError) as caught:
+        choose(DataplaneChoice.KERNEL, AH)
+    assert (
+        str(caught.value) == f'dataplane = "kernel": {kernel.lacking}; esp = ["aes256gcm16"] in their place would work'
+    )
+
+
+def test_many_suites_that_cannot_be_carried_are_counted(kernel, choose):
+    kernel.lacking = NO_GCM
+    suites = [ChildSuite(ProtocolId.AH, None, integrity, None) for integrity in Integrity]
+    suites += [replace(suite, esn=True) for suite in suites[:3]]
+    with pytest.raises(OperatorError, match=r"AH md5 of paris/lan, .* and 2 more; "):
+        choose(DataplaneChoice.AUTO, *suites)
 
 
 def test_userspace_asks_no_kernel(kernel, choose):

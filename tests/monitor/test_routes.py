@@ -10,6 +10,7 @@ import pytest
 
 from monitor.dataplane import Policy
 from monitor.routes import OUTER_MARK, TABLE, TUN_MTU, Routes
+from privsep.iana import ProtocolId
 from privsep.types import Endpoint, Mode, TrafficSelector
 
 pytestmark = pytest.mark.root
@@ -58,6 +59,7 @@ def policy(local, remote, number=1):
 
     ends = (Endpoint(ipaddress.ip_address(address), 500) for address in ("192.0.2.1", "192.0.2.2"))
     return Policy(
+        protocol=ProtocolId.ESP,
         number=number,
         mode=Mode.TUNNEL,
         local=next(ends),

@@ -8,6 +8,7 @@ import pytest
 
 from monitor.sadb import Claim, Claims, Entry, Policies, Sadb, fixed
 from privsep.config.model import RemoteAny
+from privsep.iana import ProtocolId
 
 
 def claim(kit, name, *remote):
@@ -74,13 +75,14 @@ def test_a_forgotten_pair_leaves_no_trace(bench, kit):
         since=0,
     )
     sadb.reserve(entry)
-    assert sadb.has_outbound(kit.remote, 0x2000)
+    assert sadb.has_outbound(kit.remote, ProtocolId.ESP, 0x2000)
+    assert not sadb.has_outbound(kit.remote, ProtocolId.AH, 0x2000)
     sadb.forget(replace(entry))
     assert sadb.entry(0x1000) is entry
     sadb.forget(entry)
     sadb.forget(entry)
     assert sadb.entries() == ()
-    assert not sadb.has_outbound(kit.remote, 0x2000)
+    assert not sadb.has_outbound(kit.remote, ProtocolId.ESP, 0x2000)
     assert list(sadb.claims.touching(pair.remote_ts[0].network)) == []
 
 

@@ -1,6 +1,7 @@
 """The monitor's service against honest and lying workers, keyds and data planes."""
 
 import ipaddress
+from dataclasses import replace
 
 import pytest
 
@@ -9,7 +10,9 @@ from monitor import sadb as sadb_module
 from monitor import service as service_module
 from monitor.dataplane import DataplaneError
 from monitor.sadb import Phase
+from privsep.algorithms import ChildSuite
 from privsep.errors import ChannelClosed, Violation
+from privsep.iana import ProtocolId
 from privsep.schema.install import (
     Acquire,
     Adopted,
@@ -189,6 +192,16 @@ def test_a_lie_is_denied_and_the_data_plane_hears_nothing_of_it(bench, kit, rede
     assert bench.logged[-1][1]["reason"] == denial.name.lower()
 
 
+def test_an_ah_childs_spi_is_allocated_and_given_back_as_ah(bench, kit):
+    suites = (ChildSuite.parse("sha256", ProtocolId.AH),)
+    paris = kit.connection(children=(kit.child(suites=suites),))
+    bench.service.gateway = replace(bench.gateway, connections=(paris,))
+    spi = allocate(bench, kit).spi
+    assert bench.plane.protocols == {spi: ProtocolId.AH}
+    assert bench.ask(Remove(spi_in=spi)) == Removed()
+    assert bench.plane.calls[-1] == ("release_spi", spi)
+
+
 def test_an_installed_spi_cannot_be_installed_again(bench, kit):
     spi = installed(bench, kit)
     calls = list(bench.plane.calls)
@@ -330,7 +343,7 @@ def test_a_failed_installation_leaves_nothing_behind(bench, kit):
     assert bench.install(kit.redeemed(spi_in=spi)) == Denied(why=Denial.DATAPLANE)
     assert bench.plane.calls[-1] == ("release_spi", spi)
     assert bench.service.sadb.entries() == ()
-    assert not bench.service.sadb.has_outbound(kit.remote, 0x2000)
+    assert not bench.service.sadb.has_outbound(kit.remote, ProtocolId.ESP, 0x2000)
     bench.plane.failing.clear()
     again = allocate(bench, kit).spi
     assert bench.install(kit.redeemed(spi_in=again)) == Installed(spi_in=again)

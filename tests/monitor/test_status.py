@@ -99,6 +99,7 @@ def test_values_have_the_contracts_forms(facts):
     assert (child["protocol"], child["mode"], child["proposal"]) == ("esp", "tunnel", "aes256gcm16-modp2048")
     assert (child["bytes_in"], child["packets_out"], child["expires_in_s"]) == (252, 1, 3500)
     assert child["local_ts"] == ["10.1.0.0/16"]
+    assert child["replay_window"] == 64
 
 
 def test_pairs_of_an_earlier_worker_are_shown_apart(facts):

@@ -137,7 +137,7 @@ BROKEN = {
     "no TOML": ("gateway.toml", "[connection.peer]", "[connection.peer", "this is not TOML"),
     "an unknown key": ("gateway.toml", "encap ", "encaps ", "encaps"),
     "a wrong value": ("gateway.toml", '"wait"', '"weight"', "weight"),
-    "a weak proposal": ("gateway.toml", ESP, "null", "NULL encryption is refused"),
+    "a weak proposal": ("gateway.toml", ESP, "null", "'null' lacks integrity"),
     "secrets that are no TOML": ("secrets.toml", "[[psk]]", "[[psk]", "this is not TOML"),
     "secrets with an unknown key": ("secrets.toml", "secret", "sercet", "sercet"),
     "a connection without a secret": ("secrets.toml", RIGHT, "192.0.2.77", "peer"),

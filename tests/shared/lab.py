@@ -201,14 +201,14 @@ class Ours:
         self.secrets.touch(mode=0o600)
         self.secrets.write_text(f'[[psk]]\nids = ["{LEFT}", "{RIGHT}"]\nsecret = "{psk}"\n')
 
-    def launch(self) -> None:
+    def launch(self, seconds: float = 60) -> None:
         """Start with the configuration that is there, and wait until it serves."""
         self.run_dir.mkdir(exist_ok=True)
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 self.words("run", "--config", str(self.config), "--secrets", str(self.secrets)), stdout=log, stderr=log
             )
-        ready = wait_for(lambda: self.process.poll() is not None or self.is_ready(), 60)
+        ready = wait_for(lambda: self.process.poll() is not None or self.is_ready(), seconds)
         assert ready, self.text()
         assert self.process.poll() is None, self.text()
 

@@ -1,6 +1,6 @@
-"""Phase 2 proposals: ChildSuites to SA payload and back (RFC 2407 section 4.5, RFC 2409 section 5.5, RFC 4106).
+"""Phase 2 proposals: ChildSuites to SA payload and back (RFC 2407 section 4.5, RFC 2409 section 5.5, RFC 4304).
 
-Several suites are transforms of one ESP proposal with one SPI. Our configured order decides, as in phase 1.
+Several suites are transforms of one proposal, ESP or AH, with one SPI. Our configured order decides, as in phase 1.
 """
 
 from collections import Counter
@@ -30,11 +30,18 @@ _GROUP = int(IpsecAttribute.GROUP_DESCRIPTION)
 _ENCAPSULATION = int(IpsecAttribute.ENCAPSULATION_MODE)
 _INTEGRITY = int(IpsecAttribute.AUTHENTICATION_ALGORITHM)
 _KEY_LENGTH = int(IpsecAttribute.KEY_LENGTH)
-_CLASSES = frozenset({_GROUP, _ENCAPSULATION, _INTEGRITY, _KEY_LENGTH})
+_ESN = int(IpsecAttribute.EXTENDED_SEQUENCE_NUMBER)
+_CLASSES = frozenset({_GROUP, _ENCAPSULATION, _INTEGRITY, _KEY_LENGTH, _ESN})
+_ESN_64_BIT = 1
+"""RFC 4304 section 2: the one value; without the attribute sequence numbers have 32 bits."""
 
 _Value = int | bytes | None
-_CIPHERS: dict[tuple[int, _Value], EspCipher] = {(int(cipher.number), cipher.key_bits): cipher for cipher in EspCipher}
-_INTEGRITIES: dict[_Value, Integrity | None] = {int(each.number): each for each in Integrity} | {None: None}
+_CIPHERS: dict[tuple[int, _Value], EspCipher] = {
+    (int(cipher.number), cipher.key_bits if cipher.variable_key else None): cipher
+    for cipher in EspCipher
+    if cipher.number is not None
+}
+_INTEGRITIES: dict[_Value, Integrity] = {int(each.number): each for each in Integrity if each.number is not None}
 _GROUPS: dict[_Value, Group | None] = {int(group.number): group for group in Group} | {None: None}
 _ENCAPSULATIONS = {
     (Mode.TUNNEL, False): EncapsulationMode.TUNNEL,
@@ -80,24 +87,40 @@ def offer_child(
     """
     life = life_attributes(lifetime, CHILD_LIFE)
     offered = [suite for suite in suites if suite.group is group]
-    if not offered:
-        raise ValueError("no suite has this group")
+    protocols = {suite.protocol for suite in offered}
+    if len(protocols) != 1:
+        raise ValueError("no suite has this group, or they are of two protocols")
     transforms = tuple(_transform(number, suite, encapsulation, life) for number, suite in enumerate(offered, 1))
-    return SecurityAssociation((Proposal(1, ProtocolId.ESP, spi.to_bytes(SPI_OCTETS, "big"), transforms),))
+    return SecurityAssociation((Proposal(1, protocols.pop(), spi.to_bytes(SPI_OCTETS, "big"), transforms),))
 
 
 def _transform(
     number: int, suite: ChildSuite, encapsulation: EncapsulationMode, life: tuple[Attribute, Attribute]
 ) -> Transform:
-    """RFC 2407 section 4.4.4 and 4.5; AES always has its key length (RFC 3602 section 5.3, RFC 4106 section 8.4)."""
-    if suite.protocol is not ProtocolId.ESP or suite.cipher is None:
-        raise ValueError("only ESP with a cipher can be offered")
-    attributes = [Attribute(_ENCAPSULATION, encapsulation), Attribute(_KEY_LENGTH, suite.cipher.key_bits)]
-    if suite.integrity is not None:
+    """RFC 2407 sections 4.4.3 to 4.5; ciphers with several key lengths always say theirs (RFC 3602 section 5.3).
+
+    AH says its algorithm twice, as transform and as attribute (RFC 2407 section 4.4.3).
+    """
+    transform_id = _transform_id(suite)
+    if suite.without_number is not None or transform_id is None:
+        raise ValueError("IKEv1 has no number for this suite")
+    attributes = [Attribute(_ENCAPSULATION, encapsulation)]
+    if suite.cipher is not None and suite.cipher.variable_key:
+        attributes.append(Attribute(_KEY_LENGTH, suite.cipher.key_bits))
+    if suite.integrity is not None and suite.integrity.number is not None:
         attributes.append(Attribute(_INTEGRITY, suite.integrity.number))
     if suite.group is not None:
         attributes.append(Attribute(_GROUP, suite.group.number))
-    return Transform(number, suite.cipher.number, (*attributes, *life))
+    if suite.esn:
+        attributes.append(Attribute(_ESN, _ESN_64_BIT))
+    return Transform(number, transform_id, (*attributes, *life))
+
+
+def _transform_id(suite: ChildSuite) -> int | None:
+    """ESP's is the cipher, AH's the integrity algorithm."""
+    if suite.cipher is not None:
+        return suite.cipher.number
+    return suite.integrity.ah if suite.integrity is not None else None
 
 
 def select_child(
@@ -105,8 +128,8 @@ def select_child(
 ) -> ChildSelection | None:
     """The first of our suites that the peer offers with this encapsulation, or None (NO-PROPOSAL-CHOSEN).
 
-    Passed over: other protocols, bundles (a proposal number that stands several times, RFC 2408 section 4.2), reserved
-    SPIs, and transforms with anything that we do not know (they could not be answered unchanged and agreed to).
+    Passed over: protocols of no suite of ours, bundles (a proposal number that stands several times, RFC 2408 section
+    4.2), reserved SPIs, and transforms with anything that we do not know (they could not be answered unchanged).
     """
     bundles = Counter(proposal.number for proposal in sa.proposals)
     offers: dict[ChildSuite, tuple[Proposal, Transform, Terms]] = {}
@@ -115,6 +138,9 @@ def select_child(
         for transform in proposal.transforms:
             terms = read_terms(transform.attributes, CHILD_LIFE)
             groups.add(terms.values.get(_GROUP))
+            if terms.values.get(_ESN, _ESN_64_BIT) != _ESN_64_BIT:
+                # RFC 4304 section 3
+                raise PeerError("extended sequence numbers of no known kind", NotifyType.ATTRIBUTES_NOT_SUPPORTED)
             suite = _suite(proposal, transform, terms)
             if (
                 suite is not None
@@ -163,19 +189,29 @@ def _valid(spi: bytes) -> bool:
 def _suite(proposal: Proposal, transform: Transform, terms: Terms) -> ChildSuite | None:
     """The suite that a transform means, if it means nothing else besides."""
     values = terms.values
-    group, integrity = values.get(_GROUP), values.get(_INTEGRITY)
-    cipher = _CIPHERS.get((transform.transform_id, values.get(_KEY_LENGTH)))
+    group, authentication, key_length = values.get(_GROUP), values.get(_INTEGRITY), values.get(_KEY_LENGTH)
+    integrity = _INTEGRITIES.get(authentication)
     if (
-        proposal.protocol != ProtocolId.ESP
-        or cipher is None
-        or not values.keys() <= _CLASSES
+        not values.keys() <= _CLASSES
         or group not in _GROUPS
-        or integrity not in _INTEGRITIES
-        # a combined-mode cipher takes no integrity algorithm, every other one needs it
-        or (cipher.icv != 0) != (integrity is None)
+        or (authentication is not None and integrity is None)
+        or values.get(_ESN, _ESN_64_BIT) != _ESN_64_BIT
     ):
         return None
-    return ChildSuite(ProtocolId.ESP, cipher, _INTEGRITIES[integrity], _GROUPS[group])
+    esn = _ESN in values
+    match proposal.protocol:
+        case ProtocolId.ESP:
+            cipher = _CIPHERS.get((transform.transform_id, key_length))
+            # a combined-mode cipher takes no integrity algorithm, every other one needs it
+            if cipher is None or (cipher.icv != 0) != (integrity is None):
+                return None
+            return ChildSuite(ProtocolId.ESP, cipher, integrity, _GROUPS[group], esn=esn)
+        case ProtocolId.AH:
+            if integrity is None or integrity.ah != transform.transform_id or key_length is not None:
+                return None
+            return ChildSuite(ProtocolId.AH, None, integrity, _GROUPS[group], esn=esn)
+        case _:
+            return None
 
 
 def describe_child(sa: SecurityAssociation) -> tuple[str, ...]:
@@ -197,17 +233,18 @@ def _describe(proposal: Proposal, transform: Transform) -> str:
             bits=get(_KEY_LENGTH),
             integrity=get(_INTEGRITY),
             group=get(_GROUP),
+            esn=get(_ESN),
         )
     else:
-        what = str(suite)
+        what = suite.described
     mode = get(_ENCAPSULATION)
     return f"{what} {numbers(mode=next((each.name for each in EncapsulationMode if each == mode), mode))}"
 
 
-def responder_lifetime(spi: Spi, seconds: int) -> Notification:
+def responder_lifetime(protocol: ProtocolId, spi: Spi, seconds: int) -> Notification:
     """RESPONDER-LIFETIME: our SA ends earlier than the peer offered (RFC 2407 sections 4.5.4 and 4.6.3.1)."""
     return Notification(
-        protocol=ProtocolId.ESP,
+        protocol=protocol,
         type=NotifyType.RESPONDER_LIFETIME,
         spi=spi.to_bytes(SPI_OCTETS, "big"),
         data=encode_attributes(life_attributes(seconds, CHILD_LIFE)),

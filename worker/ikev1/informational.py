@@ -172,19 +172,19 @@ def _deleted(context: Context, sa: IkeSa, delete: Delete) -> None:
             for each in tuple(peer.ike_sas):
                 if each.cky_i + each.cky_r == spi:
                     forget_ike(context, each, DELETED)
-        elif delete.protocol == ProtocolId.ESP and len(spi) == SPI_OCTETS:
-            _deleted_child(context, peer, Spi(int.from_bytes(spi, "big")))
+        elif delete.protocol in (ProtocolId.AH, ProtocolId.ESP) and len(spi) == SPI_OCTETS:
+            _deleted_child(context, peer, ProtocolId(delete.protocol), Spi(int.from_bytes(spi, "big")))
 
 
-def _deleted_child(context: Context, peer: Peer, spi_out: Spi) -> None:
+def _deleted_child(context: Context, peer: Peer, protocol: ProtocolId, spi_out: Spi) -> None:
     """A pair that we have, or one that is being made: the monitor may be installing it."""
-    child = peer.by_spi_out.get(spi_out)
+    child = peer.by_spi_out.get((protocol, spi_out))
     if child is not None:
         forget_child(context, child, DELETED)
         return
     for sa in peer.ike_sas:
         for exchange in tuple(sa.exchanges.values()):
-            if exchange.theirs == spi_out:
+            if (exchange.protocol, exchange.theirs) == (protocol, spi_out):
                 exchange.abort(Failed(DELETED))
 
 
@@ -220,12 +220,15 @@ def honour_initial_contact(context: Context, sa: IkeSa, connection: Connection, 
             context.release(spi)
 
 
-async def delete_spis(context: Context, sa: IkeSa, spis: Iterable[Spi]) -> None:
-    """Tell the peer that we no longer take what it sends under these SPIs of ours."""
-    listed = [spi.to_bytes(SPI_OCTETS, "big") for spi in spis]
-    for start in range(0, len(listed), MAX_DELETED_AT_ONCE):
-        some = tuple(listed[start : start + MAX_DELETED_AT_ONCE])
-        await send(context, sa, [Delete(protocol=ProtocolId.ESP, spis=some)])
+async def delete_spis(context: Context, sa: IkeSa, spis: Iterable[tuple[ProtocolId, Spi]]) -> None:
+    """Tell the peer that we no longer take what it sends under these SPIs of ours. A Delete is of one protocol."""
+    listed: dict[ProtocolId, list[bytes]] = {}
+    for protocol, spi in spis:
+        listed.setdefault(protocol, []).append(spi.to_bytes(SPI_OCTETS, "big"))
+    for protocol, of_it in listed.items():
+        for start in range(0, len(of_it), MAX_DELETED_AT_ONCE):
+            some = tuple(of_it[start : start + MAX_DELETED_AT_ONCE])
+            await send(context, sa, [Delete(protocol=protocol, spis=some)])
 
 
 async def delete_ike(context: Context, sa: IkeSa) -> None:

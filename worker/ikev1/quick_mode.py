@@ -54,7 +54,7 @@ from worker.exchange import Exchange, Received
 from worker.ikev1 import informational
 from worker.isakmp_sa import IkeSa, IkeState, Peer
 from worker.moving import authenticated_from
-from worker.negotiate import choose_child, host
+from worker.negotiate import AH_AND_NAT, choose_child, host
 from worker.peers import add_child
 
 
@@ -88,6 +88,8 @@ class _Initiator:
     async def run(self) -> ChildSa:
         context, sa, flow, spi = self._context, self._sa, self._flow, self._spi
         child, peer = flow.child, sa.remote.address
+        if child.protocol is ProtocolId.AH and not sa.passes_ah:
+            raise Failed(AH_AND_NAT)
         group = child.suites[0].group
         offer = offer_child(child.suites, group, encapsulation_mode(child.mode, udp=sa.encap), spi, child.lifetime)
         next_payload, payloads = encode_chain(_original_addresses(sa, child, Role.INITIATOR))
@@ -107,18 +109,18 @@ class _Initiator:
         self._quick = offered.quick
         _admit(sa)
         exchange = Exchange(context, sa, ExchangeType.QUICK_MODE, MessageId(offered.message_id), subject=child.name)
-        exchange.ours = spi
+        exchange.protocol, exchange.ours = child.protocol, spi
         try:
             exchange.report(
                 f"-> {peer} Quick Mode 1/3 for {child.name}: {flow.local_ts} with {flow.remote_ts}, offering "
-                + ", ".join(str(suite) for suite in child.suites if suite.group is group)
+                + ", ".join(suite.described for suite in child.suites if suite.group is group)
             )
             message = exchange.sealed(PayloadType.HASH, offered.ciphertext)
             opened = await exchange.ask(message, self._message_2, f"Quick Mode 1/3 for {child.name}")
             answer = self._check(offer, opened)
             suite = answer.selection.suite
             exchange.theirs = answer.selection.spi
-            exchange.report(f"<- {peer} Quick Mode 2/3 for {child.name}: chose {suite}")
+            exchange.report(f"<- {peer} Quick Mode 2/3 for {child.name}: chose {suite.described}")
 
             keyed = await context.ask(
                 QuickAccept(quick=self._quick, suite=suite, spi_in=spi, spi_out=answer.selection.spi), QuickKeyed
@@ -130,7 +132,7 @@ class _Initiator:
             exchange.transmit(exchange.sealed(PayloadType.HASH, keyed.ciphertext))
         except PeerError as error:
             exchange.close()
-            await _refuse(context, sa, error, b"")
+            await _refuse(context, sa, error, child.protocol, b"")
             raise Failed(error.reason, error.notify) from None
         except BaseException:
             exchange.close()
@@ -208,7 +210,7 @@ async def _respond(
         await responder.run(row)
     except (PeerError, KeydRefused) as error:
         notify = error.notify if isinstance(error, PeerError) else NotifyType.NO_PROPOSAL_CHOSEN
-        await _refuse(context, sa, PeerError(error.reason, notify), responder.offered_spi)
+        await _refuse(context, sa, PeerError(error.reason, notify), *responder.offered)
         raise
     finally:
         responder.release()
@@ -229,8 +231,8 @@ class _Responder:
         self._opened = opened
         self._quick = opened.quick
         self._spi: Spi | None = None
-        self.offered_spi = b""
-        """The peer's, for a notification."""
+        self.offered = (int(ProtocolId.ESP), b"")
+        """Protocol and SPI of the peer's first proposal, for a notification."""
 
     def release(self) -> None:
         """Give back what was not used."""
@@ -248,11 +250,11 @@ class _Responder:
         rules.check(row, (kind for kind, _ in listed))
         payloads = [parse_payload(kind, body) for kind, body in listed]
         offer = _sa(payloads)
-        self.offered_spi = offer.proposals[0].spi
+        self.offered = (offer.proposals[0].protocol, offer.proposals[0].spi)
         id_bodies = tuple(body for kind, body in listed if kind == PayloadType.ID)
         local_ts, remote_ts = _selectors(sa, payloads)
         pfs = any(kind == PayloadType.KE for kind, _ in listed)
-        choice = choose_child(connection, offer, (local_ts, remote_ts), pfs=pfs, encap=sa.encap)
+        choice = choose_child(connection, offer, (local_ts, remote_ts), pfs=pfs, encap=sa.encap, passes_ah=sa.passes_ah)
         child, selection = choice.child, choice.selection
         exchange.subject = child.name
         flow = Flow(connection=connection, child=child, local_ts=local_ts, remote_ts=remote_ts, peer=sa.peer)
@@ -263,7 +265,7 @@ class _Responder:
         lifetime = min(child.lifetime, selection.lifetime)
         extras: list[Payload] = list(_original_addresses(sa, child, Role.RESPONDER))
         if lifetime < selection.lifetime:
-            extras.append(responder_lifetime(spi, lifetime))
+            extras.append(responder_lifetime(child.protocol, spi, lifetime))
         next_payload, chain = encode_chain(extras)
         keyed = await context.ask(
             QuickAnswer(
@@ -279,7 +281,7 @@ class _Responder:
             ),
             QuickKeyed,
         )
-        exchange.ours, exchange.theirs = spi, selection.spi
+        exchange.protocol, exchange.ours, exchange.theirs = child.protocol, spi, selection.spi
         try:
             # repeated by timer: the peer is authenticated, and it has nothing to repeat once it has sent message 3
             message = exchange.sealed(PayloadType.HASH, keyed.ciphertext)
@@ -289,7 +291,7 @@ class _Responder:
             exchange.check()
         except Failed:
             # the peer may believe that it has a pair now
-            await _withdraw(context, sa, spi)
+            await _withdraw(context, sa, child.protocol, spi)
             raise
         self._spi = None
         _adopt(context, pair)
@@ -353,26 +355,26 @@ def _adopt(context: Context, pair: ChildSa) -> None:
         "child-installed",
         **pair.label,
         role=pair.role.value,
-        suite=pair.suite,
+        suite=pair.suite.described,
         local_ts=pair.local_ts,
         remote_ts=pair.remote_ts,
     )
     context.watcher.installed(pair)
 
 
-async def _refuse(context: Context, sa: IkeSa, error: PeerError, spi: bytes) -> None:
+async def _refuse(context: Context, sa: IkeSa, error: PeerError, protocol: int, spi: bytes) -> None:
     """Tell the peer why, under protection."""
     if error.notify is not None and sa.state is IkeState.ESTABLISHED:
-        notification = Notification(protocol=ProtocolId.ESP, type=error.notify, spi=spi)
+        notification = Notification(protocol=protocol, type=error.notify, spi=spi)
         try:
             await informational.send(context, sa, [notification])
         except Failed as failed:
             context.log_rarely(Level.INFO, "notification-unsent", **sa.label, reason=failed.reason)
 
 
-async def _withdraw(context: Context, sa: IkeSa, spi: Spi) -> None:
+async def _withdraw(context: Context, sa: IkeSa, protocol: ProtocolId, spi: Spi) -> None:
     try:
-        await informational.delete_spis(context, sa, (spi,))
+        await informational.delete_spis(context, sa, ((protocol, spi),))
     except Failed as failed:
         context.log_rarely(Level.INFO, "notification-unsent", **sa.label, reason=failed.reason)
 

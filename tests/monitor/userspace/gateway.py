@@ -18,6 +18,7 @@ from monitor.sockets import Plane, open_listeners
 from monitor.userspace.client import UserspaceDataplane
 from privsep.algorithms import ChildSuite
 from privsep.channel import pair as channel_pair
+from privsep.iana import ProtocolId
 from privsep.loop import Loop
 from privsep.types import Endpoint, Mode, Spi, TrafficSelector
 
@@ -67,6 +68,7 @@ def main() -> None:
     )
     port = 4500 if wanted["encap"] else 500
     policy = Policy(
+        protocol=ProtocolId.ESP,
         number=1,
         mode=Mode[wanted["mode"]],
         local=Endpoint(local, port),
@@ -78,9 +80,7 @@ def main() -> None:
 
     def keys(spi: int) -> tuple[bytes, bytes]:
         stream = hashlib.shake_256(spi.to_bytes(4, "big")).digest(256)
-        return stream[: suite.cipher.key_octets], stream[
-            128 : 128 + (suite.integrity.key_octets if suite.integrity else 0)
-        ]
+        return stream[: suite.encryption_octets], stream[128 : 128 + suite.integrity_octets]
 
     def install() -> None:
         spi_in, spi_out = Spi(wanted["spi_in"]), Spi(wanted["spi_out"])
@@ -102,6 +102,7 @@ def main() -> None:
             local_ts=local_ts,
             remote_ts=remote_ts,
             lifetime=wanted.get("lifetime", 600),
+            replay_window=64,
         )
         answer(dataplane.install(pair))
 

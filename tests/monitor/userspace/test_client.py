@@ -9,6 +9,7 @@ from monitor.userspace import client as client_module
 from monitor.userspace.client import UserspaceDataplane
 from privsep.algorithms import ChildSuite
 from privsep.channel import Channel, pair
+from privsep.iana import ProtocolId
 from privsep.loop import Loop
 from privsep.schema.esp import (
     REPLIES,
@@ -29,6 +30,7 @@ from privsep.types import Endpoint, Mode, Spi, TrafficSelector
 
 LOCAL, REMOTE = (Endpoint(ipaddress.ip_address(text), 4500) for text in ("192.0.2.1", "192.0.2.2"))
 POLICY = Policy(
+    protocol=ProtocolId.ESP,
     number=7,
     mode=Mode.TUNNEL,
     local=LOCAL,
@@ -100,7 +102,7 @@ class Stage:
         return message
 
     def installed(self, lifetime=60):
-        made = sa_pair(self.client.allocate_spi(LOCAL, REMOTE), lifetime)
+        made = sa_pair(self.client.allocate_spi(LOCAL, REMOTE, ProtocolId.ESP), lifetime)
         future = self.client.install(made)
         self.answer(Ok())
         assert outcome(future) is None
@@ -123,6 +125,7 @@ def sa_pair(spi, lifetime=60):
         local_ts=POLICY.local_ts,
         remote_ts=POLICY.remote_ts,
         lifetime=lifetime,
+        replay_window=128,
     )
 
 
@@ -182,14 +185,14 @@ def test_removing_a_policy_keeps_its_routes_until_the_process_has_dropped_it(sta
 
 
 def test_spis_are_unique_random_and_not_reserved_rfc4303_2_1(stage):
-    spis = [stage.client.allocate_spi(LOCAL, REMOTE) for _ in range(2000)]
+    spis = [stage.client.allocate_spi(LOCAL, REMOTE, ProtocolId.ESP) for _ in range(2000)]
     assert len(set(spis)) == 2000
     assert min(spis) > 255
     assert max(spis) > 2**31
 
 
 def test_a_pair_is_installed_with_its_keys_window_and_lifetime(stage):
-    spi = stage.client.allocate_spi(LOCAL, REMOTE)
+    spi = stage.client.allocate_spi(LOCAL, REMOTE, ProtocolId.ESP)
     future = stage.client.install(sa_pair(spi, lifetime=99))
     order = stage.answer(Ok())
     assert isinstance(order, AddPair)
@@ -197,7 +200,7 @@ def test_a_pair_is_installed_with_its_keys_window_and_lifetime(stage):
         spi,
         0x4242,
         7,
-        64,
+        128,
         99,
     )
     assert (order.encryption_in, order.encryption_out) == (bytes(20), bytes(range(20)))
@@ -205,7 +208,9 @@ def test_a_pair_is_installed_with_its_keys_window_and_lifetime(stage):
 
 
 def test_requests_are_pipelined_and_answered_by_number(stage):
-    futures = [stage.client.install(sa_pair(stage.client.allocate_spi(LOCAL, REMOTE))) for _ in range(3)]
+    futures = [
+        stage.client.install(sa_pair(stage.client.allocate_spi(LOCAL, REMOTE, ProtocolId.ESP))) for _ in range(3)
+    ]
     stage.turn()
     for (_, sequence), reply in reversed(list(zip(stage.seen, (Ok(), Failed(), Ok()), strict=True))):
         stage.process.send(reply, sequence)
@@ -218,8 +223,8 @@ def test_requests_are_pipelined_and_answered_by_number(stage):
 def test_an_spi_that_was_not_allocated_or_is_installed_is_refused(stage):
     assert "not reserved" in refused(stage.client.install(sa_pair(Spi(0x7777))))
     assert "in use" in refused(stage.client.install(stage.installed()))
-    released = stage.client.allocate_spi(LOCAL, REMOTE)
-    stage.client.release_spi(released, LOCAL, REMOTE)
+    released = stage.client.allocate_spi(LOCAL, REMOTE, ProtocolId.ESP)
+    stage.client.release_spi(released, LOCAL, REMOTE, ProtocolId.ESP)
     assert "not reserved" in refused(stage.client.install(sa_pair(released)))
 
 
@@ -287,7 +292,7 @@ def test_a_pair_that_we_removed_does_not_expire_as_well(stage):
 
 def test_the_death_of_the_process_fails_what_is_pending_and_expires_what_was_installed(stage):
     made = stage.installed()
-    pending = stage.client.install(sa_pair(stage.client.allocate_spi(LOCAL, REMOTE)))
+    pending = stage.client.install(sa_pair(stage.client.allocate_spi(LOCAL, REMOTE, ProtocolId.ESP)))
     stage.turn()
     stage.process.close("test")
     stage.turn()

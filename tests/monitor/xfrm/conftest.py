@@ -4,6 +4,7 @@ import ctypes
 import ipaddress
 import os
 import re
+import shlex
 import shutil
 import subprocess
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ import pytest
 from monitor.dataplane import Pair, Policy
 from monitor.xfrm import messages, policy, sa, structs
 from privsep.algorithms import ChildSuite
+from privsep.iana import ProtocolId
 from privsep.tasks import Task
 from privsep.types import Endpoint, Mode, Spi, TrafficSelector
 
@@ -37,6 +39,7 @@ def endpoint(address, port=500):
 def make_policy(**changes):
     values = {
         "number": 7,
+        "protocol": ProtocolId.ESP,
         "mode": Mode.TUNNEL,
         "local": endpoint("192.0.2.1"),
         "remote": endpoint("192.0.2.2"),
@@ -63,6 +66,7 @@ def make_pair(chosen=None, **changes):
         "local_ts": chosen.local_ts,
         "remote_ts": chosen.remote_ts,
         "lifetime": 3600,
+        "replay_window": 64,
     }
     return Pair(**(values | changes))
 
@@ -74,10 +78,43 @@ CBC = {
     "encryption_out": AES_OUT,
     "integrity_out": SHA256_OUT,
 }
+
+
+def keyed(suite):
+    """The suite with keys that count up."""
+    encryption, integrity = suite.encryption_octets, suite.integrity_octets
+    return {
+        "suite": suite,
+        "encryption_in": bytes(range(encryption)),
+        "integrity_in": bytes(range(32, 32 + integrity)),
+        "encryption_out": bytes(range(100, 100 + encryption)),
+        "integrity_out": bytes(range(150, 150 + integrity)),
+    }
+
+
+ESP_ALGORITHMS = {
+    "aes192-md5": ("auth-trunc hmac(md5) {integrity} 96", "enc cbc(aes) {encryption}"),
+    "aes256-sha1": ("auth-trunc hmac(sha1) {integrity} 96", "enc cbc(aes) {encryption}"),
+    "aes256-sha384": ("auth-trunc hmac(sha384) {integrity} 192", "enc cbc(aes) {encryption}"),
+    "aes256ctr-sha512": ("auth-trunc hmac(sha512) {integrity} 256", "enc rfc3686(ctr(aes)) {encryption}"),
+    "aes128ccm8": ("aead rfc4309(ccm(aes)) {encryption} 64",),
+    "aes192ccm12": ("aead rfc4309(ccm(aes)) {encryption} 96",),
+    "aes256ccm16": ("aead rfc4309(ccm(aes)) {encryption} 128",),
+    "aes128gcm8": ("aead rfc4106(gcm(aes)) {encryption} 64",),
+    "aes192gcm12": ("aead rfc4106(gcm(aes)) {encryption} 96",),
+    "aes256gmac": ("aead rfc4543(gcm(aes)) {encryption} 128",),
+    "chacha20poly1305": ("aead rfc7539esp(chacha20,poly1305) {encryption} 128",),
+    "camellia192-aesxcbc": ("auth-trunc xcbc(aes) {integrity} 96", "enc cbc(camellia) {encryption}"),
+    "3des-aescmac": ("auth-trunc cmac(aes) {integrity} 96", "enc cbc(des3_ede) {encryption}"),
+    "null-sha256": ("auth-trunc hmac(sha256) {integrity} 128", "enc ecb(cipher_null) {encryption}"),
+}
+"""What iproute2 calls the algorithms of a suite."""
+AH = ChildSuite.parse("sha256", ProtocolId.AH)
 NATTED = {"encap": True, "local": endpoint("192.0.2.1", 4500), "remote": endpoint("192.0.2.2", 62345)}
 HOSTS = make_policy(
     mode=Mode.TRANSPORT, local_ts=selectors("192.0.2.1/32"), remote_ts=selectors("192.0.2.2/32", protocol=6, port=443)
 )
+AH_POLICY = make_policy(protocol=ProtocolId.AH)
 OVER_IPV6 = make_policy(local=endpoint("2001:db8::1"), remote=endpoint("2001:db8::2"))
 MIXED = make_policy(
     local_ts=selectors("10.1.0.0/16", "fd00:1::/64"),
@@ -105,6 +142,15 @@ class Case:
 
     ours: Any
     ip: str
+
+
+def _esp(name, algorithms):
+    pair = keyed(ChildSuite.parse(name))
+    keys = {key: f"0x{pair[f'{key}_out'].hex()}" if pair[f"{key}_out"] else '""' for key in ("encryption", "integrity")}
+    return Case(
+        ours=messages.NewSa.request(0x600, *sa.outbound(make_pair(**pair))),
+        ip=f"state add {_FROM_US} tunnel {_HARD} {_OUTWARD} " + " ".join(algorithms).format(**keys),
+    )
 
 
 IN, OUT, FWD = structs.Direction.IN, structs.Direction.OUT, structs.Direction.FWD
@@ -153,16 +199,61 @@ CASES = {
         ip=f"state update {_TO_US} tunnel {_SOFT} replay-window 64 {_INWARD} encap espinudp 62345 4500 0.0.0.0"
         f" auth-trunc hmac(sha256) 0x{SHA256_IN.hex()} 128 enc cbc(aes) 0x{AES_IN.hex()}",
     ),
+    **{f"newsa-out-{name}": _esp(name, algorithms) for name, algorithms in ESP_ALGORITHMS.items()},
+    "newsa-out-esn": Case(
+        ours=messages.NewSa.request(0x600, *sa.outbound(make_pair(suite=ChildSuite.parse("aes256gcm16-esn")))),
+        ip=f"state add {_FROM_US} tunnel replay-window 32 flag esn {_HARD} {_OUTWARD}"
+        f" aead rfc4106(gcm(aes)) 0x{GCM_OUT.hex()} 128",
+    ),
+    "updsa-in-esn-window-4096": Case(
+        ours=messages.UpdSa.request(
+            0, *sa.inbound(make_pair(suite=ChildSuite.parse("aes256gcm16-esn"), replay_window=4096))
+        ),
+        ip=f"state update {_TO_US} tunnel replay-window 4096 flag esn {_SOFT} {_INWARD}"
+        f" aead rfc4106(gcm(aes)) 0x{GCM_IN.hex()} 128",
+    ),
+    "updsa-in-window-32": Case(
+        ours=messages.UpdSa.request(0, *sa.inbound(make_pair(replay_window=32))),
+        ip=f"state update {_TO_US} tunnel replay-window 32 {_SOFT} {_INWARD}"
+        f" aead rfc4106(gcm(aes)) 0x{GCM_IN.hex()} 128",
+    ),
+    "newsa-out-ah": Case(
+        ours=messages.NewSa.request(0x600, *sa.outbound(make_pair(AH_POLICY, **keyed(AH)))),
+        ip=f"state add {_FROM_US.replace('esp', 'ah')} tunnel {_HARD} flag align4 {_OUTWARD}"
+        f" auth-trunc hmac(sha256) 0x{keyed(AH)['integrity_out'].hex()} 128",
+    ),
+    "updsa-in-ah-ipv6": Case(
+        ours=messages.UpdSa.request(0, *sa.inbound(make_pair(replace(OVER_IPV6, protocol=ProtocolId.AH), **keyed(AH)))),
+        ip="state update src 2001:db8::2 dst 2001:db8::1 proto ah spi 0x1000 reqid 7 mode tunnel"
+        f" replay-window 64 {_SOFT} {_INWARD} auth-trunc hmac(sha256) 0x{keyed(AH)['integrity_in'].hex()} 128",
+    ),
+    "newpolicy-out-ah": Case(
+        ours=_policy(AH_POLICY, OUT),
+        ip=f"policy add src 10.1.0.0/16 dst 10.2.0.0/16 dir out priority {_WIDE} {_OUT_TMPL.replace('esp', 'ah')}",
+    ),
+    "newpolicy-in-ah-transport": Case(
+        ours=_policy(replace(HOSTS, protocol=ProtocolId.AH), IN),
+        ip=f"policy add src 192.0.2.2 dst 192.0.2.1 proto tcp sport 443 dir in priority {_NARROW}"
+        " tmpl proto ah reqid 7 mode transport",
+    ),
+    "allocspi-ah": Case(
+        ours=messages.AllocSpi.request(0, sa.allocation(ADDRESS, ipaddress.ip_address("192.0.2.2"), ProtocolId.AH)),
+        ip="state allocspi src 192.0.2.2 dst 192.0.2.1 proto ah mode tunnel min 0x100 max 0xffffffff",
+    ),
+    "delsa-ah": Case(
+        ours=messages.DelSa.request(0, sa.key(sa.SaId(ADDRESS, ProtocolId.AH, Spi(0x1000)))),
+        ip="state delete dst 192.0.2.1 proto ah spi 0x1000",
+    ),
     "allocspi": Case(
-        ours=messages.AllocSpi.request(0, sa.allocation(ADDRESS, ipaddress.ip_address("192.0.2.2"))),
+        ours=messages.AllocSpi.request(0, sa.allocation(ADDRESS, ipaddress.ip_address("192.0.2.2"), ProtocolId.ESP)),
         ip="state allocspi src 192.0.2.2 dst 192.0.2.1 proto esp mode tunnel min 0x100 max 0xffffffff",
     ),
     "delsa": Case(
-        ours=messages.DelSa.request(0, sa.key(ADDRESS, Spi(0x1000))),
+        ours=messages.DelSa.request(0, sa.key(sa.SaId(ADDRESS, ProtocolId.ESP, Spi(0x1000)))),
         ip="state delete dst 192.0.2.1 proto esp spi 0x1000",
     ),
     "getsa": Case(
-        ours=messages.GetSa.request(0, sa.key(ADDRESS, Spi(0x1000))),
+        ours=messages.GetSa.request(0, sa.key(sa.SaId(ADDRESS, ProtocolId.ESP, Spi(0x1000)))),
         ip="state get dst 192.0.2.1 proto esp spi 0x1000",
     ),
     "newpolicy-out": Case(
@@ -240,7 +331,9 @@ def flatten(message):
 def capture(namespace, arguments):
     """The first netlink message that `ip xfrm` sends, by strace. Whether the kernel accepts it does not matter."""
     command = ["ip", "netns", "exec", namespace, "strace", "-qq", "-e", "trace=sendmsg,sendto", "-e", "write=all"]
-    traced = subprocess.run([*command, "ip", "xfrm", *arguments.split()], capture_output=True, text=True, check=False)
+    traced = subprocess.run(
+        [*command, "ip", "xfrm", *shlex.split(arguments)], capture_output=True, text=True, check=False
+    )
     rows = re.findall(r"^ \| ([0-9a-f]{5})  ((?:[0-9a-f]{2} {1,2})+)", traced.stderr, re.MULTILINE)
     found = bytearray()
     for offset, row in rows:
@@ -286,6 +379,8 @@ class Kit:
     """The makers, by attribute."""
 
     cases, kinds, requests = CASES, KINDS, REQUESTS
+    keyed = staticmethod(keyed)
+    ah = AH_POLICY
     cbc, hosts, mixed, over_ipv6, natted = CBC, HOSTS, MIXED, OVER_IPV6, NATTED
     policy = staticmethod(make_policy)
     pair = staticmethod(make_pair)

@@ -4,6 +4,7 @@ import errno
 import ipaddress
 import socket
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -11,7 +12,10 @@ from monitor.dataplane import DataplaneError, Traffic
 from monitor.xfrm.client import KernelDataplane
 from monitor.xfrm.messages import Type
 from monitor.xfrm.netlink import KernelError
+from monitor.xfrm.sa import SaId
+from privsep.algorithms import ChildSuite
 from privsep.iana import ProtocolId
+from privsep.types import Spi
 
 
 class FakeKernel:
@@ -61,7 +65,7 @@ def plane(kernel):
 def installed(kit, kernel, plane):
     """A pair that stands; the record starts after it."""
     pair = kit.pair()
-    plane.allocate_spi(pair.local, pair.remote)
+    plane.allocate_spi(pair.local, pair.remote, pair.suite.protocol)
     kit.result(plane.install(pair))
     kernel.done.clear()
     return pair
@@ -69,7 +73,7 @@ def installed(kit, kernel, plane):
 
 def test_the_inbound_sa_takes_the_larval_ones_place_and_the_outbound_is_new(kit, kernel, plane):
     pair = kit.pair()
-    assert plane.allocate_spi(pair.local, pair.remote) == 0x1000
+    assert plane.allocate_spi(pair.local, pair.remote, pair.suite.protocol) == 0x1000
     kit.result(plane.install(pair))
     assert kernel.kinds() == [Type.ALLOCSPI, Type.UPDSA, Type.NEWSA]
     assert kernel.done[1]["id.spi"] == (0x1000).to_bytes(4)
@@ -89,48 +93,110 @@ def test_an_spi_is_installed_once(kit, kernel, plane, installed):
 
 
 def test_an_allocation_for_another_address_does_not_count(kit, kernel, plane):
-    plane.allocate_spi(kit.endpoint("192.0.2.77"), kit.endpoint("192.0.2.2"))
+    plane.allocate_spi(kit.endpoint("192.0.2.77"), kit.endpoint("192.0.2.2"), ProtocolId.ESP)
     with pytest.raises(DataplaneError, match="not reserved"):
         kit.result(plane.install(kit.pair()))
 
 
 def test_an_outbound_sa_that_exists_is_not_replaced_and_nothing_stays(kit, kernel, plane):
     pair = kit.pair()
-    plane.allocate_spi(pair.local, pair.remote)
+    plane.allocate_spi(pair.local, pair.remote, pair.suite.protocol)
     kernel.refuse[Type.NEWSA] = errno.EEXIST
     with pytest.raises(DataplaneError, match="EEXIST"):
         kit.result(plane.install(pair))
     assert kernel.kinds() == [Type.ALLOCSPI, Type.UPDSA, Type.NEWSA, Type.DELSA]
     assert kernel.spis(Type.DELSA) == [0x1000]
-    assert plane.owner(pair.remote.address, pair.spi_out) is None
+    assert plane.owner(SaId(pair.remote.address, ProtocolId.ESP, pair.spi_out)) is None
 
 
 def test_a_refused_inbound_sa_takes_the_larval_one_along(kit, kernel, plane):
     pair = kit.pair()
-    plane.allocate_spi(pair.local, pair.remote)
+    plane.allocate_spi(pair.local, pair.remote, pair.suite.protocol)
     kernel.refuse[Type.UPDSA] = errno.EPROTONOSUPPORT
     with pytest.raises(DataplaneError, match=r"^UPDSA: EPROTONOSUPPORT \(for the test\)$"):
         kit.result(plane.install(pair))
     assert kernel.kinds() == [Type.ALLOCSPI, Type.UPDSA, Type.DELSA]
 
 
-def test_ah_is_not_installed(kit, kernel, plane):
-    pair = kit.pair(suite=kit.pair().suite.parse("aes256gcm16", ProtocolId.AH))
-    plane.allocate_spi(pair.local, pair.remote)
-    with pytest.raises(DataplaneError, match="only ESP"):
+AH = ChildSuite.parse("sha256", ProtocolId.AH)
+
+
+def test_an_spi_of_one_protocol_is_none_of_the_other_rfc4301_4_1(kit, kernel, plane):
+    pair = kit.pair(kit.ah, **kit.keyed(AH))
+    plane.allocate_spi(pair.local, pair.remote, ProtocolId.ESP)
+    with pytest.raises(DataplaneError, match="not reserved"):
         kit.result(plane.install(pair))
+    plane.release_spi(Spi(0x1000), pair.local, pair.remote, ProtocolId.AH)
+    assert kernel.kinds() == [Type.ALLOCSPI]
+
+
+def test_all_that_concerns_an_ah_pair_says_ah_rfc4302(kit, kernel, plane):
+    pair = kit.pair(kit.ah, **kit.keyed(AH))
+    kit.result(plane.add_policy(pair.policy))
+    plane.allocate_spi(pair.local, pair.remote, ProtocolId.AH)
+    kit.result(plane.install(pair))
+    kit.result(plane.traffic(pair))
+    kit.result(plane.remove(pair))
+    policies, sas = kernel.done[:3], kernel.done[3:]
+    assert {dict(message["attrs"])["XFRMA_TMPL"]["id.proto"] for message in policies} == {51}
+    fields = {Type.ALLOCSPI: "info.id.proto", Type.UPDSA: "id.proto", Type.NEWSA: "id.proto"}
+    assert [message[fields.get(message.kind, "proto")] for message in sas] == [51] * 7
+    assert [name for name, _ in kernel.done[4]["attrs"]] == ["XFRMA_ALG_AUTH_TRUNC", "XFRMA_REPLAY_ESN_VAL"]
+
+
+@pytest.mark.parametrize(
+    ("protocol", "keyword", "over_ipv6", "flags"),
+    [
+        (ProtocolId.AH, "sha256", False, 64),  # RFC 4302 section 2.6: 4 octets over IPv4, 8 over IPv6
+        (ProtocolId.AH, "sha256", True, 0),
+        (ProtocolId.AH, "sha256-esn", False, 64 | 128),
+        (ProtocolId.ESP, "aes128gcm16", False, 0),
+        (ProtocolId.ESP, "aes128gcm16-esn", True, 128),
+    ],
+)
+def test_flags_of_an_sa(kit, kernel, plane, protocol, keyword, over_ipv6, flags):
+    suite = ChildSuite.parse(keyword, protocol)
+    chosen = replace(kit.over_ipv6 if over_ipv6 else kit.policy(), protocol=protocol)
+    pair = kit.pair(chosen, **kit.keyed(suite))
+    plane.allocate_spi(pair.local, pair.remote, protocol)
+    kit.result(plane.install(pair))
+    assert [message["flags"] for message in kernel.done[1:]] == [flags, flags]
+
+
+@pytest.mark.parametrize(
+    ("window", "esn", "plain", "attribute"),
+    [
+        (32, False, 32, None),
+        (33, False, 0, {"bmp_len": 2, "replay_window": 33}),
+        (4096, False, 0, {"bmp_len": 128, "replay_window": 4096}),
+        (32, True, 0, {"bmp_len": 1, "replay_window": 32}),
+        (1024, True, 0, {"bmp_len": 32, "replay_window": 1024}),
+    ],
+)
+def test_windows_above_32_and_extended_numbers_go_into_an_attribute(kit, kernel, plane, window, esn, plain, attribute):
+    suite = ChildSuite.parse("aes256gcm16-esn" if esn else "aes256gcm16")
+    pair = kit.pair(suite=suite, replay_window=window)
+    plane.allocate_spi(pair.local, pair.remote, ProtocolId.ESP)
+    kit.result(plane.install(pair))
+    inbound, outbound = kernel.done[1:]
+    assert inbound.get("replay_window", 0) == plain
+    assert dict(inbound["attrs"]).get("XFRMA_REPLAY_ESN_VAL") == attribute
+    assert outbound.get("replay_window", 0) == 0
+    # an outbound SA with extended numbers keeps their upper half in the same attribute
+    expected = {"bmp_len": 1, "replay_window": 32} if esn else None
+    assert dict(outbound["attrs"]).get("XFRMA_REPLAY_ESN_VAL") == expected
 
 
 def test_a_released_spi_is_deleted_once(kit, kernel, plane):
     local, remote = kit.endpoint("192.0.2.1"), kit.endpoint("192.0.2.2")
-    spi = plane.allocate_spi(local, remote)
-    plane.release_spi(spi, local, remote)
-    plane.release_spi(spi, local, remote)
+    spi = plane.allocate_spi(local, remote, ProtocolId.ESP)
+    plane.release_spi(spi, local, remote, ProtocolId.ESP)
+    plane.release_spi(spi, local, remote, ProtocolId.ESP)
     assert kernel.spis(Type.DELSA) == [0x1000]
 
 
 def test_releasing_an_installed_spi_does_nothing(kernel, plane, installed):
-    plane.release_spi(installed.spi_in, installed.local, installed.remote)
+    plane.release_spi(installed.spi_in, installed.local, installed.remote, ProtocolId.ESP)
     assert kernel.done == []
 
 
@@ -145,7 +211,7 @@ def test_a_removal_that_fails_is_told_and_may_be_tried_again(kit, kernel, plane,
     kernel.refuse[Type.DELSA] = errno.EPERM
     with pytest.raises(DataplaneError, match="EPERM"):
         kit.result(plane.remove(installed))
-    assert plane.owner(installed.local.address, installed.spi_in) == installed.spi_in
+    assert plane.owner(SaId(installed.local.address, ProtocolId.ESP, installed.spi_in)) == installed.spi_in
 
 
 def test_a_tunnel_has_policies_out_in_and_forward(kit, kernel, plane):
@@ -245,23 +311,26 @@ def test_traffic_of_a_pair_that_is_gone_is_an_error(kit, kernel, plane, installe
 
 @pytest.mark.parametrize("which", ["inbound", "outbound"])
 def test_when_one_sa_ends_the_other_goes_too(kernel, plane, installed, which):
-    keys = {
-        "inbound": (installed.local.address, installed.spi_in),
-        "outbound": (installed.remote.address, installed.spi_out),
+    names = {
+        "inbound": SaId(installed.local.address, ProtocolId.ESP, installed.spi_in),
+        "outbound": SaId(installed.remote.address, ProtocolId.ESP, installed.spi_out),
     }
-    assert plane.ended(*keys[which]) == installed.spi_in
+    assert plane.ended(names[which]) == installed.spi_in
     assert kernel.spis(Type.DELSA) == [0x1000, 0x2000]
-    assert plane.ended(*keys[which]) is None
+    assert plane.ended(names[which]) is None
 
 
 def test_a_peers_spi_is_not_mistaken_for_one_of_ours(plane, installed):
-    stranger = ipaddress.ip_address("192.0.2.99")
-    assert plane.owner(stranger, installed.spi_in) is None
-    assert plane.ended(stranger, installed.spi_in) is None
+    ours = SaId(installed.local.address, ProtocolId.ESP, installed.spi_in)
+    assert plane.owner(ours) == installed.spi_in
+    address = ipaddress.ip_address("192.0.2.99")
+    for stranger in (replace(ours, destination=address), replace(ours, protocol=ProtocolId.AH)):
+        assert plane.owner(stranger) is None
+        assert plane.ended(stranger) is None
 
 
 def test_after_lost_events_what_vanished_is_found(kit, kernel, plane, installed):
-    waiting = plane.allocate_spi(installed.local, installed.remote)
+    waiting = plane.allocate_spi(installed.local, installed.remote, ProtocolId.ESP)
     assert plane.vanished() == []
     kernel.refuse[Type.GETSA] = errno.ESRCH
     assert plane.vanished() == [installed.spi_in, waiting]
@@ -270,7 +339,7 @@ def test_after_lost_events_what_vanished_is_found(kit, kernel, plane, installed)
 
 def test_a_single_pair_of_selectors_narrows_the_sa_below_its_policy(kit, kernel, plane):
     pair = kit.pair(local_ts=kit.selectors("10.1.7.0/24"), remote_ts=kit.selectors("10.2.0.0/16"))
-    plane.allocate_spi(pair.local, pair.remote)
+    plane.allocate_spi(pair.local, pair.remote, pair.suite.protocol)
     kit.result(plane.install(pair))
     inbound, outbound = kernel.done[1:]
     assert (inbound["sel.prefixlen_d"], inbound["sel.prefixlen_s"]) == (24, 16)
@@ -279,7 +348,7 @@ def test_a_single_pair_of_selectors_narrows_the_sa_below_its_policy(kit, kernel,
 
 def test_only_the_inbound_sa_has_a_soft_lifetime_and_a_replay_window(kit, kernel, plane):
     pair = kit.pair(lifetime=1000)
-    plane.allocate_spi(pair.local, pair.remote)
+    plane.allocate_spi(pair.local, pair.remote, pair.suite.protocol)
     kit.result(plane.install(pair))
     inbound, outbound = kernel.done[1:]
     assert (inbound["lft.soft_add_expires_seconds"], inbound["lft.hard_add_expires_seconds"]) == (900, 1000)

@@ -1,6 +1,7 @@
 """What the kernel reports unasked, from the golden messages and from nonsense."""
 
 import errno
+import ipaddress
 
 import pytest
 
@@ -8,6 +9,8 @@ from monitor.dataplane import Events
 from monitor.xfrm import events
 from monitor.xfrm.events import EVENTS_AT_ONCE, XfrmEvents
 from monitor.xfrm.messages import Expire
+from monitor.xfrm.sa import SaId
+from privsep.iana import ProtocolId
 from privsep.types import Spi
 
 
@@ -40,14 +43,15 @@ class FakePlane:
         self.asked = []
         self.gone = []
 
-    def owner(self, address, spi):
-        self.asked.append(("owner", str(address), spi))
-        return Spi(0x77) if (str(address), spi) == ("192.0.2.1", 0x1000) else None
+    def owner(self, name):
+        self.asked.append(("owner", str(name.destination), name.spi))
+        known = SaId(ipaddress.ip_address("192.0.2.1"), ProtocolId.ESP, Spi(0x1000))
+        return Spi(0x77) if name == known else None
 
-    def ended(self, address, spi):
-        self.owner(address, spi)
-        self.asked[-1] = ("ended", str(address), spi)
-        return Spi(0x77) if (str(address), spi) == ("192.0.2.1", 0x1000) else None
+    def ended(self, name):
+        owner = self.owner(name)
+        self.asked[-1] = ("ended", *self.asked[-1][1:])
+        return owner
 
     def vanished(self):
         return self.gone
@@ -110,6 +114,9 @@ def test_a_soft_expiry_leaves_it(kit, bench):
 def test_the_expiry_of_a_strangers_sa_is_ignored(kit, bench):
     assert bench.read(changed(kit.golden("expire-larval"), state__id__spi=bytes(4))) == []
     assert bench.read(changed(kit.golden("expire-larval"), state__id__proto=51)) == []
+    assert len(bench.plane.asked) == 2
+    assert bench.read(changed(kit.golden("expire-larval"), state__id__proto=108)) == []
+    assert len(bench.plane.asked) == 2, "IPComp's are never ours"
 
 
 def test_an_ipv6_address_is_read_whole(kit, bench):

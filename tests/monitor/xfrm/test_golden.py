@@ -17,32 +17,55 @@ NO_SOURCE = {
 }
 """iproute2 adds an empty XFRMA_SRCADDR, which the kernel does not look at for ESP."""
 
-DIFFERENCES = {"delsa": NO_SOURCE, "getsa": NO_SOURCE}
+DIFFERENCES = {"delsa": NO_SOURCE, "delsa-ah": NO_SOURCE, "getsa": NO_SOURCE}
 REQUEST, ACK = 0x1, 0x4
-ANSWERED = ("allocspi", "getsa", "getpolicy")
+ANSWERED = ("allocspi", "allocspi-ah", "getsa", "getpolicy")
 """Answered with a message, not with an ACK."""
 
 
 def names():
     return [
         "allocspi",
+        "allocspi-ah",
         "delpolicy",
         "delsa",
+        "delsa-ah",
         "getpolicy",
         "getsa",
         "newpolicy-fwd",
         "newpolicy-in",
+        "newpolicy-in-ah-transport",
         "newpolicy-in-ipv6-in-ipv4",
         "newpolicy-out",
+        "newpolicy-out-ah",
         "newpolicy-out-transport",
+        "newsa-out-3des-aescmac",
+        "newsa-out-aes128ccm8",
+        "newsa-out-aes128gcm8",
+        "newsa-out-aes192-md5",
+        "newsa-out-aes192ccm12",
+        "newsa-out-aes192gcm12",
+        "newsa-out-aes256-sha1",
+        "newsa-out-aes256-sha384",
+        "newsa-out-aes256ccm16",
+        "newsa-out-aes256ctr-sha512",
+        "newsa-out-aes256gmac",
+        "newsa-out-ah",
         "newsa-out-both-families",
+        "newsa-out-camellia192-aesxcbc",
         "newsa-out-cbc-sha256-udp",
+        "newsa-out-chacha20poly1305",
+        "newsa-out-esn",
         "newsa-out-gcm",
         "newsa-out-ipv6",
+        "newsa-out-null-sha256",
         "newsa-out-transport",
         "updpolicy-out",
+        "updsa-in-ah-ipv6",
         "updsa-in-cbc-sha256-udp",
+        "updsa-in-esn-window-4096",
         "updsa-in-gcm",
+        "updsa-in-window-32",
     ]
 
 

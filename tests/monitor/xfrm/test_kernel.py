@@ -15,11 +15,13 @@ from monitor.xfrm.netlink import XfrmNetlink
 from monitor.xfrm.probe import lacking
 from privsep.algorithms import ChildSuite
 from privsep.errors import OperatorError
+from privsep.iana import ProtocolId
 
 pytestmark = pytest.mark.root
 
 GCM = ChildSuite.parse("aes256gcm16")
 CBC = ChildSuite.parse("aes128-sha256")
+AH = ChildSuite.parse("sha256", ProtocolId.AH)
 ETH_P_ALL = 3
 
 
@@ -80,16 +82,23 @@ def knock():
 
 def test_an_allocated_spi_is_reserved_and_released(kit, bench):
     local, remote = kit.endpoint("192.0.2.1"), kit.endpoint("192.0.2.2")
-    spi = bench.plane.allocate_spi(local, remote)
+    spi = bench.plane.allocate_spi(local, remote, ProtocolId.ESP)
     assert spi >= 0x100
     assert f"spi 0x{spi:08x}" in bench.ip("xfrm", "state")
-    bench.plane.release_spi(spi, local, remote)
+    bench.plane.release_spi(spi, local, remote, ProtocolId.ESP)
     assert bench.ip("xfrm", "state") == ""
+
+
+def test_an_spi_of_ah_is_reserved_expires_and_is_reported(kit, bench, hasty):
+    local, remote = kit.endpoint("192.0.2.1"), kit.endpoint("192.0.2.2")
+    spi = bench.plane.allocate_spi(local, remote, ProtocolId.AH)
+    assert f"proto ah spi 0x{spi:08x}" in bench.ip("xfrm", "state")
+    assert bench.wait(5) == [("expired", spi, True)]
 
 
 def test_a_larval_sa_expires_and_is_reported(kit, bench, hasty):
     local, remote = kit.endpoint("192.0.2.1"), kit.endpoint("192.0.2.2")
-    spi = bench.plane.allocate_spi(local, remote)
+    spi = bench.plane.allocate_spi(local, remote, ProtocolId.ESP)
     assert bench.wait(5) == [("expired", spi, True)]
     assert bench.ip("xfrm", "state") == ""
     with pytest.raises(DataplaneError, match="not reserved"):
@@ -181,7 +190,7 @@ def test_bypass_of_a_socket_that_cannot_says_what_it_needs(bench):
         udp_encap(sock)
 
 
-@pytest.mark.parametrize("suite", [GCM, CBC])
+@pytest.mark.parametrize("suite", [GCM, CBC, AH])
 @pytest.mark.parametrize("version", [4, 6])
 def test_probing_changes_nothing(bench, suite, version):
     found = lacking(bench.netlink, [suite], [version])
@@ -194,7 +203,7 @@ def test_a_refused_pair_leaves_nothing(kit, bench):
     if lacking(bench.netlink, [CBC], [4]) is None:
         pytest.skip("this kernel has ESP, so it refuses nothing here")
     pair = kit.pair()
-    spi = bench.plane.allocate_spi(pair.local, pair.remote)
+    spi = bench.plane.allocate_spi(pair.local, pair.remote, ProtocolId.ESP)
     with pytest.raises(DataplaneError, match=r"UPDSA: E\w+ \(.*not found\)"):
         kit.result(bench.plane.install(kit.pair(spi_in=spi)))
     assert bench.ip("xfrm", "state") == ""
@@ -246,6 +255,6 @@ def test_a_hard_lifetime_takes_both_sas(kit, bench):
 
 def make(kit, bench, suite, **changes):
     values = {} if suite is GCM else dict(kit.cbc)
-    spi = bench.plane.allocate_spi(kit.endpoint("192.0.2.1"), kit.endpoint("192.0.2.2"))
+    spi = bench.plane.allocate_spi(kit.endpoint("192.0.2.1"), kit.endpoint("192.0.2.2"), ProtocolId.ESP)
     values |= {"suite": suite, "spi_in": spi} | changes
     return kit.pair(**values)

@@ -12,6 +12,7 @@ from monitor.xfrm import netlink, sa
 from monitor.xfrm.messages import Counters, DelSa, GetSa, NewSa
 from monitor.xfrm.netlink import MAX_STALE, KernelError, XfrmNetlink
 from privsep.errors import OperatorError
+from privsep.iana import ProtocolId
 from privsep.types import Spi
 
 ERROR = 2
@@ -67,11 +68,11 @@ def kernel(fake):
 
 
 def delete(kit):
-    return DelSa.request(0, sa.key(kit.endpoint("192.0.2.1").address, Spi(0x1000)))
+    return DelSa.request(0, sa.key(sa.SaId(kit.endpoint("192.0.2.1").address, ProtocolId.ESP, Spi(0x1000))))
 
 
 def get(kit):
-    return GetSa.request(0, sa.key(kit.endpoint("192.0.2.1").address, Spi(0x1000)))
+    return GetSa.request(0, sa.key(sa.SaId(kit.endpoint("192.0.2.1").address, ProtocolId.ESP, Spi(0x1000))))
 
 
 def test_an_acknowledged_request_returns(kit, fake, kernel):

@@ -6,10 +6,12 @@ from dataclasses import replace
 
 import pytest
 
+from monitor.xfrm.algorithms import CIPHERS, CONFIG, INTEGRITIES
 from monitor.xfrm.messages import Type
 from monitor.xfrm.netlink import KernelError
 from monitor.xfrm.probe import lacking, probe
-from privsep.algorithms import ChildSuite
+from privsep.algorithms import ChildSuite, EspCipher, Integrity
+from privsep.iana import ProtocolId
 
 GCM = ChildSuite.parse("aes256gcm16")
 CBC = ChildSuite.parse("aes128-sha256")
@@ -80,6 +82,34 @@ def test_missing_esp_is_named_before_the_missing_algorithm_that_hides_it():
 def test_esp_is_not_blamed_for_a_missing_algorithm():
     kernel = KernelWithoutEsp({b"rfc4106(gcm(aes))", b"hmac(sha1)"})
     assert "CONFIG_INET_ESP" not in lacking(kernel, [GCM], [4])
+
+
+def test_missing_ah_is_named_for_each_ip_version_and_esp_is_not_blamed():
+    suites = [ChildSuite.parse("sha1", ProtocolId.AH), ChildSuite.parse("aesxcbc-esn", ProtocolId.AH)]
+    assert lacking(FakeKernel(errno.EPROTONOSUPPORT), suites, [4, 6]) == (
+        "the kernel has no AH for IPv4 (CONFIG_INET_AH); the kernel has no AH for IPv6 (CONFIG_INET6_AH)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("keyword", "protocol", "told"),
+    [
+        ("aes128ctr-sha256", ProtocolId.ESP, "rfc3686(ctr(aes)) (CONFIG_CRYPTO_HMAC and CONFIG_CRYPTO_SHA256, CONFIG_"),
+        ("aes128ccm8", ProtocolId.ESP, "rfc4309(ccm(aes)) (CONFIG_CRYPTO_CCM and CONFIG_CRYPTO_AES)"),
+        ("aes128gmac", ProtocolId.ESP, "rfc4543(gcm(aes)) (CONFIG_CRYPTO_GCM and CONFIG_CRYPTO_AES)"),
+        ("chacha20poly1305", ProtocolId.ESP, "rfc7539esp(chacha20,poly1305) (CONFIG_CRYPTO_CHACHA20POLY1305)"),
+        ("aesxcbc", ProtocolId.AH, "xcbc(aes) (CONFIG_CRYPTO_XCBC and CONFIG_CRYPTO_AES)"),
+        ("md5", ProtocolId.AH, "hmac(md5) (CONFIG_CRYPTO_HMAC and CONFIG_CRYPTO_MD5)"),
+    ],
+)
+def test_the_build_option_of_a_missing_algorithm_is_named(keyword, protocol, told):
+    assert told in lacking(FakeKernel(errno.ENOSYS), [ChildSuite.parse(keyword, protocol)], [4])
+
+
+def test_every_algorithm_has_a_name_and_a_build_option():
+    assert set(CIPHERS) == set(EspCipher)
+    assert set(INTEGRITIES) == set(Integrity)
+    assert set(CONFIG) == {*CIPHERS.values(), *INTEGRITIES.values()}
 
 
 def test_a_reason_is_given_once():

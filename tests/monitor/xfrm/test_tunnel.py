@@ -14,11 +14,35 @@ from monitor.xfrm.client import KernelDataplane
 from monitor.xfrm.netlink import XfrmNetlink
 from monitor.xfrm.probe import lacking
 from privsep.algorithms import ChildSuite
+from privsep.iana import ProtocolId
 from privsep.types import Mode
 
 pytestmark = pytest.mark.root
 
-SUITES = ("aes128gcm16", "aes256gcm16", "aes128-sha256", "aes256-sha512", "aes192-sha384", "aes256-sha1")
+SUITES = (
+    "aes128gcm8",
+    "aes192gcm12",
+    "aes256gcm16",
+    "aes256gcm16-esn",
+    "aes128ccm8",
+    "aes192ccm12",
+    "aes256ccm16",
+    "aes128ctr-sha256",
+    "aes256ctr-sha1-esn",
+    "chacha20poly1305",
+    "aes128-sha256",
+    "aes256-sha512",
+    "aes192-sha384-esn",
+    "aes256-sha1",
+    "aes128-aesxcbc",
+    "aes128-aescmac",
+    "camellia128-sha256",
+    "camellia256-sha512",
+    "3des-md5",
+)
+READABLE = ("aes128gmac", "aes256gmac-esn", "null-sha256", "null-md5-esn")
+"""Suites of ESP that authenticate and do not encrypt."""
+AH = ("md5", "sha1", "sha256", "sha384", "sha512-esn", "aesxcbc", "aescmac")
 PATTERN = bytes.fromhex("c1ea4e57")
 ETH_P_ALL = 3
 PINGS = 3
@@ -45,6 +69,7 @@ def sides(kit):
             there = 3 - here
             ip = ["-n", name]
             run(*ip, "addr", "add", f"192.0.2.{here}/24", "dev", "under")
+            run(*ip, "addr", "add", f"2001:db8::{here}/64", "dev", "under", "nodad")
             run(*ip, "addr", "add", f"10.{here}.0.1/32", "dev", "lo")
             run(*ip, "addr", "add", f"fd00:{here}::1/128", "dev", "lo", "nodad")
             run(*ip, "link", "set", "under", "up")
@@ -69,6 +94,7 @@ def connect(kit, sides, suite, policy, **changes):
     policies = (
         policy,
         kit.policy(
+            protocol=policy.protocol,
             mode=policy.mode,
             local=policy.remote,
             remote=policy.local,
@@ -76,7 +102,10 @@ def connect(kit, sides, suite, policy, **changes):
             remote_ts=policy.local_ts,
         ),
     )
-    spis = [side.plane.allocate_spi(chosen.local, chosen.remote) for side, chosen in zip(sides, policies, strict=True)]
+    spis = [
+        side.plane.allocate_spi(chosen.local, chosen.remote, suite.protocol)
+        for side, chosen in zip(sides, policies, strict=True)
+    ]
     to_left, to_right = keys(suite, 1), keys(suite, 101)
     for side, chosen, spi_in, spi_out, inbound, outbound in (
         (sides[0], policies[0], spis[0], spis[1], to_left, to_right),
@@ -101,10 +130,9 @@ def connect(kit, sides, suite, policy, **changes):
 
 
 def keys(suite, first):
-    integrity = suite.integrity.key_octets if suite.integrity is not None else 0
     return (
-        bytes(range(first, first + suite.cipher.key_octets)),
-        bytes(range(first, first + integrity)),
+        bytes(range(first, first + suite.encryption_octets)),
+        bytes(range(first, first + suite.integrity_octets)),
     )
 
 
@@ -142,9 +170,9 @@ def test_the_control_without_policies_goes_in_clear(kit, sides):
     assert ping(kit, sides, "10.1.0.1", "10.2.0.1")[:2] == (PINGS, 2 * PINGS)
 
 
-def check(kit, sides, source="10.1.0.1", target="10.2.0.1"):
+def check(kit, sides, source="10.1.0.1", target="10.2.0.1", *, readable=False):
     received, clear, seen = ping(kit, sides, source, target)
-    assert (received, clear) == (PINGS, 0)
+    assert (received, clear) == (PINGS, 2 * PINGS if readable else 0)
     assert seen >= 2 * PINGS
     for side in sides:
         counted = kit.result(side.plane.traffic(side.pair))
@@ -159,6 +187,43 @@ def check(kit, sides, source="10.1.0.1", target="10.2.0.1"):
 @pytest.mark.parametrize("keyword", SUITES)
 def test_a_ping_crosses_the_tunnel_encrypted(kit, sides, keyword):
     connect(kit, sides, ChildSuite.parse(keyword), kit.policy())
+    check(kit, sides)
+
+
+@pytest.mark.parametrize("keyword", READABLE)
+def test_a_ping_crosses_authenticated_and_readable_rfc4543_rfc2410(kit, sides, keyword):
+    connect(kit, sides, ChildSuite.parse(keyword), kit.policy())
+    check(kit, sides, readable=True)
+
+
+@pytest.mark.parametrize("keyword", AH)
+@pytest.mark.parametrize("mode", Mode)
+def test_a_ping_crosses_under_ah_rfc4302(kit, sides, keyword, mode):
+    suite = ChildSuite.parse(keyword, ProtocolId.AH)
+    if mode is Mode.TUNNEL:
+        connect(kit, sides, suite, kit.ah)
+        check(kit, sides, readable=True)
+    else:
+        hosts = {"local_ts": kit.selectors("192.0.2.1/32"), "remote_ts": kit.selectors("192.0.2.2/32")}
+        connect(kit, sides, suite, kit.policy(protocol=ProtocolId.AH, mode=mode, **hosts))
+        check(kit, sides, "192.0.2.1", "192.0.2.2", readable=True)
+
+
+@pytest.mark.parametrize("keyword", ["sha1", "sha256"])
+def test_ah_over_ipv6_is_aligned_to_eight_octets_rfc4302_2_6(kit, sides, keyword):
+    policy = kit.policy(protocol=ProtocolId.AH, local=kit.endpoint("2001:db8::1"), remote=kit.endpoint("2001:db8::2"))
+    connect(kit, sides, ChildSuite.parse(keyword, ProtocolId.AH), policy)
+    check(kit, sides, readable=True)
+
+
+@pytest.mark.parametrize("window", [32, 33, 4096])
+@pytest.mark.parametrize("keyword", ["aes256gcm16", "aes256gcm16-esn"])
+def test_replay_windows_of_every_size_are_the_kernels_rfc4303_3_4_3(kit, sides, keyword, window):
+    connect(kit, sides, ChildSuite.parse(keyword), kit.policy(), replay_window=window)
+    shown = subprocess.run(["ip", "-n", sides[0].name, "xfrm", "state"], capture_output=True, text=True, check=True)
+    large = f"replay_window {window}, bitmap-length {-(-window // 32)}" in shown.stdout
+    assert large or f"replay-window {window}" in shown.stdout
+    assert shown.stdout.count("flag esn") == (2 if keyword.endswith("esn") else 0)
     check(kit, sides)
 
 

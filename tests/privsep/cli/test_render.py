@@ -41,6 +41,11 @@ def test_a_narrow_terminal_gets_records_with_nothing_cut_off(status_document):
     assert "paris/lan\n" in text
 
 
+def test_an_ah_proposal_is_marked(status_document):
+    status_document["ike_sas"][0]["children"][0] |= {"protocol": "ah", "proposal": "sha256-esn"}
+    assert "  AH sha256-esn  " in status_text(status_document, PLAIN)
+
+
 def test_adopted_children_are_shown(status_document):
     status_document["adopted"] = [{"connection": "rome", "name": "net", "state": "installed", "bytes_in": 0}]
     assert "rome/net" in status_text(status_document, PLAIN)

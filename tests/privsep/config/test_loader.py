@@ -10,7 +10,7 @@ from privsep.algorithms import ChildSuite, IkeSuite
 from privsep.config import loader, model
 from privsep.config.names import Names
 from privsep.config.problems import ConfigError
-from privsep.iana import IdType
+from privsep.iana import IdType, ProtocolId
 from privsep.types import Auth, Identity, Mode, TrafficSelector
 
 CONTRACT = """\
@@ -106,6 +106,35 @@ def test_what_is_left_away_has_the_documented_default(gateway):
     assert [str(suite) for suite in child.suites] == list(loader.DEFAULT_ESP)
     assert (connection.lifetime, child.lifetime) == (8 * 3600, 3600)
     assert (connection.encap, child.mode, child.start) == (model.Encap.AUTO, Mode.TUNNEL, model.Start.WAIT)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ("aes-sha", "aes128-sha1"),
+        ("camellia-sha2_256", "camellia128-sha256"),
+        ("aes128gcm64", "aes128gcm8"),
+        ("aes192gcm96", "aes192gcm12"),
+        ("aes256gcm128", "aes256gcm16"),
+        ("aes256gcm", "aes256gcm16"),
+        ("aes128ccm64-modp2048", "aes128ccm8-modp2048"),
+        ("AES256CCM96-x25519-ESN", "aes256ccm12-curve25519-esn"),
+        ("aes128ccm-noesn", "aes128ccm16"),
+        ("null-md5", "null-md5"),
+        ("3des-aesxcbc-ecp256", "3des-aesxcbc-ecp256"),
+        ("aes256gmac", "aes256gmac"),
+    ],
+)
+def test_strongswans_names_of_esp_proposals(gateway, theirs, ours):
+    (suite,) = gateway(SMALL + f"esp = ['{theirs}']").connections[0].children[0].suites
+    assert (str(suite), suite.protocol) == (ours, ProtocolId.ESP)
+
+
+def test_ah_proposals(gateway):
+    text = SMALL + "ah = ['sha256-modp2048-esn', 'sha1', 'aesxcbc', 'md5-noesn']"
+    suites = gateway(text).connections[0].children[0].suites
+    assert [str(suite) for suite in suites] == ["sha256-modp2048-esn", "sha1", "aesxcbc", "md5"]
+    assert {suite.protocol for suite in suites} == {ProtocolId.AH}
 
 
 def test_a_gateway_without_users_of_its_own_falls_back_to_numbers_that_nobody_has():
@@ -229,7 +258,15 @@ def test_transport_mode_takes_protocols_and_ports_on_the_outer_addresses(gateway
         (18, '["10.1.0.0/8"]', 18, '"10.0.0.0/8" would be right'),
         (18, '["2001:db8::/32"]', 19, "selectors of IPv4 and of IPv6; one child for each would be right"),
         (19, '["10.1.0.0/16"]', 19, "10.1.0.0/16 is also in local_ts; the peer's network would be right"),
-        (21, '["null-sha256"]', 21, "NULL encryption is refused"),
+        (21, '["null"]', 21, "'null' lacks integrity; null-sha256 would be right"),
+        (21, '["aes128ctr"]', 21, "'aes128ctr' lacks integrity; aes128ctr-sha256 would be right"),
+        (21, '["sha256"]', 21, "'sha256' is no ESP cipher we know; one of aes128"),
+        (21, '["aes128gmac-sha1"]', 21, "aes128gmac brings its own integrity; leave sha1 away"),
+        (21, '["esn"]', 21, "'esn' is no ESP cipher we know"),
+        (21, '["aes128-esn-sha1"]', 21, "'esn' is no integrity algorithm or group we know"),
+        (21, '["aes128-sha1-modp2048-esn-noesn"]', 21, "surplus part 'esn'; an ESP proposal is cipher[-integ"),
+        (21, '["chacha20poly1305"]', 21, "chacha20poly1305 cannot be negotiated in IKEv1"),
+        (21, '["aes256-aescmac"]', 21, "aescmac cannot be negotiated in IKEv1"),
         (21, '["aes128"]', 21, "aes128-sha256 would be right"),
         (21, '["aes128gcm16-sha256"]', 21, "leave sha256 away"),
         (21, '["aes256gcm16-modp2048", "aes128-sha256-modp1536"]', 21, "one group, not modp1536 and modp2048"),
@@ -308,7 +345,14 @@ def test_mistakes_of_a_connection_have_their_line(problems, line, problem):
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
-        ("ah = ['sha256']", "'ah' is not supported by this release; esp = [\"aes256gcm16\"] would be right"),
+        ("ah = ['aes256gcm16']", "'aes256gcm16' is no AH integrity algorithm we know; one of md5, sha1, sha256"),
+        ("ah = ['sha256-sha1']", "'sha1' is no group we know"),
+        ("ah = ['sha256-modp2048-x']", "surplus part 'x'; an AH proposal is integrity[-group][-esn]"),
+        ("ah = ['aescmac']", "aescmac cannot be negotiated in IKEv1"),
+        ("ah = ['sha256-modp2048', 'sha1-modp1536']", "one Quick Mode has one group, not modp1536 and modp2048"),
+        ("replay_window = 31", "'replay_window' is out of range; 32 to 4096 would be right"),
+        ("replay_window = 4097", "'replay_window' is out of range; 32 to 4096 would be right"),
+        ("replay_window = '64'", "'replay_window' is text; a whole number would be right"),
         ("lifetime = '0s'", "'0s' is out of range; 10s to 30d would be right"),
         ("mode = 'beet'", "'beet' is not known; one of transport, tunnel would be right"),
         ("mode = 'tunel'", "did you mean 'tunnel'?"),
@@ -319,6 +363,46 @@ def test_mistakes_of_a_child_have_their_line(problems, line, problem):
     ((at, told),) = problems(SMALL + line)
     assert at == 7
     assert problem in told
+
+
+def test_a_child_has_esp_or_ah(problems):
+    found = problems(SMALL + "esp = ['aes256gcm16']\nah = ['sha256']")
+    assert found == [(8, "a child has esp or ah, not both; esp alone protects and encrypts")]
+
+
+def test_ah_is_not_encapsulated_rfc3715_2_1(problems, gateway):
+    text = SMALL.replace("[connection.a.child", "encap = '{}'\n[connection.a.child") + "ah = ['sha256']"
+    assert gateway(text.format("auto")).connections[0].children[0].protocol is ProtocolId.AH
+    assert problems(text.format("force")) == [
+        (8, 'AH is not encapsulated in UDP; esp, or encap = "off", would be right')
+    ]
+
+
+def test_replay_window_is_the_childs(gateway):
+    windows = [gateway(SMALL + line).connections[0].children[0].replay_window for line in ("", "replay_window = 4096")]
+    assert windows == [64, 4096]
+
+
+BEYOND = "[gateway]\ndataplane = '{}'\n" + SMALL + "{} = ['{}']"
+
+
+@pytest.mark.parametrize(
+    ("key", "suite", "told"),
+    [
+        ("esp", "aes256gcm16-esn", "aes256gcm16-esn"),
+        ("esp", "aes128-aesxcbc", "aes128-aesxcbc"),
+        ("ah", "sha256", "AH sha256"),
+    ],
+)
+def test_suites_that_the_userspace_data_plane_cannot_carry_are_named(problems, gateway, key, suite, told):
+    right = 'dataplane = "kernel" or esp = ["aes256gcm16"] would be right'
+    assert problems(BEYOND.format("userspace", key, suite)) == [
+        (9, f"the userspace data plane cannot carry {told}; {right}")
+    ]
+    for choice in ("kernel", "auto"):
+        assert [str(each) for each in gateway(BEYOND.format(choice, key, suite)).connections[0].children[0].suites] == [
+            suite
+        ]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from privsep.algorithms import ChildSuite, IkeSuite
-from privsep.iana import IdType
+from privsep.iana import IdType, ProtocolId
 from privsep.schema import esp, install, keyd, keymat
 from privsep.schema.codec import MAX_FRAME, MAX_SEQUENCE, SchemaError, Table
 from privsep.types import Endpoint, Identity, TrafficSelector
@@ -39,11 +39,13 @@ AUTHENTICATED = keyd.Authenticated(
 ACCEPT = keyd.QuickAccept(
     quick=b"q" * 16, suite=ChildSuite.parse("aes256gcm16-modp2048"), spi_in=300, spi_out=2**32 - 1
 )
+ACCEPT_AH = dataclasses.replace(ACCEPT, suite=ChildSuite.parse("sha256-modp2048-esn", ProtocolId.AH))
 
 CASES = [
     (keyd.REQUESTS, DROP),
     (keyd.REQUESTS, OFFER),
     (keyd.REQUESTS, ACCEPT),
+    (keyd.REQUESTS, ACCEPT_AH),
     (keyd.REPLIES, AUTHENTICATED),
     (keyd.REPLIES, keyd.Refused(why=keyd.Refusal.BAD_HASH)),
     (install.FROM_WORKER, INSTALL),
@@ -77,6 +79,18 @@ def test_a_surplus_or_missing_field_is_refused(table, message):
         table.decode(msgpack.packb([*values, None]))
     with pytest.raises(SchemaError):
         table.decode(msgpack.packb(values[:-1]))
+
+
+@pytest.mark.parametrize(
+    "suite", [[2, "aes256gcm16"], [3, "sha256"], [1, "sha256"], [4, "sha256"], ["2", "sha256"], [2], [2, b"sha256"]]
+)
+def test_a_child_suite_is_of_its_protocol(suite):
+    values = frame_of(keyd.REQUESTS, ACCEPT_AH)
+    position = [field.name for field in dataclasses.fields(ACCEPT_AH)].index("suite") + 2
+    assert values[position] == [2, "sha256-modp2048-esn"]
+    values[position] = suite
+    with pytest.raises(SchemaError):
+        keyd.REQUESTS.decode(msgpack.packb(values))
 
 
 def stranger_fits(name: str, stranger: object) -> bool:

@@ -1,4 +1,6 @@
-"""Phase 2 proposals (RFC 2407 sections 4.5 and 4.6.3.1, RFC 2409 section 5.5, RFC 3947 section 5.1, RFC 4106)."""
+"""Phase 2 proposals (RFC 2407 sections 4.4.3 to 4.6.3.1, RFC 2409 section 5.5, RFC 3947 section 5.1, RFC 4304)."""
+
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -30,17 +32,28 @@ from worker.codec.payloads import Notification, encode_payload, parse_payload
 
 TUNNEL = EncapsulationMode.TUNNEL
 SPI_I, SPI_R = 0xC0000001, 0xD0000002
+CIPHERS = [cipher for cipher in EspCipher if cipher.number is not None]
+INTEGRITIES = st.sampled_from([each for each in Integrity if each.number is not None])
 COMBINED = st.builds(
-    ChildSuite, st.just(ProtocolId.ESP), st.sampled_from([c for c in EspCipher if c.icv]), st.none(), st.none()
+    ChildSuite,
+    st.just(ProtocolId.ESP),
+    st.sampled_from([c for c in CIPHERS if c.icv]),
+    st.none(),
+    st.none(),
+    esn=st.booleans(),
 )
 SEPARATE = st.builds(
     ChildSuite,
     st.just(ProtocolId.ESP),
-    st.sampled_from([c for c in EspCipher if not c.icv]),
-    st.sampled_from(Integrity),
+    st.sampled_from([c for c in CIPHERS if not c.icv]),
+    INTEGRITIES,
     st.none(),
+    esn=st.booleans(),
 )
-SUITES = st.lists(COMBINED | SEPARATE, min_size=1, max_size=8, unique=True)
+AH = st.builds(ChildSuite, st.just(ProtocolId.AH), st.none(), INTEGRITIES, st.none(), esn=st.booleans())
+SUITES = st.lists(COMBINED | SEPARATE, min_size=1, max_size=8, unique=True) | st.lists(
+    AH, min_size=1, max_size=8, unique=True
+)
 GROUP = st.none() | st.sampled_from(Group)
 
 GCM = ChildSuite.parse("aes256gcm16-modp2048")
@@ -51,7 +64,7 @@ CBC_ATTRIBUTES = (Attribute(4, 1), Attribute(6, 128), Attribute(5, 5), Attribute
 
 
 def with_group(suites, group):
-    return [ChildSuite(suite.protocol, suite.cipher, suite.integrity, group) for suite in suites]
+    return [replace(suite, group=group) for suite in suites]
 
 
 def proposal(*transforms, number=1, protocol=3, spi=b"\xc0\0\0\1"):
@@ -78,7 +91,7 @@ def test_an_offer_survives_the_wire_and_is_understood(suites, group, mode, spi, 
     sa = parse_association(encode_association(offer_child(suites, group, EncapsulationMode(mode), spi, lifetime)))
     selection = select_child(sa, suites, EncapsulationMode(mode))
     assert (selection.suite, selection.spi, selection.lifetime) == (suites[0], spi, lifetime)
-    assert describe_child(sa) == tuple(f"{suite} mode {EncapsulationMode(mode).name}" for suite in suites)
+    assert describe_child(sa) == tuple(f"{suite.described} mode {EncapsulationMode(mode).name}" for suite in suites)
 
 
 def test_suites_are_transforms_of_one_esp_proposal_with_one_spi():
@@ -101,9 +114,95 @@ def test_every_transform_of_an_offer_has_the_group_of_the_ke_payload_rfc2409_5_5
         offer_child([GCM], Group.CURVE25519, TUNNEL, SPI_I, 60)
 
 
-def test_ah_is_not_offered():
-    with pytest.raises(ValueError, match="ESP"):
-        offer_child([ChildSuite(ProtocolId.AH, None, Integrity.HMAC_SHA1, None)], None, TUNNEL, SPI_I, 60)
+def only_transform(keyword, protocol=ProtocolId.ESP):
+    offer = offer_child([ChildSuite.parse(keyword, protocol)], None, TUNNEL, SPI_I, 3600)
+    (transform,) = offer.proposals[0].transforms
+    return transform.transform_id, {each.type: each.value for each in transform.attributes[:-2]}
+
+
+@pytest.mark.parametrize(
+    ("keyword", "transform_id", "attributes"),
+    [
+        ("aes192-md5", 12, {4: 1, 6: 192, 5: 1}),
+        ("aes256ctr-sha1", 13, {4: 1, 6: 256, 5: 2}),  # RFC 3686 section 5.4
+        ("aes128ccm8", 14, {4: 1, 6: 128}),  # RFC 4309 section 7.3
+        ("aes192ccm12", 15, {4: 1, 6: 192}),
+        ("aes256ccm16", 16, {4: 1, 6: 256}),
+        ("aes128gcm8", 18, {4: 1, 6: 128}),  # RFC 4106 section 8.3
+        ("aes192gcm12", 19, {4: 1, 6: 192}),
+        ("aes256gcm16-esn", 20, {4: 1, 6: 256, 11: 1}),  # RFC 4304 section 2
+        ("aes256gmac", 23, {4: 1, 6: 256}),  # RFC 4543 section 5.3
+        ("camellia192-aesxcbc", 22, {4: 1, 6: 192, 5: 9}),  # RFC 4312, RFC 3566
+        ("3des-sha512", 3, {4: 1, 5: 7}),  # RFC 2407 section 4.5: no key length where it is fixed
+        ("null-sha384", 11, {4: 1, 5: 6}),
+    ],
+)
+def test_numbers_are_those_of_the_registry_and_key_lengths_where_the_cipher_has_several(
+    keyword, transform_id, attributes
+):
+    assert only_transform(keyword) == (transform_id, attributes)
+
+
+@pytest.mark.parametrize(
+    ("keyword", "transform_id", "attributes"),
+    [
+        ("md5", 2, {4: 1, 5: 1}),
+        ("sha1", 3, {4: 1, 5: 2}),
+        ("sha256-esn", 5, {4: 1, 5: 5, 11: 1}),
+        ("sha384", 6, {4: 1, 5: 6}),
+        ("sha512", 7, {4: 1, 5: 7}),
+        ("aesxcbc", 9, {4: 1, 5: 9}),
+    ],
+)
+def test_ah_says_its_algorithm_as_transform_and_as_attribute_rfc2407_4_4_3(keyword, transform_id, attributes):
+    assert only_transform(keyword, ProtocolId.AH) == (transform_id, attributes)
+    offer = offer_child([ChildSuite.parse(keyword, ProtocolId.AH)], None, TUNNEL, SPI_I, 3600)
+    assert offer.proposals[0].protocol == 2
+
+
+@pytest.mark.parametrize("keyword", ["chacha20poly1305", "aes128-aescmac"])
+def test_what_has_no_number_in_ikev1_is_not_offered_rfc9395(keyword):
+    with pytest.raises(ValueError, match="no number"):
+        offer_child([ChildSuite.parse(keyword)], None, TUNNEL, SPI_I, 60)
+
+
+def test_one_offer_has_one_protocol():
+    both = [ChildSuite.parse("aes128-sha1"), ChildSuite.parse("sha1", ProtocolId.AH)]
+    with pytest.raises(ValueError, match="two protocols"):
+        offer_child(both, None, TUNNEL, SPI_I, 60)
+
+
+@pytest.mark.parametrize("value", [0, 2, b"\0\1"])
+def test_extended_sequence_numbers_of_another_kind_abort_the_set_up_rfc4304_3(value):
+    esn = ChildSuite.parse("aes128-sha256-modp2048-esn")
+    suites = [CBC, esn]
+    sa = offered(proposal(cbc(*CBC_ATTRIBUTES, Attribute(11, value)), cbc()))
+    assert refusal(select_child, sa, suites, TUNNEL) is NotifyType.ATTRIBUTES_NOT_SUPPORTED
+    assert select_child(offered(proposal(cbc(*CBC_ATTRIBUTES, Attribute(11, 1)))), suites, TUNNEL).suite == esn
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        Transform(1, 3, (Attribute(4, 1), Attribute(5, 5))),  # AH_SHA with HMAC-SHA2-256
+        Transform(1, 3, (Attribute(4, 1),)),
+        Transform(1, 3, (Attribute(4, 1), Attribute(5, 2), Attribute(6, 128))),
+        Transform(1, 8, (Attribute(4, 1), Attribute(5, 2))),
+    ],
+)
+def test_an_ah_transform_that_contradicts_itself_is_passed_over_rfc2407_4_4_3(transform):
+    suites = [ChildSuite.parse(keyword, ProtocolId.AH) for keyword in ("sha1", "sha256")]
+    assert select_child(offered(proposal(transform, protocol=2)), suites, TUNNEL) is None
+    good = Transform(1, 3, (Attribute(4, 1), Attribute(5, 2)))
+    assert select_child(offered(proposal(good, protocol=2)), suites, TUNNEL).suite == suites[0]
+
+
+def test_ah_and_esp_are_never_taken_for_each_other():
+    ah, esp = ChildSuite.parse("sha1", ProtocolId.AH), ChildSuite.parse("3des-sha1")
+    # both have transform number 3 and the same attributes
+    for ours, theirs in ((ah, esp), (esp, ah)):
+        assert select_child(offer_child([theirs], None, TUNNEL, SPI_I, 60), [ours], TUNNEL) is None
+        assert select_child(offer_child([ours], None, TUNNEL, SPI_I, 60), [ours], TUNNEL).suite == ours
 
 
 @given(SUITES, SUITES)
@@ -118,7 +217,9 @@ def test_the_answer_is_the_chosen_transform_unchanged_with_the_responders_spi_rf
     offer = offer_child(suites, None, TUNNEL, SPI_I, 3600)
     ours = data.draw(st.permutations(suites))
     answer = select_child(offer, ours, TUNNEL).answer(SPI_R)
-    assert answer.proposals == (Proposal(1, 3, b"\xd0\0\0\2", (offer.proposals[0].transforms[suites.index(ours[0])],)),)
+    (proposed,) = offer.proposals
+    chosen = (proposed.transforms[suites.index(ours[0])],)
+    assert answer.proposals == (Proposal(1, proposed.protocol, b"\xd0\0\0\2", chosen),)
     accepted = accepted_child(offer, parse_association(encode_association(answer)))
     assert (accepted.suite, accepted.spi) == (ours[0], SPI_R)
 
@@ -161,6 +262,7 @@ def test_encapsulation_modes_are_those_of_rfc2407_4_5_and_rfc3947_5_1():
         cbc(Attribute(4, b"\0\1"), *CBC_ATTRIBUTES[1:]),
         cbc(Attribute(4, 1), Attribute(5, 5), Attribute(3, 14), transform_id=11),  # NULL
         cbc(Attribute(4, 1), Attribute(5, 5), Attribute(3, 14), transform_id=3),  # 3DES
+        cbc(*CBC_ATTRIBUTES, transform_id=3),  # 3DES with a key length
         cbc(*CBC_ATTRIBUTES, transform_id=20),  # GCM with an integrity algorithm
         cbc(*CBC_ATTRIBUTES, transform_id=249),
     ],
@@ -248,8 +350,9 @@ def test_an_answer_may_change_numbers_order_and_encoding_rfc2409_appendix_a():
 
 
 def test_a_responders_shorter_lifetime_is_told_and_understood_rfc2407_4_6_3_1():
-    notification = responder_lifetime(SPI_R, 1800)
+    notification = responder_lifetime(ProtocolId.ESP, SPI_R, 1800)
     assert encode_payload(notification)[1] == bytes.fromhex("00000001 03 04 6000 d0000002 80010001 00020004 00000708")
+    assert encode_payload(responder_lifetime(ProtocolId.AH, SPI_R, 1800))[1][4] == 2
     assert notified_lifetime(parse_payload(*encode_payload(notification))) == 1800
 
 
