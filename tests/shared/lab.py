@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -255,6 +256,14 @@ class Ours:
 
 def made(tmp_path_factory, mark: str) -> Iterator[Network]:
     """Two sites on one wire; `mark` begins the names of the namespaces."""
+    network = Network(made_directory(tmp_path_factory), mark)
+    network.up()
+    yield network
+    network.down()
+
+
+def made_directory(tmp_path_factory) -> Path:
+    """For daemons in namespaces; skips the test where there can be none."""
     if os.geteuid() != 0:
         pytest.skip("root is missing: namespaces need it")
     for tool in ("ip", "ping"):
@@ -262,9 +271,6 @@ def made(tmp_path_factory, mark: str) -> Iterator[Network]:
             pytest.skip(f"{tool} is missing")
     directory = tmp_path_factory.mktemp("site")
     for parent in (directory, directory.parent, directory.parent.parent):
-        # the daemon's unprivileged users must pass through
-        parent.chmod(0o755)
-    network = Network(directory, mark)
-    network.up()
-    yield network
-    network.down()
+        # the daemon's unprivileged users must pass through; the last may be /tmp, which has more bits than these
+        parent.chmod(stat.S_IMODE(parent.stat().st_mode) | 0o055)
+    return directory
