@@ -203,7 +203,7 @@ class Star:
             lines[nat] += _interface(f"out{number}", f"198.19.{outside}.254/24")
             lines[right] += _interface(f"wire{outside}", f"198.19.{outside}.1/24")
             for end, namespace in ((1, left), (2, right)):
-                hops = f"{_hop(number, 4, end)}/24", f"{_hop(number, 6, end)}/64"
+                hops = f"{hop(number, 4, end)}/24", f"{hop(number, 6, end)}/64"
                 lines[namespace] += _interface(f"wire{number}", *hops)
             for each in self.of(peer):
                 self._place(each, number, lines[left], lines[right], lines[nat])
@@ -225,7 +225,7 @@ class Star:
             if placed.case.mode == "tunnel":
                 lines.append(f"address add {_host(placed.inner(end))} dev lo")
                 # a packet that escapes the tunnel shows on the wire
-                lines.append(f"route add {_host(placed.inner(3 - end))} via {_hop(number, placed.case.inner, 3 - end)}")
+                lines.append(f"route add {_host(placed.inner(3 - end))} via {hop(number, placed.case.inner, 3 - end)}")
 
     def translate(self, ports: range) -> None:
         """Everything that the NAT forwards comes from its own address and one of these ports."""
@@ -241,7 +241,7 @@ class Star:
             subprocess.run(["ip", "netns", "del", site.namespace], check=False)
 
 
-def _hop(number: int, family: int, end: int) -> str:
+def hop(number: int, family: int, end: int) -> str:
     """A gateway's address on a wire that is no case's."""
     return f"198.19.{number}.{end}" if family == 4 else f"2001:db8:ffff:{number}::{end}"
 
