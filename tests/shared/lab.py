@@ -168,6 +168,8 @@ class Ours:
     dataplane = "userspace"
     when = "wait"
     """`start` of the child."""
+    patience = 60.0
+    """Seconds until it serves."""
 
     def __init__(self, site: Site) -> None:
         self.site = site
@@ -209,7 +211,7 @@ class Ours:
             self.process = subprocess.Popen(
                 self.words("run", "--config", str(self.config), "--secrets", str(self.secrets)), stdout=log, stderr=log
             )
-        ready = wait_for(lambda: self.process.poll() is not None or self.is_ready(), 60)
+        ready = wait_for(lambda: self.process.poll() is not None or self.is_ready(), self.patience)
         assert ready, self.text()
         assert self.process.poll() is None, self.text()
 
