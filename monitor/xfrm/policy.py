@@ -6,6 +6,7 @@ RFC 4301 section 4.4.1: the SPD, ordered; here by priority, the more specific se
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 
 from monitor.dataplane import Policy
 from monitor.xfrm.messages import Message
@@ -15,6 +16,11 @@ from privsep.types import Address, Mode, TrafficSelector
 PRIORITY_BASE = 0x494B45
 """Less the specificity it is the priority, of which the kernel takes the lowest. By this range we know our own."""
 MAX_SPECIFICITY = 4 * (128 + 128) + 3
+
+ICMPV6 = 58
+NEIGHBOUR_SOLICITATION, NEIGHBOUR_ADVERTISEMENT = 135, 136
+DISCOVERY_PRIORITY = PRIORITY_BASE - 2 * MAX_SPECIFICITY - 1
+"""Before every policy of ours that requires protection."""
 
 MODES = {Mode.TUNNEL: KernelMode.TUNNEL, Mode.TRANSPORT: KernelMode.TRANSPORT}
 
@@ -44,6 +50,49 @@ def entries(policy: Policy) -> Iterator[Entry]:
             yield _entry(Direction.OUT, leaving, priority, _template(policy, local, remote))
             for direction in inbound:
                 yield _entry(direction, entering, priority, _template(policy, remote, local))
+    if any(_covers(*pair, policy) for pair in product(policy.local_ts, policy.remote_ts)):
+        yield from _discovery(local, remote)
+
+
+def _covers(ours: TrafficSelector, theirs: TrafficSelector, policy: Policy) -> bool:
+    """Whether ICMPv6 between the outer addresses themselves is to be protected."""
+    local, remote = policy.local.address, policy.remote.address
+    return (
+        local.version == 6
+        and local in ours.network
+        and remote in theirs.network
+        and (ours.protocol or theirs.protocol) in (0, ICMPV6)
+    )
+
+
+def _discovery(local: Address, remote: Address) -> Iterator[Entry]:
+    """RFC 4861: two neighbours find each other in clear, or no message of IKE's would ever get through.
+
+    An answer is sent to the one address that asked, so that a policy for it would apply.
+    """
+    for kind in NEIGHBOUR_SOLICITATION, NEIGHBOUR_ADVERTISEMENT:
+        for direction, source, destination in (
+            (Direction.OUT, local, remote),
+            (Direction.IN, remote, local),
+        ):
+            chosen: Values = {
+                "sel.daddr": destination.packed,
+                "sel.saddr": source.packed,
+                "sel.dport": bytes(2),
+                "sel.dport_mask": _mask(0),
+                # the kernel has the type of an ICMP message there
+                "sel.sport": kind.to_bytes(2),
+                "sel.sport_mask": _mask(kind),
+                "sel.family": socket.AF_INET6,
+                "sel.prefixlen_d": destination.max_prefixlen,
+                "sel.prefixlen_s": source.max_prefixlen,
+                "sel.proto": ICMPV6,
+            }
+            yield Entry(
+                key={**chosen, "dir": direction},
+                values={**chosen, **UNLIMITED, "priority": DISCOVERY_PRIORITY, "dir": direction},
+                attributes=(),
+            )
 
 
 def _entry(direction: Direction, chosen: Values, priority: int, template: Values) -> Entry:
@@ -114,6 +163,8 @@ def has_our_priority(priority: int) -> bool:
 
 
 def is_ours(present: Message) -> bool:
-    """Whether a policy that the kernel has may be replaced: by its priority it is ours, and it requires an SA too."""
+    """Whether a policy that the kernel has may be replaced: by its priority ours, and it requires what ours do."""
     template = present.get_attr("XFRMA_TMPL")
+    if present["priority"] == DISCOVERY_PRIORITY:
+        return template is None
     return has_our_priority(present["priority"]) and template is not None and not template["optional"]

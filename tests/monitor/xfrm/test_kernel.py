@@ -8,6 +8,7 @@ import time
 import pytest
 
 from monitor.dataplane import DataplaneError, Events
+from monitor.xfrm import policy
 from monitor.xfrm.bypass import bypass, udp_encap
 from monitor.xfrm.client import KernelDataplane
 from monitor.xfrm.events import XfrmEvents
@@ -16,6 +17,7 @@ from monitor.xfrm.probe import lacking
 from privsep.algorithms import ChildSuite
 from privsep.errors import OperatorError
 from privsep.iana import ProtocolId
+from privsep.types import Mode
 
 pytestmark = pytest.mark.root
 
@@ -258,3 +260,47 @@ def make(kit, bench, suite, **changes):
     spi = bench.plane.allocate_spi(kit.endpoint("192.0.2.1"), kit.endpoint("192.0.2.2"), ProtocolId.ESP)
     values |= {"suite": suite, "spi_in": spi} | changes
     return kit.pair(**values)
+
+
+@pytest.fixture
+def neighbours(kit):
+    """Two namespaces on one link, 2001:db8::1 and 2001:db8::2."""
+    with kit.network() as near, kit.network() as far:
+        link = ["ip", "link", "add", "wire", "netns", near, "type", "veth", "peer", "name", "wire", "netns", far]
+        subprocess.run(link, check=True)
+        for name, address in ((near, "2001:db8::1"), (far, "2001:db8::2")):
+            for command in (f"address add {address}/64 dev wire nodad", "link set wire up"):
+                subprocess.run(["ip", "-n", name, *command.split()], check=True)
+        yield near, far
+
+
+def protect_all_between(kit, local, remote):
+    """A socket that IKE could use, with a policy for everything else."""
+    netlink = XfrmNetlink()
+    hosts = {"local_ts": kit.selectors(f"{local}/128"), "remote_ts": kit.selectors(f"{remote}/128")}
+    ends = {"local": kit.endpoint(local), "remote": kit.endpoint(remote)}
+    kit.result(KernelDataplane(netlink).add_policy(kit.policy(mode=Mode.TRANSPORT, **hosts, **ends)))
+    netlink.close()
+    sock = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+    sock.settimeout(3)
+    bypass(sock)
+    sock.bind((local, 500))
+    return sock
+
+
+@pytest.mark.parametrize("found", [True, False])
+def test_neighbours_find_each_other_though_all_between_them_is_protected_rfc4861(kit, neighbours, monkeypatch, found):
+    if not found:
+        monkeypatch.setattr(policy, "_discovery", lambda local, remote: ())
+    near, far = neighbours
+    with kit.entered(near):
+        ours = protect_all_between(kit, "2001:db8::1", "2001:db8::2")
+    with kit.entered(far):
+        theirs = protect_all_between(kit, "2001:db8::2", "2001:db8::1")
+    with ours, theirs:
+        ours.sendto(b"IKE", ("2001:db8::2", 500))
+        if found:
+            assert theirs.recv(10) == b"IKE"
+        else:
+            with pytest.raises(TimeoutError):
+                theirs.recv(10)
