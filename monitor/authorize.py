@@ -6,7 +6,7 @@ configuration; the worker has no word for them. `Passed.PASSED` is the one value
 """
 
 import ipaddress
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
 
@@ -46,8 +46,21 @@ class Case:
     policies: Policies
 
 
-def authorize(gateway: Gateway, sadb: Sadb, policies: Policies, redeemed: Redeemed, install: Install) -> Pair | Denial:
-    """The pair to install, built from the configuration and what keyd derived, or why not. Changes nothing."""
+Check = Callable[[Case], Verdict]
+
+
+def authorize(
+    gateway: Gateway,
+    sadb: Sadb,
+    policies: Policies,
+    redeemed: Redeemed,
+    install: Install,
+    checks: Iterable[Check] | None = None,
+) -> Pair | Denial:
+    """The pair to install, built from the configuration and what keyd derived, or why not. Changes nothing.
+
+    `checks` are all of `CHECKS`, or `READMISSION`.
+    """
     named = find_child(gateway, redeemed.connection, redeemed.child)
     if named is None:
         return Denial.NO_SUCH_CHILD
@@ -61,7 +74,7 @@ def authorize(gateway: Gateway, sadb: Sadb, policies: Policies, redeemed: Redeem
         sadb=sadb,
         policies=policies,
     )
-    for check in CHECKS:
+    for check in checks or CHECKS:
         verdict = check(case)
         if verdict is not PASSED:
             return verdict
@@ -86,6 +99,7 @@ def authorize(gateway: Gateway, sadb: Sadb, policies: Policies, redeemed: Redeem
         remote_ts=install.remote_ts,
         lifetime=child.lifetime,
         replay_window=child.replay_window,
+        role=redeemed.role,
     )
 
 
@@ -283,7 +297,7 @@ def _quota(case: Case) -> Verdict:
     return PASSED if case.sadb.may_install(case.connection.name) else Denial.QUOTA
 
 
-CHECKS: tuple[Callable[[Case], Verdict], ...] = (
+CHECKS: tuple[Check, ...] = (
     _identity,
     _most_specific,
     _suite,
@@ -304,3 +318,7 @@ CHECKS: tuple[Callable[[Case], Verdict], ...] = (
     _quota,
 )
 """In the order in which a reason is reported."""
+
+_OF_THE_INSTALLATION = (_key_lengths, _spi_is_ours, _spi_addresses)
+READMISSION: tuple[Check, ...] = tuple(check for check in CHECKS if check not in _OF_THE_INSTALLATION)
+"""For a pair that was installed before: its keys are the data plane's, its SPI is allocated no more."""

@@ -14,9 +14,10 @@ from monitor.commands import Commands
 from monitor.dataplane import Events
 from monitor.directories import Directories
 from monitor.egress import restrict, table_name
+from monitor.journal import NAME, Journal
 from monitor.logpipe import LogPipe
 from monitor.notify import Notifier
-from monitor.plane import choose
+from monitor.plane import choose, leave_kernel
 from monitor.redeemer import Redeemer
 from monitor.service import Leave, Service
 from monitor.sockets import Plane, open_listeners
@@ -63,8 +64,14 @@ class Daemon:
         self._listeners = open_listeners(gateway.listen, kind, gateway.users.worker[0])
         # in force while it is open, so until this process ends
         self._egress = restrict(gateway) if gateway.egress is Egress.RESTRICTED else None
+        kernel = self._plane.kernel
+        path = self._directories.run_dir / NAME
+        if kernel is None and path.exists():
+            leave_kernel(gateway, Journal(path, self.loop, log.event), log.event)
+            path.unlink()
+        journal = Journal(None if kernel is None else path, self.loop, self._log_event)
         self._service = Service(
-            gateway, self._plane.dataplane, self._redeem, self._to_worker, self.loop, self._log_event
+            gateway, self._plane.dataplane, self._redeem, self._to_worker, self.loop, self._log_event, journal, kernel
         )
         self._supervisor = Supervisor(
             self.loop,

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from privsep.algorithms import ChildSuite
+from privsep.config.model import Shunt
 from privsep.errors import PrivsepError
 from privsep.iana import ProtocolId
 from privsep.tasks import Future
-from privsep.types import Endpoint, Mode, Spi, TrafficSelector
+from privsep.types import Endpoint, Mode, Role, Spi, TrafficSelector
 
 
 class DataplaneError(PrivsepError):
@@ -54,6 +55,8 @@ class Pair:
     """Seconds until the data plane itself ends it, whatever the worker does."""
     replay_window: int
     """Packets (RFC 4303 section 3.4.3)."""
+    role: Role = Role.RESPONDER
+    """In the Quick Mode that made it: an initiator's peer has its own pair only after message 3."""
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -97,11 +100,33 @@ class Dataplane(Protocol):
     def remove_policy(self, policy: Policy) -> Future[None]:
         """Only at the end of the daemon, or when the child leaves the configuration."""
 
+    def add_shunt(self, shunt: Shunt) -> Future[None]:
+        """From now on its traffic passes in clear, or is refused."""
+
+    def remove_shunt(self, shunt: Shunt) -> Future[None]:
+        """Only at the end of the daemon."""
+
     def install(self, pair: Pair) -> Future[None]:
-        """Both SAs or none. Never replaces an existing outbound SA."""
+        """Both SAs or none. Never replaces an existing outbound SA.
+
+        An initiator's outbound SA may come later, as long as an earlier pair sends; should it fail, the pair expires.
+        """
 
     def remove(self, pair: Pair) -> Future[None]:
         """Both SAs; harmless when they are gone. The policy stays."""
 
     def traffic(self, pair: Pair) -> Future[Traffic]:
         """Counters; DataplaneError when the pair is gone."""
+
+
+class Adopting(Protocol):
+    """A data plane whose SAs and policies outlive the daemon, which is the kernel."""
+
+    def adopt(self, pair: Pair) -> Future[None]:
+        """Take charge of an earlier instance's pair. DataplaneError unless both SAs are there as described."""
+
+    def discard(self, pair: Pair) -> Future[bool]:
+        """Remove those of its SAs that are there as described, and no others; whether there were any."""
+
+    def clear(self, rule: Policy | Shunt) -> Future[None]:
+        """Remove what an earlier instance left of this policy or shunt, but for what stands in its place since."""

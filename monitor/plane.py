@@ -3,20 +3,25 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from monitor.dataplane import Dataplane, Events
+from monitor.dataplane import Adopting, Dataplane, Events
+from monitor.inheritance import renounce
+from monitor.journal import Journal
 from monitor.routes import Routes
 from monitor.userspace.client import UserspaceDataplane
-from monitor.xfrm.client import KernelDataplane
+from monitor.waiting import Log, run
+from monitor.xfrm.client import KernelDataplane, Later
 from monitor.xfrm.events import XfrmEvents
 from monitor.xfrm.netlink import XfrmNetlink
 from monitor.xfrm.probe import probe
+from privsep.config import shunts
 from privsep.config.checks import beyond_userspace
 from privsep.config.model import DataplaneChoice, Gateway
 from privsep.errors import OperatorError
 from privsep.loop import Loop
 
+ABLE = "the kernel carries every configured suite"
 MAX_TOLD = 8
-"""Suites that are named when a data plane cannot carry them."""
+"""Suites and shunts that are named when a data plane cannot carry them."""
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -35,6 +40,8 @@ class Choice:
     dataplane: Dataplane
     reason: str
     userspace: Userspace | None
+    kernel: Adopting | None
+    """The data plane, if it outlives the daemon. The userspace ESP process does not, nor do its keys."""
     settle: Callable[[], None]
     """Once every configured policy is placed: what a daemon that was killed has left is not needed any more."""
     close: Callable[[], None]
@@ -47,11 +54,26 @@ def choose(gateway: Gateway, loop: Loop, events: Events, lost: Callable[[str], N
     OperatorError when the configuration insists on a kernel that cannot, or neither can carry all. Needs root; nothing
     is left behind by probing.
     """
+    found = _decide(gateway)
+    return _kernel(found, loop, events) if isinstance(found, XfrmNetlink) else _userspace(loop, events, lost, found)
+
+
+def foresee(gateway: Gateway) -> str:
+    """What `choose` would take and why, without taking it."""
+    found = _decide(gateway)
+    if isinstance(found, XfrmNetlink):
+        found.close()
+        return f"kernel, because {ABLE}"
+    return f"userspace, because {found}"
+
+
+def _decide(gateway: Gateway) -> XfrmNetlink | str:
+    """The way to the kernel, or why it is the userspace ESP process."""
     if gateway.dataplane is DataplaneChoice.USERSPACE:
-        return _userspace(loop, events, lost, "the configuration says so")
+        return "the configuration says so"
     found = _able_kernel(gateway)
     if isinstance(found, XfrmNetlink):
-        return _kernel(found, loop, events)
+        return found
     if gateway.dataplane is DataplaneChoice.KERNEL:
         raise OperatorError(f'dataplane = "kernel": {found}; {_instead(gateway)} would work')
     if beyond := _beyond(gateway):
@@ -59,19 +81,34 @@ def choose(gateway: Gateway, loop: Loop, events: Events, lost: Callable[[str], N
             f'dataplane = "auto": {found}; the userspace data plane cannot carry {beyond}; '
             f"{_instead(gateway)} would work"
         )
-    return _userspace(loop, events, lost, found)
+    return found
+
+
+def leave_kernel(gateway: Gateway, journal: Journal, log: Log) -> None:
+    """The ESP process carries what an earlier instance had in the kernel: what that left would be in the way."""
+    try:
+        netlink = XfrmNetlink()
+    except OperatorError:
+        # a kernel without XFRM has nothing of it
+        return
+    run(renounce(gateway, journal, KernelDataplane(netlink), log))
+    netlink.close()
 
 
 def _instead(gateway: Gateway) -> str:
     """What would work without this kernel."""
-    return 'esp = ["aes256gcm16"] in their place' if _beyond(gateway) else '"auto" or "userspace"'
+    if not _beyond(gateway):
+        return '"auto" or "userspace"'
+    return 'esp = ["aes256gcm16"] in their place' if any(beyond_userspace(gateway)) else "doing without them"
 
 
 def _beyond(gateway: Gateway) -> str:
-    """The suites that userspace cannot carry, and whose they are; empty if there are none."""
-    found = [(f"{one.name}/{child.name}", child.suites[at].described) for one, child, at in beyond_userspace(gateway)]
-    told = ", ".join(f"{suite} of {whose}" for whose, suite in found[:MAX_TOLD])
-    return told + (f" and {len(found) - MAX_TOLD} more" if len(found) > MAX_TOLD else "")
+    """The suites that userspace cannot carry, and whose they are, and shunts; empty if there are none."""
+    suites = [
+        f"{child.suites[at].described} of {one.name}/{child.name}" for one, child, at in beyond_userspace(gateway)
+    ]
+    found = [*suites, *(f"shunt {shunt.name} ({reason})" for shunt, reason in shunts.beyond_userspace(gateway))]
+    return ", ".join(found[:MAX_TOLD]) + (f" and {len(found) - MAX_TOLD} more" if len(found) > MAX_TOLD else "")
 
 
 def _able_kernel(gateway: Gateway) -> XfrmNetlink | str:
@@ -88,7 +125,7 @@ def _able_kernel(gateway: Gateway) -> XfrmNetlink | str:
 
 
 def _kernel(netlink: XfrmNetlink, loop: Loop, events: Events) -> Choice:
-    dataplane = KernelDataplane(netlink)
+    dataplane = KernelDataplane(netlink, Later(loop, events.expired))
     reports = XfrmEvents(dataplane, events)
     loop.on_readable(reports.fileno(), reports.read_events)
 
@@ -97,15 +134,16 @@ def _kernel(netlink: XfrmNetlink, loop: Loop, events: Events) -> Choice:
         reports.close()
         netlink.close()
 
-    reason = "the kernel carries every configured suite"
-    return Choice(dataplane=dataplane, reason=reason, userspace=None, settle=_nothing, close=close)
+    return Choice(dataplane=dataplane, reason=ABLE, userspace=None, kernel=dataplane, settle=_nothing, close=close)
 
 
 def _userspace(loop: Loop, events: Events, lost: Callable[[str], None], reason: str) -> Choice:
     routes = Routes()
     dataplane = UserspaceDataplane(loop, routes, events, lost)
     userspace = Userspace(dataplane=dataplane, tun=routes.tun)
-    return Choice(dataplane=dataplane, reason=reason, userspace=userspace, settle=routes.settle, close=routes.close)
+    return Choice(
+        dataplane=dataplane, reason=reason, userspace=userspace, kernel=None, settle=routes.settle, close=routes.close
+    )
 
 
 def _nothing() -> None:

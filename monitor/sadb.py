@@ -6,7 +6,7 @@ Nothing here decides; `authorize.py` asks, `service.py` records.
 import ipaddress
 from bisect import bisect_left, bisect_right, insort
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
@@ -121,22 +121,34 @@ class Policies:
 
     A child whose peer's address is configured has one policy from the start. Other children get one for each pair of
     negotiated selectors, when they are first installed. None is ever forgotten, so that no deletion ends in clear text.
+
+    What an earlier instance left keeps its numbers, because its SAs are tied to them.
     """
 
-    def __init__(self, gateway: Gateway) -> None:
+    def __init__(self, gateway: Gateway, earlier: Mapping[int, tuple[str, str]] | None = None) -> None:
+        """`earlier`: numbers that an earlier instance gave to (connection, child). None of them goes to another."""
         self.reserved = Claims()
         """Traffic of peers whose address is configured. It stays theirs while they are down."""
         self._static: dict[tuple[str, str], Policy] = {}
         self._dynamic: dict[tuple[str, str, Selectors, Selectors], Policy] = {}
-        self._owners: list[tuple[str, str]] = []
+        earlier = earlier or {}
+        if max(earlier, default=0) + sum(len(each.children) for each in gateway.connections) > MAX_POLICY_NUMBER:
+            earlier = {}
+        kept = {owner: number for number, owner in sorted(earlier.items(), reverse=True)}
+        self._owners: list[tuple[str, str] | None] = [None] * max(earlier, default=0)
         for connection in gateway.connections:
             remote = fixed(connection.remote)
             if remote is None:
                 continue
             local = connection.local or _only_local(gateway, remote)
             for child in connection.children:
-                self._static[connection.name, child.name] = Policy(
-                    number=len(self._owners) + 1,
+                owner = connection.name, child.name
+                if owner not in kept:
+                    self._owners.append(owner)
+                number = kept.get(owner, len(self._owners))
+                self._owners[number - 1] = owner
+                self._static[owner] = Policy(
+                    number=number,
                     protocol=child.protocol,
                     mode=child.mode,
                     local=Endpoint(local, 0),
@@ -144,12 +156,23 @@ class Policies:
                     local_ts=child.local_ts,
                     remote_ts=child.remote_ts,
                 )
-                self._owners.append((connection.name, child.name))
                 self.reserved.add(Claim(connection.remote_id, child.local_ts, child.remote_ts))
 
     def static(self) -> tuple[Policy, ...]:
         """Those that are installed at start."""
         return tuple(self._static.values())
+
+    def all(self) -> tuple[Policy, ...]:
+        """These and those of peers at changing addresses."""
+        return (*self._static.values(), *self._dynamic.values())
+
+    def restore(self, connection: str, child: str, policy: Policy) -> bool:
+        """A policy that an earlier instance made for a peer at a changing address; whether its number is still free."""
+        free = policy.number <= len(self._owners) and self._owners[policy.number - 1] is None
+        if free:
+            self._owners[policy.number - 1] = connection, child
+            self._dynamic[connection, child, policy.local_ts, policy.remote_ts] = policy
+        return free
 
     def owner(self, number: int) -> tuple[str, str] | None:
         """(connection, child) of a policy number."""

@@ -12,7 +12,7 @@ from typing import Any
 from monitor.dataplane import Traffic
 from monitor.sadb import Entry, Phase
 from privsep.algorithms import ChildSuite
-from privsep.config.model import Child, Connection, Gateway, Remote, RemoteAny
+from privsep.config.model import Child, Connection, Gateway, Remote, RemoteAny, Shunt
 from privsep.schema.install import ChildStatus, IkeStatus
 from privsep.types import Identity, Spi, TrafficSelector
 
@@ -60,6 +60,7 @@ def document(facts: Facts, connection: str | None = None) -> Document:
             for each in facts.gateway.connections
             if connection is None or each.name == connection
         ],
+        "shunts": [_shunt(each) for each in facts.gateway.shunts if connection is None],
         "ike_sas": [_ike_sa(sa, facts, entries) for sa in ike_sas],
         # installed by an earlier worker; no IKE SA of the present one stands behind them
         "adopted": [
@@ -164,6 +165,16 @@ def _installed(entry: Entry, facts: Facts, suite: ChildSuite | None = None) -> D
         "packets_in": traffic.packets_in if traffic is not None else None,
         "packets_out": traffic.packets_out if traffic is not None else None,
         "expires_in_s": max(0, int(entry.since + pair.lifetime - facts.now)),
+    }
+
+
+def _shunt(shunt: Shunt) -> Document:
+    return {
+        "name": shunt.name,
+        "action": shunt.action.value,
+        "order": shunt.order.value,
+        "local_ts": _selectors(shunt.local_ts),
+        "remote_ts": _selectors(shunt.remote_ts),
     }
 
 

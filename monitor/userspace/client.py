@@ -11,6 +11,7 @@ from collections.abc import Callable
 from monitor.dataplane import DataplaneError, Events, Pair, Policy, Traffic
 from monitor.routes import Routes
 from privsep.channel import Channel
+from privsep.config.model import Shunt
 from privsep.iana import ProtocolId
 from privsep.loop import Loop
 from privsep.schema.esp import (
@@ -118,6 +119,24 @@ class UserspaceDataplane:
             _resolve(future, reply, absent_is_fine=True)
 
         self._ask(RemovePolicy(policy=policy.number), answered)
+        return future
+
+    def add_shunt(self, shunt: Shunt) -> Future[None]:
+        """Routes only: its packets never come to the process."""
+        future: Future[None] = Future()
+        try:
+            self._routes.add_shunt(shunt)
+        except DataplaneError as error:
+            future.set_error(error)
+        else:
+            future.set_result(None)
+        return future
+
+    def remove_shunt(self, shunt: Shunt) -> Future[None]:
+        """Its routes."""
+        future: Future[None] = Future()
+        self._routes.remove_shunt(shunt)
+        future.set_result(None)
         return future
 
     def install(self, pair: Pair) -> Future[None]:

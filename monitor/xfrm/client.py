@@ -5,14 +5,16 @@ that ALLOCSPI made; an outbound SA is added and replaces none. The kernel answer
 """
 
 import errno
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pyroute2.netlink import NLM_F_CREATE, NLM_F_EXCL
 
 from monitor.dataplane import DataplaneError, Pair, Policy, Traffic
+from monitor.waiting import Clock
 from monitor.xfrm import sa
 from monitor.xfrm.messages import (
     AllocSpi,
@@ -28,13 +30,20 @@ from monitor.xfrm.messages import (
     UpdSa,
 )
 from monitor.xfrm.netlink import KernelError, XfrmNetlink
-from monitor.xfrm.policy import Entry, entries, is_ours
-from monitor.xfrm.sa import SaId
+from monitor.xfrm.policy import Entry, entries, is_ours, stands_for
+from monitor.xfrm.present import PresentSa, is_as_described
+from monitor.xfrm.sa import SaId, Selectors
+from monitor.xfrm.structs import Values
+from privsep.config.model import Shunt
 from privsep.iana import ProtocolId
+from privsep.loop import Timer
 from privsep.tasks import Future
-from privsep.types import Endpoint, Spi
+from privsep.types import Endpoint, Role, Spi
 
 T = TypeVar("T")
+
+HOLD_SECONDS = 1.0
+"""Before a new pair sends in an old one's place: for message 3 of a Quick Mode, and for a slow peer to install."""
 
 _NEW = NLM_F_CREATE | NLM_F_EXCL
 """Never in place of another. XFRM goes by the message's type, which says the same."""
@@ -46,6 +55,8 @@ class Ends:
 
     inbound: SaId
     outbound: SaId
+    flow: tuple[int, Selectors, Selectors]
+    """Number of the policy and what was negotiated: a successor has the same."""
 
     @classmethod
     def of(cls, pair: Pair) -> "Ends":
@@ -54,6 +65,7 @@ class Ends:
         return cls(
             inbound=SaId(pair.local.address, protocol, pair.spi_in),
             outbound=SaId(pair.remote.address, protocol, pair.spi_out),
+            flow=(pair.policy.number, pair.local_ts, pair.remote_ts),
         )
 
     @property
@@ -62,16 +74,34 @@ class Ends:
         return self.inbound, self.outbound
 
 
+@dataclass(slots=True, frozen=True)
+class Later:
+    """What it takes to do something later: a clock, and whom to tell that a pair ended because it failed."""
+
+    clock: Clock
+    expired: Callable[[Spi, bool], None]
+
+
 class KernelDataplane:
-    """`monitor.dataplane.Dataplane` by XFRM."""
+    """`monitor.dataplane.Dataplane` by XFRM, and `Adopting`."""
 
     name = "kernel"
 
-    def __init__(self, netlink: XfrmNetlink) -> None:
+    def __init__(self, netlink: XfrmNetlink, later: Later | None = None) -> None:
+        """Without `later` everything is done at once."""
         self._netlink = netlink
+        self._later = later
         self._larval: set[SaId] = set()
         self._installed: dict[SaId, Ends] = {}
         """Each pair under both its SAs."""
+        self._pairs: Counter[tuple[int, Selectors, Selectors]] = Counter()
+        """How many there are for each flow."""
+        self._held: dict[SaId, Timer] = {}
+        """Outbound SAs that are not used yet, nor there."""
+        self._placed: set[tuple[tuple[str, Any], ...]] = set()
+        """Keys of the policies that are there by this instance."""
+        self._shunted: set[tuple[tuple[str, Any], ...]] = set()
+        """Those of shunts."""
 
     # SPIs
 
@@ -93,12 +123,21 @@ class KernelDataplane:
 
     def add_policy(self, policy: Policy) -> Future[None]:
         """All of its entries or none. What an earlier instance of ours left for the same traffic is replaced."""
-        return _settled(lambda: self._add_policy(policy))
+        return _settled(lambda: self._add(policy))
 
-    def _add_policy(self, policy: Policy) -> None:
+    def add_shunt(self, shunt: Shunt) -> Future[None]:
+        """The same without protection. No peer's selectors take its place."""
+        return _settled(lambda: self._add(shunt))
+
+    def _add(self, rule: Policy | Shunt) -> None:
         added: list[Entry] = []
         try:
-            for entry in entries(policy):
+            for entry in entries(rule):
+                key = _hashable(entry.key)
+                if isinstance(rule, Shunt):
+                    self._shunted.add(key)
+                elif key in self._shunted:
+                    raise DataplaneError("a shunt stands there")
                 if self._place(entry):
                     added.append(entry)
         except DataplaneError:
@@ -113,22 +152,33 @@ class KernelDataplane:
         except KernelError as error:
             if error.number != errno.EEXIST:
                 raise
-            present = self._netlink.ask(GetPolicy.request(0, entry.key), NewPolicy)
-            if not is_ours(present):
+            if not is_ours(self._present_policy(entry)):
                 raise
             self._netlink.do(UpdPolicy.request(0, entry.values, entry.attributes))
-            return False
-        return True
+            is_new = False
+        else:
+            is_new = True
+        self._placed.add(_hashable(entry.key))
+        return is_new
 
     def remove_policy(self, policy: Policy) -> Future[None]:
         """All of its entries."""
-        return _settled(lambda: self._remove_policy(policy))
+        return _settled(lambda: self._withdraw(policy))
 
-    def _remove_policy(self, policy: Policy) -> None:
-        for entry in entries(policy):
+    def remove_shunt(self, shunt: Shunt) -> Future[None]:
+        """All of its entries."""
+        return _settled(lambda: self._withdraw(shunt))
+
+    def _withdraw(self, rule: Policy | Shunt) -> None:
+        for entry in entries(rule):
             self._drop(entry)
 
+    def _present_policy(self, entry: Entry) -> NewPolicy:
+        return self._netlink.ask(GetPolicy.request(0, entry.key), NewPolicy)
+
     def _drop(self, entry: Entry) -> None:
+        for keys in (self._placed, self._shunted):
+            keys.discard(_hashable(entry.key))
         self._unless(errno.ENOENT, DelPolicy.request(0, entry.key))
 
     # pairs
@@ -142,14 +192,37 @@ class KernelDataplane:
         if ends.inbound not in self._larval:
             raise DataplaneError("the inbound SPI is not reserved")
         self._larval.discard(ends.inbound)
+        # the peer takes the new SA's packets once the worker's next message has arrived; the old pair sends till then
+        later = self._later if pair.role is Role.INITIATOR and self._pairs[ends.flow] else None
         try:
             self._netlink.do(UpdSa.request(0, *sa.inbound(pair)))
-            self._netlink.do(NewSa.request(_NEW, *sa.outbound(pair)))
+            if later is None:
+                self._add_outbound(pair, ends)
         except DataplaneError:
             # whichever stands: the larval SA or the one that took its place
             self._delete(ends.inbound)
             raise
-        self._installed.update(dict.fromkeys(ends.both, ends))
+        self._take(ends.inbound, ends)
+        if later is not None:
+            expired = later.expired
+            self._held[ends.outbound] = later.clock.after(HOLD_SECONDS, lambda: self._switch(pair, ends, expired))
+
+    def _add_outbound(self, pair: Pair, ends: Ends) -> None:
+        self._netlink.do(NewSa.request(_NEW, *sa.outbound(pair)))
+        self._installed[ends.outbound] = ends
+
+    def _take(self, inbound: SaId, ends: Ends) -> None:
+        self._installed[inbound] = ends
+        self._pairs[ends.flow] += 1
+
+    def _switch(self, pair: Pair, ends: Ends, expired: Callable[[Spi, bool], None]) -> None:
+        """From the old pair to this one."""
+        del self._held[ends.outbound]
+        try:
+            self._add_outbound(pair, ends)
+        except DataplaneError:
+            self.ended(ends.inbound)
+            expired(ends.inbound.spi, True)
 
     def remove(self, pair: Pair) -> Future[None]:
         """Both SAs; harmless when they are gone."""
@@ -161,8 +234,12 @@ class KernelDataplane:
         self._forget(ends)
 
     def _forget(self, ends: Ends) -> None:
-        for each in ends.both:
-            self._installed.pop(each, None)
+        held = self._held.pop(ends.outbound, None)
+        if held is not None:
+            held.cancel()
+        self._installed.pop(ends.outbound, None)
+        if self._installed.pop(ends.inbound, None) is not None:
+            self._pairs[ends.flow] -= 1
 
     def _delete(self, name: SaId) -> None:
         self._unless(errno.ESRCH, DelSa.request(0, sa.key(name)))
@@ -173,6 +250,60 @@ class KernelDataplane:
         except KernelError as error:
             if error.number != harmless:
                 raise
+
+    # monitor.dataplane.Adopting
+
+    def adopt(self, pair: Pair) -> Future[None]:
+        """Both SAs are there, with these addresses, this reqid, mode, encapsulation and lifetime."""
+        return _settled(lambda: self._adopt(pair))
+
+    def _adopt(self, pair: Pair) -> None:
+        ends = Ends.of(pair)
+        if len(self._described(pair, ends)) != len(ends.both):
+            raise DataplaneError("the kernel does not have both SAs as they were installed")
+        self._installed[ends.outbound] = ends
+        self._take(ends.inbound, ends)
+
+    def discard(self, pair: Pair) -> Future[bool]:
+        """Those of its SAs that are as they were installed."""
+        return _settled(lambda: self._discard(pair))
+
+    def _discard(self, pair: Pair) -> bool:
+        found = self._described(pair, Ends.of(pair))
+        for each in found:
+            self._delete(each)
+        return bool(found)
+
+    def _described(self, pair: Pair, ends: Ends) -> list[SaId]:
+        sides = (ends.inbound, pair.remote, pair.local), (ends.outbound, pair.local, pair.remote)
+        found = []
+        for name, source, destination in sides:
+            try:
+                present = self._netlink.ask(GetSa.request(0, sa.key(name)), PresentSa)
+            except KernelError as error:
+                if error.number != errno.ESRCH:
+                    raise
+                continue
+            if is_as_described(present, pair, source, destination):
+                found.append(name)
+        return found
+
+    def clear(self, rule: Policy | Shunt) -> Future[None]:
+        """Of its entries those that are ours by their priority, stand for it, and that nothing has replaced."""
+        return _settled(lambda: self._clear(rule))
+
+    def _clear(self, rule: Policy | Shunt) -> None:
+        for entry in entries(rule):
+            if _hashable(entry.key) in self._placed:
+                continue
+            try:
+                present = self._present_policy(entry)
+            except KernelError as error:
+                if error.number != errno.ENOENT:
+                    raise
+                continue
+            if is_ours(present) and stands_for(present, rule):
+                self._drop(entry)
 
     def traffic(self, pair: Pair) -> Future[Traffic]:
         """The kernel's counters of both SAs."""
@@ -222,6 +353,10 @@ class KernelDataplane:
         except KernelError as error:
             return error.number != errno.ESRCH
         return True
+
+
+def _hashable(values: Values) -> tuple[tuple[str, Any], ...]:
+    return tuple(values.items())
 
 
 def _settled(action: Callable[[], T]) -> Future[T]:

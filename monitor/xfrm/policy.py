@@ -10,18 +10,32 @@ from itertools import product
 
 from monitor.dataplane import Policy
 from monitor.xfrm.messages import Message
-from monitor.xfrm.structs import ALL_ALGORITHMS, PROTOCOLS, UNLIMITED, Attribute, Direction, KernelMode, Values
+from monitor.xfrm.structs import (
+    ALL_ALGORITHMS,
+    PROTOCOLS,
+    UNLIMITED,
+    Attribute,
+    Direction,
+    KernelAction,
+    KernelMode,
+    Values,
+)
+from privsep.config.model import Action, Order, Shunt
 from privsep.types import Address, Mode, TrafficSelector
 
 PRIORITY_BASE = 0x494B45
 """Less the specificity it is the priority, of which the kernel takes the lowest. By this range we know our own."""
 MAX_SPECIFICITY = 4 * (128 + 128) + 3
+_SPAN = MAX_SPECIFICITY + 1
+SHUNT_BASES = {Order.FIRST: PRIORITY_BASE - _SPAN, Order.LAST: PRIORITY_BASE + _SPAN}
+"""Of shunts: whatever their specificity and the children's, they go first, or last."""
 
+DISCOVERY_PRIORITY = PRIORITY_BASE - 3 * _SPAN
+"""Before every policy and shunt of ours."""
 ICMPV6 = 58
 NEIGHBOUR_SOLICITATION, NEIGHBOUR_ADVERTISEMENT = 135, 136
-DISCOVERY_PRIORITY = PRIORITY_BASE - 2 * MAX_SPECIFICITY - 1
-"""Before every policy of ours that requires protection."""
 
+ACTIONS = {Action.PASS: KernelAction.ALLOW, Action.DROP: KernelAction.BLOCK}
 MODES = {Mode.TUNNEL: KernelMode.TUNNEL, Mode.TRANSPORT: KernelMode.TRANSPORT}
 
 
@@ -34,24 +48,40 @@ class Entry:
     attributes: tuple[Attribute, ...]
 
 
-def entries(policy: Policy) -> Iterator[Entry]:
+def entries(rule: Policy | Shunt) -> Iterator[Entry]:
     """Each local with each remote selector; out first, so that nothing leaks meanwhile.
 
     Only tunnels forward: what transport mode decapsulates is for this machine (RFC 4301 section 4.1).
     """
-    inbound = (Direction.IN, Direction.FWD) if policy.mode is Mode.TUNNEL else (Direction.IN,)
-    local, remote = policy.local.address, policy.remote.address
-    for ours in policy.local_ts:
-        for theirs in policy.remote_ts:
+    if isinstance(rule, Policy):
+        local, remote = rule.local.address, rule.remote.address
+        out, in_ = (("XFRMA_TMPL", _template(rule, *ends)) for ends in ((local, remote), (remote, local)))
+        forwards = rule.mode is Mode.TUNNEL
+        yield from _entries(rule, PRIORITY_BASE, KernelAction.ALLOW, ((out,), (in_,)), forwards=forwards)
+        if any(_covers(*pair, rule) for pair in product(rule.local_ts, rule.remote_ts)):
+            yield from _discovery(local, remote)
+    else:
+        yield from _entries(rule, SHUNT_BASES[rule.order], ACTIONS[rule.action], ((), ()), forwards=True)
+
+
+def _entries(
+    rule: Policy | Shunt,
+    base: int,
+    action: KernelAction,
+    templates: tuple[tuple[Attribute, ...], tuple[Attribute, ...]],
+    *,
+    forwards: bool,
+) -> Iterator[Entry]:
+    out, in_ = templates
+    for ours in rule.local_ts:
+        for theirs in rule.remote_ts:
             leaving, entering = selector(ours, theirs), selector(theirs, ours)
             if leaving is None or entering is None:
                 continue
-            priority = PRIORITY_BASE - _specificity(ours, theirs)
-            yield _entry(Direction.OUT, leaving, priority, _template(policy, local, remote))
-            for direction in inbound:
-                yield _entry(direction, entering, priority, _template(policy, remote, local))
-    if any(_covers(*pair, policy) for pair in product(policy.local_ts, policy.remote_ts)):
-        yield from _discovery(local, remote)
+            common = {**UNLIMITED, "priority": base - _specificity(ours, theirs), "action": action}
+            yield _entry(Direction.OUT, leaving, common, out)
+            for direction in (Direction.IN, Direction.FWD) if forwards else (Direction.IN,):
+                yield _entry(direction, entering, common, in_)
 
 
 def _covers(ours: TrafficSelector, theirs: TrafficSelector, policy: Policy) -> bool:
@@ -88,19 +118,12 @@ def _discovery(local: Address, remote: Address) -> Iterator[Entry]:
                 "sel.prefixlen_s": source.max_prefixlen,
                 "sel.proto": ICMPV6,
             }
-            yield Entry(
-                key={**chosen, "dir": direction},
-                values={**chosen, **UNLIMITED, "priority": DISCOVERY_PRIORITY, "dir": direction},
-                attributes=(),
-            )
+            yield _entry(direction, chosen, {**UNLIMITED, "priority": DISCOVERY_PRIORITY}, ())
 
 
-def _entry(direction: Direction, chosen: Values, priority: int, template: Values) -> Entry:
-    return Entry(
-        key={**chosen, "dir": direction},
-        values={**chosen, **UNLIMITED, "priority": priority, "dir": direction},
-        attributes=(("XFRMA_TMPL", template),),
-    )
+def _entry(direction: Direction, chosen: Values, common: Values, attributes: tuple[Attribute, ...]) -> Entry:
+    key = {**chosen, "dir": direction}
+    return Entry(key=key, values={**common, **key}, attributes=attributes)
 
 
 def _template(policy: Policy, source: Address, destination: Address) -> Values:
@@ -163,8 +186,18 @@ def has_our_priority(priority: int) -> bool:
 
 
 def is_ours(present: Message) -> bool:
-    """Whether a policy that the kernel has may be replaced: by its priority ours, and it requires what ours do."""
-    template = present.get_attr("XFRMA_TMPL")
-    if present["priority"] == DISCOVERY_PRIORITY:
-        return template is None
-    return has_our_priority(present["priority"]) and template is not None and not template["optional"]
+    """Whether a policy that the kernel has may be replaced: by its priority ours, and requiring what such ones do."""
+    priority, template = present["priority"], present.get_attr("XFRMA_TMPL")
+    if template is not None:
+        return has_our_priority(priority) and not template["optional"]
+    if priority == DISCOVERY_PRIORITY:
+        return True
+    return any(base - MAX_SPECIFICITY <= priority <= base for base in SHUNT_BASES.values())
+
+
+def stands_for(present: Message, rule: Policy | Shunt) -> bool:
+    """Whether a policy of ours is part of that rule: of a policy by its number, of a shunt by what it does."""
+    template, discovers = present.get_attr("XFRMA_TMPL"), bool(present["priority"] == DISCOVERY_PRIORITY)
+    if isinstance(rule, Policy):
+        return discovers if template is None else bool(template["reqid"] == rule.number)
+    return template is None and not discovers and bool(present["action"] == ACTIONS[rule.action])

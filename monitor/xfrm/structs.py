@@ -26,6 +26,13 @@ class Direction(IntEnum):
     FWD = 2
 
 
+class KernelAction(IntEnum):
+    """XFRM_POLICY_ALLOW, _BLOCK. With templates, ALLOW requires what they say."""
+
+    ALLOW = 0
+    BLOCK = 1
+
+
 class KernelMode(IntEnum):
     """XFRM_MODE_TRANSPORT, _TUNNEL."""
 

@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Iterator
 
 from privsep.algorithms import ChildSuite
+from privsep.config import shunts
 from privsep.config.model import Child, Connection, DataplaneChoice, Encap, Gateway
 from privsep.config.reader import Reader, Section
 from privsep.iana import ProtocolId
@@ -107,6 +108,11 @@ def _check_userspace(gateway: Gateway, reader: Reader) -> None:
             ("connection", connection.name, "child", child.name, key, number),
             f'the userspace data plane cannot carry {suite.described}; dataplane = "kernel" or esp = '
             '["aes256gcm16"] would be right',
+        )
+    for shunt, reason in shunts.beyond_userspace(gateway):
+        reader.problem(
+            ("shunt", shunt.name, "remote_ts"),
+            f'the userspace data plane cannot tell this traffic apart: {reason}; dataplane = "kernel" would be right',
         )
 
 

@@ -7,7 +7,7 @@ from enum import Enum
 from typing import TypeVar
 
 from privsep.algorithms import ChildSuite, IkeSuite
-from privsep.config import checks
+from privsep.config import checks, shunts
 from privsep.config.durations import between
 from privsep.config.identities import parse_identity
 from privsep.config.model import (
@@ -114,6 +114,7 @@ class _Loader:
         users = self._users(section)
         section.close()
         connections = [self._connection(name, each) for name, each in root.named("connection", limit=MAX_CONNECTIONS)]
+        found = [shunts.read(name, each) for name, each in root.named("shunt", limit=shunts.MAX_SHUNTS)]
         root.close()
         gateway = Gateway(
             listen=self._listen,
@@ -122,8 +123,10 @@ class _Loader:
             absent=frozenset(absent),
             connections=tuple(connection for connection in connections if connection is not None),
             egress=egress,
+            shunts=tuple(shunt for shunt in found if shunt is not None),
         )
         checks.check(gateway, self._reader)
+        shunts.check(gateway, self._reader)
         return gateway
 
     def _users(self, gateway: Section) -> Users:

@@ -47,6 +47,20 @@ class Start(Enum):
     WAIT = "wait"
 
 
+class Action(Enum):
+    """`shunt.action`: let the traffic through in clear, or refuse it."""
+
+    PASS = "pass"  # noqa: S105 - no password
+    DROP = "drop"
+
+
+class Order(Enum):
+    """`shunt.order`: before all children or after them."""
+
+    FIRST = "first"
+    LAST = "last"
+
+
 class Layer(Enum):
     """Sandbox steps that `gateway.absent` may name as missing on this machine; every other step is mandatory."""
 
@@ -117,6 +131,17 @@ class Connection:
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
+class Shunt:
+    """`[shunt.NAME]`: traffic without protection, by decision (RFC 4301 section 4.4.1: BYPASS and DISCARD)."""
+
+    name: str
+    local_ts: tuple[TrafficSelector, ...]
+    remote_ts: tuple[TrafficSelector, ...]
+    action: Action
+    order: Order
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
 class Gateway:
     """The whole of gateway.toml."""
 
@@ -127,6 +152,7 @@ class Gateway:
     absent: frozenset[Layer]
     connections: tuple[Connection, ...]
     egress: Egress = Egress.OPEN
+    shunts: tuple[Shunt, ...] = ()
 
     def connection(self, name: str) -> Connection | None:
         """The connection of that name, or None."""

@@ -169,6 +169,8 @@ class Adopted:
     spi_out: SpiField
     local: Endpoint
     remote: Endpoint
+    left_s: U32
+    """Seconds that are left of its lifetime."""
 
 
 class Outcome(Enum):

@@ -393,6 +393,7 @@ def test_a_new_worker_is_told_what_is_installed(bench, kit):
                 spi_out=spi + 0x10000,
                 local=kit.endpoint("192.0.2.1"),
                 remote=kit.endpoint("192.0.2.2"),
+                left_s=3600,
             ),
             0,
         )

@@ -8,6 +8,7 @@ from monitor.dataplane import Traffic
 from monitor.sadb import Entry
 from monitor.status import Facts, WorkerState, document
 from privsep.algorithms import ChildSuite, IkeSuite
+from privsep.config.model import Action, Order, Shunt
 from privsep.schema.install import ChildStatus, IkeStatus
 from privsep.types import Role
 
@@ -146,3 +147,24 @@ def test_a_child_that_the_monitor_does_not_know_has_no_counters_and_is_not_calle
     (child,) = status["ike_sas"][0]["children"]
     assert "bytes_in" not in child
     assert child["state"] == "unknown"
+
+
+def test_shunts_are_told_with_the_whole_and_not_with_a_connection(kit, facts):
+    shunt = Shunt(
+        name="spare",
+        local_ts=kit.selectors("10.1.0.0/16"),
+        remote_ts=kit.selectors("10.2.3.0/24"),
+        action=Action.PASS,
+        order=Order.FIRST,
+    )
+    told = kit.replace(facts, gateway=kit.replace(facts.gateway, shunts=(shunt,)))
+    assert document(told)["shunts"] == [
+        {
+            "name": "spare",
+            "action": "pass",
+            "order": "first",
+            "local_ts": ["10.1.0.0/16"],
+            "remote_ts": ["10.2.3.0/24"],
+        }
+    ]
+    assert document(told, "paris")["shunts"] == []

@@ -53,6 +53,14 @@ class FakeRoutes:
     def remove(self, policy):
         self.led.remove(policy.number)
 
+    def add_shunt(self, shunt):
+        if self.refuses:
+            raise DataplaneError("no")
+        self.led.append(shunt)
+
+    def remove_shunt(self, shunt):
+        self.led.remove(shunt)
+
 
 class Stage:
     """A client, and the process that it talks to."""
@@ -320,3 +328,15 @@ def test_an_answer_to_nothing_ends_the_process(stage, message, sequence):
     stage.turn()
     assert len(stage.lost) == 1
     assert "violation" in stage.lost[0]
+
+
+def test_shunts_are_routes_and_nothing_to_the_process(stage):
+    assert outcome(stage.client.add_shunt("a shunt")) is None
+    assert stage.routes.led == ["a shunt"]
+    assert outcome(stage.client.remove_shunt("a shunt")) is None
+    assert stage.routes.led == []
+    stage.routes.refuses = True
+    with pytest.raises(DataplaneError):
+        outcome(stage.client.add_shunt("a shunt"))
+    stage.turn()
+    assert stage.seen == []

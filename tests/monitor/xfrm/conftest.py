@@ -18,6 +18,7 @@ import pytest
 from monitor.dataplane import Pair, Policy
 from monitor.xfrm import messages, policy, sa, structs
 from privsep.algorithms import ChildSuite
+from privsep.config.model import Action, Order, Shunt
 from privsep.iana import ProtocolId
 from privsep.tasks import Task
 from privsep.types import Endpoint, Mode, Spi, TrafficSelector
@@ -71,6 +72,24 @@ def make_pair(chosen=None, **changes):
     return Pair(**(values | changes))
 
 
+def make_shunt(**changes):
+    values = {
+        "name": "spare",
+        "local_ts": selectors("10.1.0.0/16"),
+        "remote_ts": selectors("10.2.3.0/24"),
+        "action": Action.PASS,
+        "order": Order.FIRST,
+    }
+    return Shunt(**(values | changes))
+
+
+DROP = {"action": Action.DROP}
+EVERYTHING = {
+    "local_ts": selectors("0.0.0.0/0"),
+    "remote_ts": selectors("0.0.0.0/0"),
+    "order": Order.LAST,
+    **DROP,
+}
 CBC = {
     "suite": ChildSuite.parse("aes128-sha256"),
     "encryption_in": AES_IN,
@@ -277,6 +296,23 @@ CASES = {
         ours=_policy(replace(MIXED, local_ts=MIXED.local_ts[1:], remote_ts=MIXED.remote_ts[1:]), IN),
         ip=f"policy add src fd00:2::/64 dst fd00:1::/64 dir in priority {policy.PRIORITY_BASE - 4 * 128} {_IN_TMPL}",
     ),
+    "newpolicy-out-pass": Case(
+        ours=_policy(make_shunt(), OUT),
+        ip=f"policy add src 10.1.0.0/16 dst 10.2.3.0/24 dir out priority {policy.SHUNT_BASES[Order.FIRST] - 4 * 40}",
+    ),
+    "newpolicy-in-drop": Case(
+        ours=_policy(make_shunt(**EVERYTHING), IN),
+        ip=f"policy add src 0.0.0.0/0 dst 0.0.0.0/0 dir in action block priority {policy.SHUNT_BASES[Order.LAST]}",
+    ),
+    "newpolicy-fwd-drop-ipv6": Case(
+        ours=_policy(make_shunt(local_ts=selectors("::/0"), remote_ts=selectors("::/0", protocol=58), **DROP), FWD),
+        ip="policy add src ::/0 dst ::/0 proto ipv6-icmp dir fwd action block"
+        f" priority {policy.SHUNT_BASES[Order.FIRST] - 2}",
+    ),
+    "delpolicy-pass": Case(
+        ours=messages.DelPolicy.request(0, _entry(make_shunt(), OUT).key),
+        ip="policy delete src 10.1.0.0/16 dst 10.2.3.0/24 dir out",
+    ),
     "updpolicy-out": Case(
         ours=_policy(make_policy(), OUT, messages.UpdPolicy, 0),
         ip=f"policy update src 10.1.0.0/16 dst 10.2.0.0/16 dir out priority {_WIDE} {_OUT_TMPL}",
@@ -383,6 +419,7 @@ class Kit:
     ah = AH_POLICY
     cbc, hosts, mixed, over_ipv6, natted = CBC, HOSTS, MIXED, OVER_IPV6, NATTED
     policy = staticmethod(make_policy)
+    shunt = staticmethod(make_shunt)
     pair = staticmethod(make_pair)
     selectors = staticmethod(selectors)
     endpoint = staticmethod(endpoint)

@@ -9,14 +9,15 @@ from dataclasses import replace
 import pytest
 
 from monitor.dataplane import DataplaneError, Traffic
-from monitor.xfrm.client import KernelDataplane
+from monitor.xfrm.client import HOLD_SECONDS, KernelDataplane, Later
 from monitor.xfrm.messages import Type
 from monitor.xfrm.netlink import KernelError
+from monitor.xfrm.policy import DISCOVERY_PRIORITY, PRIORITY_BASE, SHUNT_BASES
 from monitor.xfrm.sa import SaId
 from privsep.algorithms import ChildSuite
-from monitor.xfrm.policy import DISCOVERY_PRIORITY
+from privsep.config.model import Action, Order, Shunt
 from privsep.iana import ProtocolId
-from privsep.types import Spi
+from privsep.types import Mode, Role, Spi
 
 
 class FakeKernel:
@@ -406,3 +407,280 @@ def test_nothing_that_is_kept_holds_a_key(plane, installed):
     kept = [getattr(ends, name) for ends in plane._installed.values() for name in ends.__slots__]
     assert kept
     assert not any(isinstance(value, bytes) for value in kept)
+
+
+# what an earlier instance left
+
+
+def described(pair, *, outbound=False, **changes):
+    """What the kernel has of one of the pair's SAs."""
+    source, destination = (pair.local, pair.remote) if outbound else (pair.remote, pair.local)
+    encap = {"type": 2, "sport": source.port.to_bytes(2), "dport": destination.port.to_bytes(2)}
+    values = {
+        "saddr": source.address.packed.ljust(16, b"\0"),
+        "family": socket.AF_INET if source.address.version == 4 else socket.AF_INET6,
+        "reqid": pair.policy.number,
+        "mode": 1 if pair.policy.mode is Mode.TUNNEL else 0,
+        "lft.hard_add_expires_seconds": pair.lifetime,
+        "encap": encap if pair.encap else None,
+    }
+    return values | changes
+
+
+@pytest.fixture
+def having(kernel):
+    """Let the kernel have SAs, by SPI."""
+
+    def having(**sas):
+        ask = kernel.ask
+
+        def answer(message, kind):
+            if message.kind is not Type.GETSA:
+                return ask(message, kind)
+            spi = int.from_bytes(message["spi"])
+            kernel.done.append(message)
+            if f"spi_{spi:x}" not in sas:
+                raise KernelError("GETSA", errno.ESRCH)
+            found = kind()
+            found.update(sas[f"spi_{spi:x}"])
+            return found
+
+        kernel.ask = answer
+
+    return having
+
+
+@pytest.mark.parametrize("way", ["esp", "natted", "ipv6", "transport"])
+def test_a_pair_that_the_kernel_has_as_described_is_adopted_and_reported_on(kit, plane, having, way):
+    chosen = {"ipv6": kit.over_ipv6, "transport": kit.hosts}.get(way)
+    pair = kit.pair(chosen, **(kit.natted if way == "natted" else {}))
+    having(spi_1000=described(pair), spi_2000=described(pair, outbound=True))
+    kit.result(plane.adopt(pair))
+    inbound = SaId(pair.local.address, ProtocolId.ESP, Spi(0x1000))
+    assert plane.owner(SaId(pair.remote.address, ProtocolId.ESP, Spi(0x2000))) == 0x1000
+    assert plane.ended(inbound) == 0x1000
+    assert plane.owner(inbound) is None
+
+
+OTHERS = {
+    "another peer": {"saddr": bytes(16)},
+    "another policy": {"reqid": 8},
+    "larval": {"reqid": 0, "lft.hard_add_expires_seconds": 30},
+    "another mode": {"mode": 0},
+    "another lifetime": {"lft.hard_add_expires_seconds": 60},
+    "in UDP": {"encap": {"type": 2, "sport": b"\x11\x94", "dport": b"\x11\x94"}},
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+@pytest.mark.parametrize("side", ["inbound", "outbound"])
+def test_an_sa_that_is_not_as_described_is_neither_adopted_nor_removed(kit, kernel, plane, having, other, side):
+    pair = kit.pair()
+    sas = {"spi_1000": described(pair), "spi_2000": described(pair, outbound=True)}
+    foreign, own = ("spi_1000", 0x2000) if side == "inbound" else ("spi_2000", 0x1000)
+    sas[foreign] |= OTHERS[other]
+    having(**sas)
+    with pytest.raises(DataplaneError, match="both"):
+        kit.result(plane.adopt(pair))
+    assert plane.owner(SaId(pair.local.address, ProtocolId.ESP, Spi(0x1000))) is None
+    assert kit.result(plane.discard(pair)) is True
+    assert kernel.spis(Type.DELSA) == [own]
+
+
+def test_ports_of_encapsulated_sas_count(kit, plane, having):
+    pair = kit.pair(**kit.natted)
+    moved = described(pair)
+    moved["encap"] = moved["encap"] | {"sport": b"\0\1"}
+    having(spi_1000=moved, spi_2000=described(pair, outbound=True))
+    with pytest.raises(DataplaneError, match="both"):
+        kit.result(plane.adopt(pair))
+
+
+def test_a_pair_of_which_nothing_is_left_is_nothing_to_discard(kit, kernel, plane, having):
+    having()
+    assert kit.result(plane.discard(kit.pair())) is False
+    assert Type.DELSA not in kernel.kinds()
+
+
+def leftover(**changes):
+    """A policy as the kernel has it: by default ours."""
+    template = {"reqid": 7, "optional": 0}
+    return {"priority": PRIORITY_BASE - 4 * 32, "attrs": [("XFRMA_TMPL", template | changes.pop("template", {}))]} | (
+        changes
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "removed"),
+    [
+        ({}, 3),
+        ({"template": {"reqid": 8}}, 0),
+        ({"priority": 1}, 0),
+        ({"template": {"optional": 1}}, 0),
+        ({"attrs": []}, 0),
+    ],
+)
+def test_of_leftover_policies_only_what_is_provably_ours_is_cleared(kit, kernel, plane, changes, removed):
+    kernel.present = leftover(**changes)
+    kit.result(plane.clear(kit.policy()))
+    assert kernel.kinds().count(Type.DELPOLICY) == removed
+
+
+def test_a_leftover_policy_in_whose_place_another_stands_is_not_cleared(kit, kernel, plane):
+    kernel.present = leftover()
+    kit.result(plane.add_policy(kit.policy()))
+    kit.result(plane.clear(kit.policy()))
+    assert Type.DELPOLICY not in kernel.kinds()
+    kit.result(plane.remove_policy(kit.policy()))
+    kernel.done.clear()
+    kit.result(plane.clear(kit.policy()))
+    assert kernel.kinds().count(Type.DELPOLICY) == 3
+
+
+def test_a_leftover_policy_that_is_gone_is_no_error(kit, kernel, plane):
+    kernel.refuse[Type.GETPOLICY] = errno.ENOENT
+    kit.result(plane.clear(kit.policy()))
+    kernel.refuse[Type.GETPOLICY] = errno.EPERM
+    with pytest.raises(KernelError):
+        kit.result(plane.clear(kit.policy()))
+
+
+# shunts
+
+
+def priorities(kernel):
+    return [message["priority"] for message in kernel.done if message.kind is Type.NEWPOLICY]
+
+
+def test_shunts_go_before_or_after_all_children_whatever_their_prefixes(kit, kernel, plane):
+    hosts = {"local_ts": kit.selectors("fd01::1/128"), "remote_ts": kit.selectors("fd02::1/128", protocol=6, port=80)}
+    everything = {"local_ts": kit.selectors("::/0"), "remote_ts": kit.selectors("::/0")}
+    for rule in (
+        kit.shunt(**hosts),
+        kit.shunt(**everything),
+        kit.policy(**hosts),
+        kit.policy(**everything),
+        kit.shunt(**hosts, order=Order.LAST),
+        kit.shunt(**everything, order=Order.LAST),
+    ):
+        kit.result(plane.add_shunt(rule) if isinstance(rule, Shunt) else plane.add_policy(rule))
+        kit.result(plane.remove_shunt(rule) if isinstance(rule, Shunt) else plane.remove_policy(rule))
+    found = priorities(kernel)
+    assert len(found) == 18
+    assert found == sorted(found)
+    assert len(set(found)) == 6
+
+
+def test_a_shunt_covers_every_direction_and_goes_away(kit, kernel, plane):
+    shunt = kit.shunt(action=Action.DROP)
+    kit.result(plane.add_shunt(shunt))
+    assert [(message["dir"], message["action"]) for message in kernel.done] == [(1, 1), (0, 1), (2, 1)]
+    kit.result(plane.remove_shunt(shunt))
+    assert [message["dir"] for message in kernel.done[3:]] == [1, 0, 2]
+
+
+def test_a_peers_selectors_do_not_take_a_shunts_place(kit, kernel, plane):
+    shunt = kit.shunt(action=Action.DROP)
+    kit.result(plane.add_shunt(shunt))
+    kernel.done.clear()
+    with pytest.raises(DataplaneError, match="a shunt stands there"):
+        kit.result(plane.add_policy(kit.policy(local_ts=shunt.local_ts, remote_ts=shunt.remote_ts)))
+    assert kernel.kinds() == []
+    kit.result(plane.add_policy(kit.policy(local_ts=shunt.local_ts)))
+
+
+def left_shunt(shunt, **changes):
+    """A policy without a template as the kernel has it."""
+    base = SHUNT_BASES[shunt.order]
+    return {"priority": base - 4 * 40, "action": 0 if shunt.action is Action.PASS else 1, "attrs": []} | changes
+
+
+@pytest.mark.parametrize(
+    ("changes", "removed"),
+    [({}, 3), ({"priority": 0}, 0), ({"priority": PRIORITY_BASE}, 0), ({"action": 1}, 0), (leftover(), 0)],
+)
+def test_of_leftover_shunts_only_what_is_provably_ours_is_cleared(kit, kernel, plane, changes, removed):
+    kernel.present = left_shunt(kit.shunt(), **changes)
+    kit.result(plane.clear(kit.shunt()))
+    assert kernel.kinds().count(Type.DELPOLICY) == removed
+
+
+@pytest.mark.parametrize(("priority", "replaced"), [(SHUNT_BASES[Order.FIRST], True), (1, False)])
+def test_a_shunt_takes_over_an_earlier_instances_and_nobody_elses(kit, kernel, plane, priority, replaced):
+    kernel.refuse[Type.NEWPOLICY] = errno.EEXIST
+    kernel.present = left_shunt(kit.shunt(), priority=priority)
+    if replaced:
+        kit.result(plane.add_shunt(kit.shunt()))
+    else:
+        with pytest.raises(KernelError):
+            kit.result(plane.add_shunt(kit.shunt()))
+    assert (Type.UPDPOLICY in kernel.kinds()) is replaced
+
+
+# replacing a pair that sends
+
+
+@pytest.fixture
+def replacing(kit, kernel, clock):
+    """A data plane with a pair; what it reports as ended; a function that installs another pair."""
+    ended = []
+    plane = KernelDataplane(kernel, Later(clock, lambda spi, hard: ended.append((spi, hard))))
+
+    def install(role, number=7, **changes):
+        spi = plane.allocate_spi(kit.policy().local, kit.policy().remote, ProtocolId.ESP)
+        pair = kit.pair(kit.policy(number=number), spi_in=spi, spi_out=Spi(spi + 0x1000), role=role, **changes)
+        kernel.done.clear()
+        kit.result(plane.install(pair))
+        return pair
+
+    install(Role.INITIATOR)
+    return plane, install, ended
+
+
+def test_an_initiators_new_pair_sends_once_the_peer_can_take_it(kit, kernel, clock, replacing):
+    plane, install, ended = replacing
+    pair = install(Role.INITIATOR)
+    assert kernel.kinds() == [Type.UPDSA]
+    clock.advance(HOLD_SECONDS)
+    assert kernel.kinds() == [Type.UPDSA, Type.NEWSA]
+    assert kernel.done[1]["id.spi"] == pair.spi_out.to_bytes(4)
+    assert plane.owner(SaId(pair.remote.address, ProtocolId.ESP, pair.spi_out)) == pair.spi_in
+    assert ended == []
+
+
+@pytest.mark.parametrize(
+    ("role", "number", "remote"),
+    [(Role.RESPONDER, 7, "10.2.0.0/16"), (Role.INITIATOR, 8, "10.2.0.0/16"), (Role.INITIATOR, 7, "10.3.0.0/16")],
+)
+def test_a_responders_pair_and_a_flows_first_one_send_at_once(kit, kernel, replacing, role, number, remote):
+    _, install, _ = replacing
+    install(role, number, remote_ts=kit.selectors(remote))
+    assert kernel.kinds() == [Type.UPDSA, Type.NEWSA]
+
+
+def test_after_the_old_pair_is_gone_the_next_sends_at_once(kit, kernel, clock, replacing):
+    plane, install, _ = replacing
+    pair = install(Role.INITIATOR)
+    clock.advance(HOLD_SECONDS)
+    for each in (pair, kit.pair()):
+        kit.result(plane.remove(each))
+    install(Role.INITIATOR)
+    assert kernel.kinds() == [Type.UPDSA, Type.NEWSA]
+
+
+def test_a_pair_that_is_removed_while_it_waits_never_sends(kit, kernel, clock, replacing):
+    plane, install, ended = replacing
+    kit.result(plane.remove(install(Role.INITIATOR)))
+    clock.advance(HOLD_SECONDS)
+    assert Type.NEWSA not in kernel.kinds()
+    assert ended == []
+
+
+def test_a_pair_whose_outbound_sa_fails_is_removed_and_reported(kit, kernel, clock, replacing):
+    plane, install, ended = replacing
+    pair = install(Role.INITIATOR)
+    kernel.refuse[Type.NEWSA] = errno.EEXIST
+    clock.advance(HOLD_SECONDS)
+    assert ended == [(pair.spi_in, True)]
+    assert pair.spi_in in kernel.spis(Type.DELSA)
+    assert plane.owner(SaId(pair.local.address, ProtocolId.ESP, pair.spi_in)) is None

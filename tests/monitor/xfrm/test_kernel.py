@@ -4,10 +4,14 @@ import select
 import socket
 import subprocess
 import time
+from dataclasses import replace
 
 import pytest
 
 from monitor.dataplane import DataplaneError, Events
+from monitor.inheritance import policy_record, shunt_record
+from monitor.journal import Journal
+from monitor.plane import leave_kernel
 from monitor.xfrm import policy
 from monitor.xfrm.bypass import bypass, udp_encap
 from monitor.xfrm.client import KernelDataplane
@@ -15,6 +19,7 @@ from monitor.xfrm.events import XfrmEvents
 from monitor.xfrm.netlink import XfrmNetlink
 from monitor.xfrm.probe import lacking
 from privsep.algorithms import ChildSuite
+from privsep.config.model import Action, Order
 from privsep.errors import OperatorError
 from privsep.iana import ProtocolId
 from privsep.types import Mode
@@ -149,6 +154,70 @@ def test_the_control_without_a_policy_lets_the_packet_out(bench):
         far.bind(("far", 0))
         knock()
         assert _left_in_clear(far, b"knock")
+
+
+@pytest.mark.parametrize(("action", "leaves"), [(Action.PASS, True), (Action.DROP, False)])
+def test_a_shunt_within_a_policy_lets_a_packet_out_or_refuses_it_and_asks_for_no_sa(kit, bench, action, leaves):
+    bench.ip("neigh", "add", "10.2.0.9", "lladdr", "02:00:00:00:00:01", "dev", "under")
+    kit.result(bench.plane.add_policy(kit.policy()))
+    kit.result(bench.plane.add_shunt(kit.shunt(remote_ts=kit.selectors("10.2.0.9/32"), action=action)))
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL)) as far:
+        far.bind(("far", 0))
+        try:
+            knock()
+        except PermissionError:
+            assert action is Action.DROP
+        assert _left_in_clear(far, b"knock") is leaves
+    assert bench.wait(0.2) == []
+
+
+def test_a_shunt_after_all_children_leaves_them_theirs(kit, bench):
+    kit.result(bench.plane.add_policy(kit.policy()))
+    everything = {"local_ts": kit.selectors("0.0.0.0/0"), "remote_ts": kit.selectors("0.0.0.0/0")}
+    kit.result(bench.plane.add_shunt(kit.shunt(**everything, action=Action.DROP, order=Order.LAST)))
+    knock()
+    assert bench.wait(2) == [("acquired", 7)]
+
+
+def test_a_successor_clears_what_is_provably_ours_and_leaves_what_is_not(kit, bench):
+    wide = {"local_ts": kit.selectors("10.5.0.0/16"), "remote_ts": kit.selectors("10.6.0.0/16")}
+    theirs = kit.policy(number=9, local_ts=kit.selectors("10.7.0.0/16"))
+    kept, gone = kit.policy(), kit.policy(number=8, **wide)
+    for each in (kept, gone, theirs):
+        kit.result(bench.plane.add_policy(each))
+    kit.result(bench.plane.add_shunt(kit.shunt()))
+    successor = KernelDataplane(bench.netlink)
+    kit.result(successor.add_policy(kept))
+    for each in (kept, gone, replace(theirs, number=1)):
+        kit.result(successor.clear(each))
+    kit.result(successor.clear(kit.shunt(action=Action.DROP)))
+    shown = bench.ip("xfrm", "policy")
+    assert [shown.count(f"reqid {number} ") for number in (7, 8, 9)] == [3, 0, 3]
+    assert shown.count("10.2.3.0/24") == 3
+    kit.result(successor.clear(kit.shunt()))
+    assert "10.2.3.0/24" not in bench.ip("xfrm", "policy")
+
+
+def test_an_instance_with_another_data_plane_leaves_nothing_of_ours_in_the_kernel(kit, bench, clock, tmp_path):
+    journal = Journal(tmp_path / "journal", clock, print)
+    for each in (kit.policy(), kit.mixed):
+        kit.result(bench.plane.add_policy(each))
+        journal.add(policy_record("paris", "lan", each))
+    kit.result(bench.plane.add_shunt(kit.shunt()))
+    journal.add(shunt_record(kit.shunt()))
+    bench.ip("xfrm", "policy", "add", "src", "10.8.0.0/16", "dst", "10.9.0.0/16", "dir", "out", "priority", "4803000")
+    leave_kernel(kit.gateway(), Journal(tmp_path / "journal", clock, print), print)
+    assert bench.ip("xfrm", "policy").count("dir ") == 1
+
+
+def test_a_larval_sa_is_no_pair_to_adopt_or_to_discard(kit, bench):
+    local, remote = kit.endpoint("192.0.2.1"), kit.endpoint("192.0.2.2")
+    pair = kit.pair(spi_in=bench.plane.allocate_spi(local, remote, ProtocolId.ESP))
+    before = bench.ip("xfrm", "state")
+    with pytest.raises(DataplaneError, match="both"):
+        kit.result(bench.plane.adopt(pair))
+    assert kit.result(bench.plane.discard(pair)) is False
+    assert bench.ip("xfrm", "state") == before != ""
 
 
 def _left_in_clear(far, payload):
