@@ -208,8 +208,7 @@ class Matrix:
 
     def ports(self, placed: star.Placed) -> set[int]:
         """Of the end inside, as the kernel outside knows them: where packets are sent to."""
-        inside = 1 if placed.case.initiator == "we" else 2
-        return {int(port) for port in re.findall(r"dport (\d+)", self._leading_to(placed, inside))}
+        return {int(port) for port in re.findall(r"dport (\d+)", self._leading_to(placed, placed.inside))}
 
     def is_up(self, placed: star.Placed) -> bool:
         """At both ends."""
@@ -217,7 +216,7 @@ class Matrix:
 
     def _leading_to(self, placed: star.Placed, end: int) -> str:
         """The SAs that the other end's kernel has for what goes to this one."""
-        other = self.star.left if end == 2 else self.star.sites[placed.case.peer]
+        other = self.star.site(placed, 3 - end)
         words = ["ip", "-n", other.namespace, "xfrm", "state", "list", "dst", placed.seen(end)]
         return subprocess.run(words, capture_output=True, text=True, check=True).stdout
 

@@ -90,8 +90,13 @@ class Placed:
 
     def seen(self, end: int) -> str:
         """The address under which the other end knows this one."""
-        inside = 1 if self.case.initiator == "we" else 2
-        return nat_address(self.case.peer, 3 - end) if self.case.nat and end == inside else self.outer(end)
+        hidden = self.case.nat and end == self.inside
+        return nat_address(self.case.peer, 3 - end) if hidden else self.outer(end)
+
+    @property
+    def inside(self) -> int:
+        """The end behind the NAT, if there is one."""
+        return 2 if self.case.initiator == "peer" else 1
 
     @property
     def addresses(self) -> set[str]:
@@ -186,6 +191,9 @@ class Star:
 
     def of(self, peer: Peer) -> list[Placed]:
         return [each for each in self.placed if each.case.peer == peer]
+
+    def site(self, placed: Placed, end: int) -> Site:
+        return self.left if end == 1 else self.sites[placed.case.peer]
 
     def up(self) -> None:
         for site in (*self.gateways, self.nat):

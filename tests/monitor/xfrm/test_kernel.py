@@ -12,7 +12,6 @@ from monitor.dataplane import DataplaneError, Events
 from monitor.inheritance import policy_record, shunt_record
 from monitor.journal import Journal
 from monitor.plane import leave_kernel
-from monitor.xfrm import policy
 from monitor.xfrm.bypass import bypass, udp_encap
 from monitor.xfrm.client import KernelDataplane
 from monitor.xfrm.events import XfrmEvents
@@ -360,7 +359,7 @@ def protect_all_between(kit, local, remote):
 @pytest.mark.parametrize("found", [True, False])
 def test_neighbours_find_each_other_though_all_between_them_is_protected_rfc4861(kit, neighbours, monkeypatch, found):
     if not found:
-        monkeypatch.setattr(policy, "_discovery", lambda local, remote: ())
+        monkeypatch.setattr("monitor.xfrm.policy._discovery", lambda local, remote: ())
     near, far = neighbours
     with kit.entered(near):
         ours = protect_all_between(kit, "2001:db8::1", "2001:db8::2")
