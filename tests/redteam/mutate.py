@@ -36,7 +36,8 @@ AUTHORIZE = (
     "tests/redteam/test_install.py tests/redteam/test_captured_keyd.py",
 )
 SANDBOX = (
-    "tests/privsep/sandbox tests/privsep/test_audit.py",
+    "tests/privsep/sandbox",
+    "tests/privsep/test_audit.py",
     "tests/process/test_sandbox_together.py tests/process/test_audit.py",
     "tests/redteam/test_reach_out.py tests/redteam/test_steal.py tests/redteam/test_captured_esp.py",
 )
