@@ -22,6 +22,9 @@ MAX_INSTALLED = 65536
 """Pairs: bounds the monitor's memory and the kernel's."""
 MAX_INSTALLED_PER_CONNECTION = 16384
 MAX_POLICY_NUMBER = 65535
+MAX_POLICIES_PER_CONNECTION = 16384
+"""Of peers at changing addresses, as many as they may have pairs. None is forgotten before the daemon ends, so without
+a bound one connection's peers could use up the numbers of all."""
 
 Selectors = tuple[TrafficSelector, ...]
 
@@ -136,6 +139,7 @@ class Policies:
             earlier = {}
         kept = {owner: number for number, owner in sorted(earlier.items(), reverse=True)}
         self._owners: list[tuple[str, str] | None] = [None] * max(earlier, default=0)
+        self._dynamic_by_connection: Counter[str] = Counter()
         for connection in gateway.connections:
             remote = fixed(connection.remote)
             if remote is None:
@@ -172,6 +176,7 @@ class Policies:
         if free:
             self._owners[policy.number - 1] = connection, child
             self._dynamic[connection, child, policy.local_ts, policy.remote_ts] = policy
+            self._dynamic_by_connection[connection] += 1
         return free
 
     def owner(self, number: int) -> tuple[str, str] | None:
@@ -186,13 +191,15 @@ class Policies:
         local_ts: Selectors,
         remote_ts: Selectors,
     ) -> Policy | None:
-        """The policy under which a pair of this child belongs; None when the numbers are used up. Changes nothing."""
+        """The policy under which a pair of this child belongs; None when numbers are used up. Changes nothing."""
         static = self._static.get((connection.name, child.name))
         if static is not None:
             return static
         known = self._dynamic.get((connection.name, child.name, local_ts, remote_ts))
         number = known.number if known is not None else len(self._owners) + 1
-        if number > MAX_POLICY_NUMBER:
+        if known is None and (
+            number > MAX_POLICY_NUMBER or self._dynamic_by_connection[connection.name] >= MAX_POLICIES_PER_CONNECTION
+        ):
             return None
         local, remote = addresses
         return Policy(
@@ -209,6 +216,7 @@ class Policies:
         """A proposed policy is being installed: its number is taken from now on."""
         if policy.number == len(self._owners) + 1:
             self._owners.append((connection, child))
+            self._dynamic_by_connection[connection] += 1
         if (connection, child) not in self._static:
             self._dynamic[connection, child, policy.local_ts, policy.remote_ts] = policy
 

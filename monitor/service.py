@@ -16,7 +16,7 @@ from monitor.dataplane import Adopting, Dataplane, DataplaneError, Pair, Policy,
 from monitor.epoch import Epoch, WorkerBusy
 from monitor.inheritance import Inheritance, owners, pair_record, policy_record, shunt_record
 from monitor.journal import Journal
-from monitor.sadb import Allocation, Claim, Entry, Phase, Policies, Sadb
+from monitor.sadb import MAX_INSTALLED_PER_CONNECTION, Allocation, Claim, Entry, Phase, Policies, Sadb
 from monitor.waiting import Clock, Log, begin, run, within
 from privsep.config.model import Gateway
 from privsep.errors import ChannelClosed, Violation
@@ -52,7 +52,10 @@ from privsep.tasks import Future
 from privsep.types import Spi
 
 MAX_PAGES = 4096
-"""Pages of one description: all SAs that the quotas admit."""
+"""Pages of one description."""
+MAX_DESCRIBED = 2 * MAX_INSTALLED_PER_CONNECTION
+"""IKE SAs and pairs of one description, together: a connection at its quota with one of each for every peer. The rest
+is not shown, but what is installed always is. One takes 1.5 KB on its way to the operator."""
 STOP_SECONDS = 5.0
 """For the worker's DELETE messages at the end."""
 ADOPTED_AT_ONCE = 512
@@ -415,19 +418,24 @@ class Service:
             raise ChannelClosed
         return self._epoch
 
-    def describe(self) -> Future[tuple[IkeStatus, ...]]:
-        """All IKE SAs, as the worker tells."""
-        return begin(self._describe_all())
+    def describe(self, seconds: float) -> Future[tuple[IkeStatus, ...]]:
+        """The IKE SAs, as the worker tells. TimeoutError when that takes longer."""
+        return within(self._clock, seconds, begin(self._describe_all(self._clock.now() + seconds)))
 
-    async def _describe_all(self) -> tuple[IkeStatus, ...]:
+    async def _describe_all(self, deadline: float) -> tuple[IkeStatus, ...]:
         epoch = self._present()
         found: list[IkeStatus] = []
-        cursor = 0
+        cursor = described = 0
         for _ in range(MAX_PAGES):
             page = await epoch.ask(Describe(cursor=cursor), Described)
-            found.extend(page.ike_sas)
+            for sa in page.ike_sas:
+                described += 1 + len(sa.children)
+                if described > MAX_DESCRIBED:
+                    return tuple(found)
+                found.append(sa)
             cursor = page.cursor
-            if cursor == 0:
+            # nobody waits any more for what comes late
+            if cursor == 0 or self._clock.now() >= deadline:
                 break
         return tuple(found)
 

@@ -115,7 +115,7 @@ def expected(kind: Kind, users: Users, absent: frozenset[Layer]) -> Expected:
                 layers=present,
                 command=f"{_ISOLATED} keyd --channel N --config-fd N --config W --secrets W --workplace W --root W",
                 threads=3,
-                limits=_CONFINED,
+                limits=_CONFINED | {"as": 1 << 30},
                 never=frozenset(),
                 # the channel to the monitor, that to the worker, and where the worker arrived
                 descriptors=_CHILD | _ZEROMQ | {"unix": 3},

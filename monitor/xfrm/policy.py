@@ -6,6 +6,7 @@ RFC 4301 section 4.4.1: the SPD, ordered; here by priority, the more specific se
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 
 from monitor.dataplane import Policy
 from monitor.xfrm.messages import Message
@@ -28,6 +29,11 @@ MAX_SPECIFICITY = 4 * (128 + 128) + 3
 _SPAN = MAX_SPECIFICITY + 1
 SHUNT_BASES = {Order.FIRST: PRIORITY_BASE - _SPAN, Order.LAST: PRIORITY_BASE + _SPAN}
 """Of shunts: whatever their specificity and the children's, they go first, or last."""
+
+DISCOVERY_PRIORITY = PRIORITY_BASE - 3 * _SPAN
+"""Before every policy and shunt of ours."""
+ICMPV6 = 58
+NEIGHBOUR_SOLICITATION, NEIGHBOUR_ADVERTISEMENT = 135, 136
 
 ACTIONS = {Action.PASS: KernelAction.ALLOW, Action.DROP: KernelAction.BLOCK}
 MODES = {Mode.TUNNEL: KernelMode.TUNNEL, Mode.TRANSPORT: KernelMode.TRANSPORT}
@@ -52,6 +58,8 @@ def entries(rule: Policy | Shunt) -> Iterator[Entry]:
         out, in_ = (("XFRMA_TMPL", _template(rule, *ends)) for ends in ((local, remote), (remote, local)))
         forwards = rule.mode is Mode.TUNNEL
         yield from _entries(rule, PRIORITY_BASE, KernelAction.ALLOW, ((out,), (in_,)), forwards=forwards)
+        if any(_covers(*pair, rule) for pair in product(rule.local_ts, rule.remote_ts)):
+            yield from _discovery(local, remote)
     else:
         yield from _entries(rule, SHUNT_BASES[rule.order], ACTIONS[rule.action], ((), ()), forwards=True)
 
@@ -74,6 +82,43 @@ def _entries(
             yield _entry(Direction.OUT, leaving, common, out)
             for direction in (Direction.IN, Direction.FWD) if forwards else (Direction.IN,):
                 yield _entry(direction, entering, common, in_)
+
+
+def _covers(ours: TrafficSelector, theirs: TrafficSelector, policy: Policy) -> bool:
+    """Whether ICMPv6 between the outer addresses themselves is to be protected."""
+    local, remote = policy.local.address, policy.remote.address
+    return (
+        local.version == 6
+        and local in ours.network
+        and remote in theirs.network
+        and (ours.protocol or theirs.protocol) in (0, ICMPV6)
+    )
+
+
+def _discovery(local: Address, remote: Address) -> Iterator[Entry]:
+    """RFC 4861: two neighbours find each other in clear, or no message of IKE's would ever get through.
+
+    An answer is sent to the one address that asked, so that a policy for it would apply.
+    """
+    for kind in NEIGHBOUR_SOLICITATION, NEIGHBOUR_ADVERTISEMENT:
+        for direction, source, destination in (
+            (Direction.OUT, local, remote),
+            (Direction.IN, remote, local),
+        ):
+            chosen: Values = {
+                "sel.daddr": destination.packed,
+                "sel.saddr": source.packed,
+                "sel.dport": bytes(2),
+                "sel.dport_mask": _mask(0),
+                # the kernel has the type of an ICMP message there
+                "sel.sport": kind.to_bytes(2),
+                "sel.sport_mask": _mask(kind),
+                "sel.family": socket.AF_INET6,
+                "sel.prefixlen_d": destination.max_prefixlen,
+                "sel.prefixlen_s": source.max_prefixlen,
+                "sel.proto": ICMPV6,
+            }
+            yield _entry(direction, chosen, {**UNLIMITED, "priority": DISCOVERY_PRIORITY}, ())
 
 
 def _entry(direction: Direction, chosen: Values, common: Values, attributes: tuple[Attribute, ...]) -> Entry:
@@ -142,15 +187,17 @@ def has_our_priority(priority: int) -> bool:
 
 def is_ours(present: Message) -> bool:
     """Whether a policy that the kernel has may be replaced: by its priority ours, and requiring what such ones do."""
-    template = present.get_attr("XFRMA_TMPL")
+    priority, template = present["priority"], present.get_attr("XFRMA_TMPL")
     if template is not None:
-        return has_our_priority(present["priority"]) and not template["optional"]
-    return any(base - MAX_SPECIFICITY <= present["priority"] <= base for base in SHUNT_BASES.values())
+        return has_our_priority(priority) and not template["optional"]
+    if priority == DISCOVERY_PRIORITY:
+        return True
+    return any(base - MAX_SPECIFICITY <= priority <= base for base in SHUNT_BASES.values())
 
 
 def stands_for(present: Message, rule: Policy | Shunt) -> bool:
     """Whether a policy of ours is part of that rule: of a policy by its number, of a shunt by what it does."""
-    template = present.get_attr("XFRMA_TMPL")
+    template, discovers = present.get_attr("XFRMA_TMPL"), bool(present["priority"] == DISCOVERY_PRIORITY)
     if isinstance(rule, Policy):
-        return template is not None and template["reqid"] == rule.number
-    return template is None and present["action"] == ACTIONS[rule.action]
+        return discovers if template is None else bool(template["reqid"] == rule.number)
+    return template is None and not discovers and bool(present["action"] == ACTIONS[rule.action])

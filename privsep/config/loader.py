@@ -122,8 +122,8 @@ class _Loader:
             users=users,
             absent=frozenset(absent),
             connections=tuple(connection for connection in connections if connection is not None),
-            shunts=tuple(shunt for shunt in found if shunt is not None),
             egress=egress,
+            shunts=tuple(shunt for shunt in found if shunt is not None),
         )
         checks.check(gateway, self._reader)
         shunts.check(gateway, self._reader)

@@ -151,8 +151,8 @@ class Gateway:
     users: Users
     absent: frozenset[Layer]
     connections: tuple[Connection, ...]
-    shunts: tuple[Shunt, ...] = ()
     egress: Egress = Egress.OPEN
+    shunts: tuple[Shunt, ...] = ()
 
     def connection(self, name: str) -> Connection | None:
         """The connection of that name, or None."""

@@ -11,8 +11,6 @@ pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 
 IKE, ESP = "aes256-sha256-modp2048", "aes256gcm16-modp2048"
 PATIENCE = 60
-LAUNCH = 180
-"""For what takes seconds on a real processor with nothing else to do."""
 INTERVAL = "0.005"
 """200 packets a second."""
 
@@ -39,7 +37,7 @@ def tunnel(network, ours, theirs):
     ours.configure(IKE, ESP)
     theirs.configure(IKE, ESP, uid=62011)
     with ThreadPoolExecutor() as pool:
-        for started in [pool.submit(gateway.launch, LAUNCH) for gateway in (ours, theirs)]:
+        for started in [pool.submit(gateway.launch) for gateway in (ours, theirs)]:
             started.result()
     ours.order("up")
     assert network.left.ping(network.right.inner) == 3
@@ -93,7 +91,7 @@ def test_killed_children_cost_no_packet_and_leave_nothing_over(network, ours, th
         for victim in victims:
             network.kill(present[victim])
         restarted = network.wait_for(
-            lambda gone=present: ours.is_ready() and ours.processes()["keyd"] != gone["keyd"], LAUNCH
+            lambda gone=present: ours.is_ready() and ours.processes()["keyd"] != gone["keyd"], ours.patience
         )
         assert restarted, ours.text()
         assert network.wait_for(settled(ours, theirs, before, old), PATIENCE), (ours.xfrm("state"), ours.text())
@@ -109,7 +107,7 @@ def test_a_killed_monitor_costs_no_packet_and_its_successor_adopts_replaces_and_
     before, old = counts(ours), spis(ours)
     kill_daemon(network, ours)
     assert (counts(ours), spis(ours)) == (before, old)
-    ours.launch(LAUNCH)
+    ours.launch()
     assert "notice earlier-pairs adopted=1 removed=0 forgotten=0" in ours.text()
     assert network.wait_for(settled(ours, theirs, before, old), PATIENCE), (ours.xfrm("state"), ours.text())
     sent, lost = flowing.end()
@@ -133,7 +131,7 @@ def test_what_is_not_configured_any_more_is_removed_and_what_is_not_ours_stays(n
     assert counts(ours) == (3, 4)
     text = ours.config.read_text()
     ours.config.write_text(text.replace(f"{network.right.inner}/32", "10.99.0.0/16"))
-    ours.launch(LAUNCH)
+    ours.launch()
     assert "notice earlier-pairs adopted=0 removed=1 forgotten=0" in ours.text()
     assert spis(ours) == {"0x00004711"}
     policies = ours.xfrm("policy")
@@ -151,7 +149,7 @@ def test_half_a_pair_is_removed_and_larval_sas_expire_by_themselves(network, our
     kill_daemon(network, ours)
     (child,) = re.findall(rf"dst {network.right.outer}\s+proto esp spi (0x[0-9a-f]+)", ours.xfrm("state"))
     network.ip(ours.site, "xfrm", "state", "delete", "dst", network.right.outer, "proto", "esp", "spi", child)
-    ours.launch(LAUNCH)
+    ours.launch()
     assert "notice earlier-pairs adopted=0 removed=1 forgotten=0" in ours.text()
     assert network.wait_for(lambda: counts(ours) == (0, 3), PATIENCE), ours.xfrm("state")
     ours.order("up")

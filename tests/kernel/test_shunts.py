@@ -9,8 +9,6 @@ import pytest
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 
-LAUNCH = 180
-"""Seconds, for what takes a few on a real processor with nothing else to do."""
 IKE, ESP = "aes256-sha256-modp2048", "aes256gcm16-modp2048"
 PROTECTED, PASSED, DROPPED, REST = "10.2.0.1", "10.2.3.1", "10.2.4.1", "10.9.0.1"
 SHUNTS = """
@@ -42,7 +40,7 @@ def shunted(network, ours, theirs):
         mirrored = SHUNTS.replace("local_ts ", "LOCAL").replace("remote_ts", "local_ts").replace("LOCAL", "remote_ts")
         gateway.config.write_text(text + (SHUNTS if gateway is ours else mirrored.split("[shunt.rest]")[0]))
     with ThreadPoolExecutor() as pool:
-        for started in [pool.submit(each.launch, LAUNCH) for each in (ours, theirs)]:
+        for started in [pool.submit(each.launch) for each in (ours, theirs)]:
             started.result()
 
 
@@ -77,7 +75,7 @@ def test_the_successor_of_a_killed_daemon_keeps_its_shunts_and_clears_those_that
     assert [answers(network.left, target) for target in (PROTECTED, PASSED, DROPPED)] == [2, 2, 0]
     text = ours.config.read_text()
     ours.config.write_text(text[: text.index("[shunt.none]")])
-    ours.launch(LAUNCH)
+    ours.launch()
     assert "adopted=1" in ours.text()
     policies = ours.xfrm("policy")
     assert policies.count("dir ") == 3 + 3

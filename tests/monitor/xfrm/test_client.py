@@ -12,7 +12,7 @@ from monitor.dataplane import DataplaneError, Traffic
 from monitor.xfrm.client import HOLD_SECONDS, KernelDataplane, Later
 from monitor.xfrm.messages import Type
 from monitor.xfrm.netlink import KernelError
-from monitor.xfrm.policy import PRIORITY_BASE, SHUNT_BASES
+from monitor.xfrm.policy import DISCOVERY_PRIORITY, PRIORITY_BASE, SHUNT_BASES
 from monitor.xfrm.sa import SaId
 from privsep.algorithms import ChildSuite
 from privsep.config.model import Action, Order, Shunt
@@ -232,6 +232,42 @@ def test_transport_mode_forwards_nothing_rfc4301_4_1(kit, kernel, plane):
     assert (template["saddr"], template["id.daddr"]) == (b"", b"")
 
 
+def between_hosts(kit, **changes):
+    ends = {"local": kit.endpoint("2001:db8::1"), "remote": kit.endpoint("2001:db8::2")}
+    hosts = {"local_ts": kit.selectors("2001:db8::1/128"), "remote_ts": kit.selectors("2001:db8::2/128")}
+    return kit.policy(**(ends | hosts | changes))
+
+
+def test_neighbours_find_each_other_in_clear_both_ways_and_nothing_else_does_rfc4861(kit, kernel, plane):
+    kit.result(plane.add_policy(between_hosts(kit)))
+    protected = [message["priority"] for message in kernel.done if message["attrs"]]
+    clear = [message for message in kernel.done if not message["attrs"]]
+    assert [(each["dir"], int.from_bytes(each["sel.sport"])) for each in clear] == [
+        (1, 135),
+        (0, 135),
+        (1, 136),
+        (0, 136),
+    ]
+    assert {each["sel.proto"] for each in clear} == {58}
+    assert {each["sel.sport_mask"] for each in clear} == {b"\xff\xff"}
+    assert {(each["sel.prefixlen_s"], each["sel.prefixlen_d"]) for each in clear} == {(128, 128)}
+    assert max(each["priority"] for each in clear) < min(protected)
+    kit.result(plane.remove_policy(between_hosts(kit)))
+    kinds = kernel.kinds()
+    assert kinds.count(Type.DELPOLICY) == kinds.count(Type.NEWPOLICY)
+
+
+def test_where_the_gateways_themselves_are_not_in_the_selectors_nothing_is_in_clear(kit, kernel, plane):
+    for chosen in (
+        between_hosts(kit, local_ts=kit.selectors("fd00:1::/64"), remote_ts=kit.selectors("fd00:2::/64")),
+        between_hosts(kit, remote_ts=kit.selectors("2001:db8::2/128", protocol=6)),
+        kit.hosts,
+        kit.policy(),
+    ):
+        kit.result(plane.add_policy(chosen))
+    assert all(message["attrs"] for message in kernel.done)
+
+
 def test_each_local_selector_meets_each_remote_of_its_family(kit, kernel, plane):
     chosen = kit.policy(
         local_ts=kit.selectors("10.1.0.0/16", "10.3.0.0/16", "fd00:1::/64"),
@@ -281,6 +317,14 @@ def test_a_policy_that_an_earlier_instance_left_is_replaced_in_one_step(kit, ker
     leave(kernel, 0x494B45 - 128, optional=0)
     kit.result(plane.add_policy(kit.policy()))
     assert kernel.kinds() == [Type.NEWPOLICY, Type.GETPOLICY, Type.UPDPOLICY] * 3
+
+
+def test_what_an_earlier_instance_left_for_neighbours_is_replaced(kit, kernel, plane):
+    kernel.refuse[Type.NEWPOLICY] = errno.EEXIST
+    kernel.allow[Type.NEWPOLICY] = 3
+    kernel.present = {"priority": DISCOVERY_PRIORITY}
+    kit.result(plane.add_policy(between_hosts(kit)))
+    assert kernel.kinds() == [Type.NEWPOLICY] * 3 + [Type.NEWPOLICY, Type.GETPOLICY, Type.UPDPOLICY] * 4
 
 
 @pytest.mark.parametrize(("priority", "optional"), [(0, 0), (0x494B45 + 1, 0), (0x494B45 - 128, 1)])

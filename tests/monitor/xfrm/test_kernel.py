@@ -21,6 +21,7 @@ from privsep.algorithms import ChildSuite
 from privsep.config.model import Action, Order
 from privsep.errors import OperatorError
 from privsep.iana import ProtocolId
+from privsep.types import Mode
 
 pytestmark = pytest.mark.root
 
@@ -181,13 +182,13 @@ def test_a_successor_clears_what_is_provably_ours_and_leaves_what_is_not(kit, be
     wide = {"local_ts": kit.selectors("10.5.0.0/16"), "remote_ts": kit.selectors("10.6.0.0/16")}
     theirs = kit.policy(number=9, local_ts=kit.selectors("10.7.0.0/16"))
     kept, gone = kit.policy(), kit.policy(number=8, **wide)
-    for policy in (kept, gone, theirs):
-        kit.result(bench.plane.add_policy(policy))
+    for each in (kept, gone, theirs):
+        kit.result(bench.plane.add_policy(each))
     kit.result(bench.plane.add_shunt(kit.shunt()))
     successor = KernelDataplane(bench.netlink)
     kit.result(successor.add_policy(kept))
-    for policy in (kept, gone, replace(theirs, number=1)):
-        kit.result(successor.clear(policy))
+    for each in (kept, gone, replace(theirs, number=1)):
+        kit.result(successor.clear(each))
     kit.result(successor.clear(kit.shunt(action=Action.DROP)))
     shown = bench.ip("xfrm", "policy")
     assert [shown.count(f"reqid {number} ") for number in (7, 8, 9)] == [3, 0, 3]
@@ -198,9 +199,9 @@ def test_a_successor_clears_what_is_provably_ours_and_leaves_what_is_not(kit, be
 
 def test_an_instance_with_another_data_plane_leaves_nothing_of_ours_in_the_kernel(kit, bench, clock, tmp_path):
     journal = Journal(tmp_path / "journal", clock, print)
-    for policy in (kit.policy(), kit.mixed):
-        kit.result(bench.plane.add_policy(policy))
-        journal.add(policy_record("paris", "lan", policy))
+    for each in (kit.policy(), kit.mixed):
+        kit.result(bench.plane.add_policy(each))
+        journal.add(policy_record("paris", "lan", each))
     kit.result(bench.plane.add_shunt(kit.shunt()))
     journal.add(shunt_record(kit.shunt()))
     bench.ip("xfrm", "policy", "add", "src", "10.8.0.0/16", "dst", "10.9.0.0/16", "dir", "out", "priority", "4803000")
@@ -327,3 +328,47 @@ def make(kit, bench, suite, **changes):
     spi = bench.plane.allocate_spi(kit.endpoint("192.0.2.1"), kit.endpoint("192.0.2.2"), ProtocolId.ESP)
     values |= {"suite": suite, "spi_in": spi} | changes
     return kit.pair(**values)
+
+
+@pytest.fixture
+def neighbours(kit):
+    """Two namespaces on one link, 2001:db8::1 and 2001:db8::2."""
+    with kit.network() as near, kit.network() as far:
+        link = ["ip", "link", "add", "wire", "netns", near, "type", "veth", "peer", "name", "wire", "netns", far]
+        subprocess.run(link, check=True)
+        for name, address in ((near, "2001:db8::1"), (far, "2001:db8::2")):
+            for command in (f"address add {address}/64 dev wire nodad", "link set wire up"):
+                subprocess.run(["ip", "-n", name, *command.split()], check=True)
+        yield near, far
+
+
+def protect_all_between(kit, local, remote):
+    """A socket that IKE could use, with a policy for everything else."""
+    netlink = XfrmNetlink()
+    hosts = {"local_ts": kit.selectors(f"{local}/128"), "remote_ts": kit.selectors(f"{remote}/128")}
+    ends = {"local": kit.endpoint(local), "remote": kit.endpoint(remote)}
+    kit.result(KernelDataplane(netlink).add_policy(kit.policy(mode=Mode.TRANSPORT, **hosts, **ends)))
+    netlink.close()
+    sock = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+    sock.settimeout(3)
+    bypass(sock)
+    sock.bind((local, 500))
+    return sock
+
+
+@pytest.mark.parametrize("found", [True, False])
+def test_neighbours_find_each_other_though_all_between_them_is_protected_rfc4861(kit, neighbours, monkeypatch, found):
+    if not found:
+        monkeypatch.setattr("monitor.xfrm.policy._discovery", lambda local, remote: ())
+    near, far = neighbours
+    with kit.entered(near):
+        ours = protect_all_between(kit, "2001:db8::1", "2001:db8::2")
+    with kit.entered(far):
+        theirs = protect_all_between(kit, "2001:db8::2", "2001:db8::1")
+    with ours, theirs:
+        ours.sendto(b"IKE", ("2001:db8::2", 500))
+        if found:
+            assert theirs.recv(10) == b"IKE"
+        else:
+            with pytest.raises(TimeoutError):
+                theirs.recv(10)
