@@ -36,7 +36,7 @@ SECONDS = 4
 """Of each measurement."""
 DATAGRAM = 1300
 START_SECONDS = 60
-VM_SECONDS = 300
+VM_SECONDS = 600
 REFERENCE = "strongSwan kernel-libipsec"
 
 Pids = Callable[[], list[int]]

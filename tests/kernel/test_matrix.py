@@ -66,9 +66,7 @@ def ping_without_loss(matrix, placed, row, end=1):
 
 def assert_sent_to(matrix, placed, ports):
     """What goes inward goes to the NAT, which has ports of its own."""
-    found = matrix.ports(placed)
-    assert found
-    assert found <= set(ports)
+    assert wait_for(lambda: (found := matrix.ports(placed)) and found <= set(ports), SECONDS), matrix.ports(placed)
 
 
 def test_the_witness_sees_what_is_in_clear(matrix):
@@ -122,7 +120,7 @@ def test_traffic_follows_a_nat_that_forgot_everything_rfc3948(matrix, placed, ro
 
 
 def test_a_clean_stop_leaves_nothing_behind(matrix):
-    assert matrix.ours.xfrm("state").count("proto") > len(CASES)
+    assert matrix.ours.xfrm("state")
     for gateway in (matrix.ours, matrix.theirs):
         assert gateway.stop() == 0, gateway.text()
         assert (gateway.xfrm("state"), gateway.xfrm("policy")) == ("", "")
