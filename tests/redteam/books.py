@@ -13,7 +13,7 @@ from typing import Any
 from monitor.dataplane import DataplaneError, Pair, Policy, Traffic
 from privsep.algorithms import ChildSuite, IkeSuite
 from privsep.config.model import Child, Connection, DataplaneChoice, Encap, Gateway, RemoteAny, Start, Users
-from privsep.iana import IdType
+from privsep.iana import IdType, ProtocolId
 from privsep.loop import Timer
 from privsep.schema import install as ops
 from privsep.schema.keymat import Redeemed
@@ -36,7 +36,8 @@ NEAR, ROAMING = ipaddress.ip_address("198.51.100.7"), ipaddress.ip_address("203.
 ADDRESSES = (PEER, OTHER_PEER, PEER6, NEAR, ROAMING)
 NAMES = ("paris", "rome", "mary", "john", "nobody")
 GCM, PFS, CBC = map(ChildSuite.parse, ("aes256gcm16", "aes256gcm16-modp2048", "aes128-sha256"))
-SUITES = (GCM, PFS, CBC, ChildSuite.parse("aes128gcm16"), ChildSuite.parse("aes128-sha1"))
+AH = ChildSuite.parse("sha256", ProtocolId.AH)
+SUITES = (GCM, PFS, CBC, AH, ChildSuite.parse("aes128gcm16"), ChildSuite.parse("aes128-sha1"))
 
 
 def selectors(*texts: str) -> tuple[TrafficSelector, ...]:
@@ -81,6 +82,7 @@ GATEWAY = Gateway(
             _child("dmz", ("10.1.0.0/16",), ("10.3.0.0/16",), suites=(GCM,), lifetime=1800),
             _child("both", ("10.1.0.0/16", "fd01::/32"), ("10.2.0.0/16", "fd02::/32")),
             _child("host", ("192.0.2.0/24",), ("192.0.2.0/24",), mode=Mode.TRANSPORT),
+            _child("signed", ("10.1.0.0/16",), ("10.6.0.0/16",), suites=(AH,)),
         ),
         _connection("rome", OTHER_PEER, "rome", _child("lan", ("10.1.0.0/16",), ("10.2.0.0/16",)), encap=Encap.FORCE),
         _connection("six", PEER6, None, _child("lan", ("fd01::/32",), ("fd06::/32",)), local=None, encap=Encap.OFF),
@@ -106,7 +108,7 @@ GATEWAY = Gateway(
 ASKED_TS = (
     *selectors("10.1.0.0/16", "10.1.2.0/24", "10.2.0.0/16", "10.2.3.0/24", "10.3.0.1/32", "10.4.0.0/16"),
     *selectors("10.4.1.0/24", "10.5.0.0/24", "fd01::/32", "fd02::/48", "fd06::/32", "0.0.0.0/0", "10.0.0.0/8"),
-    *selectors("192.0.2.1/32", "192.0.2.2/32", "192.0.2.0/24"),
+    *selectors("10.6.0.0/16", "192.0.2.1/32", "192.0.2.2/32", "192.0.2.0/24"),
     TrafficSelector(ipaddress.ip_network("10.2.3.0/24"), 6, 22),
 )
 
@@ -177,7 +179,7 @@ class Books:
             resolve()
         return future
 
-    def allocate_spi(self, local: Endpoint, remote: Endpoint) -> Spi:
+    def allocate_spi(self, local: Endpoint, remote: Endpoint, protocol: ProtocolId) -> Spi:
         if self.fuzzer.random.random() < 0.03:
             raise DataplaneError("none left")
         asked = self.fuzzer.asked
@@ -185,12 +187,14 @@ class Books:
             isinstance(asked, ops.AllocateSpi) and (asked.local, asked.remote) == (local, remote),
             "an SPI that nobody asked for",
         )
+        of_child = named(asked.connection, asked.child)[1].suites[0].protocol
+        self.fuzzer.check(protocol is of_child, "an SPI of another protocol than the child's")
         free = [spi for spi in range(0x1000, 0x1040) if spi not in self.allocated and spi not in self.installed]
         spi = self.fuzzer.random.choice(free)
         self.allocated[spi] = asked
         return Spi(spi)
 
-    def release_spi(self, spi: Spi, local: Endpoint, remote: Endpoint) -> None:
+    def release_spi(self, spi: Spi, local: Endpoint, remote: Endpoint, protocol: ProtocolId) -> None:
         self.fuzzer.check(spi not in self.settled, "the SPI of an installed pair is released")
         self.allocated.pop(spi, None)
 
@@ -225,7 +229,7 @@ class Books:
         self.fuzzer.fail("a policy is removed")
 
     def install(self, pair: Pair) -> Future[None]:
-        minted = self.fuzzer.minted.get(pair.encryption_in)
+        minted = self.fuzzer.minted.get(pair.encryption_in + pair.integrity_in)
         if minted is None:
             self.fuzzer.fail("a pair with keys that nobody redeemed")
         for wrong, what in self._judge(pair, minted):
@@ -305,6 +309,7 @@ class Books:
             (closeness(connection, there) < 0, "the peer's address is foreign"),
             (there.is_unspecified or there.is_multicast or here.version != there.version, "there is no such peer"),
             (pair.encap and connection.encap is Encap.OFF, "encapsulation is off"),
+            (pair.encap and redeemed.suite.protocol is ProtocolId.AH, "AH is encapsulated"),
             (not pair.encap and connection.encap is Encap.FORCE, "encapsulation is forced"),
             (pair.encap and (pair.local.port != 4500 or pair.remote.port == 0), "the ports cannot carry ESP"),
             (not pair.encap and not {pair.local.port, pair.remote.port} <= {500, 4500}, "the ports are not IKE's"),
@@ -325,7 +330,9 @@ class Books:
             ),
             (
                 any(
-                    (each.remote.address, each.spi_out) == (there, pair.spi_out) for each, _ in self.installed.values()
+                    (each.remote.address, each.suite.protocol, each.spi_out)
+                    == (there, pair.suite.protocol, pair.spi_out)
+                    for each, _ in self.installed.values()
                 ),
                 "the outbound SA exists",
             ),

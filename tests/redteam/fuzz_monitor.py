@@ -106,7 +106,7 @@ class MonitorFuzzer(Fuzzer):
             if redeemed is None:
                 future.set_result(NotRedeemable())
                 return
-            self.redeeming = self.minted[redeemed.encryption_in] = Minted(redeemed, asked)
+            self.redeeming = self.minted[redeemed.encryption_in + redeemed.integrity_in] = Minted(redeemed, asked)
             future.set_result(redeemed)
 
         if self.random.random() < 0.3:
@@ -137,7 +137,8 @@ class MonitorFuzzer(Fuzzer):
 
     def _keys(self) -> list[bytes]:
         found = [*self.keymats.values(), *(each.redeemed for each in list(self.minted.values())[-20:])]
-        return [each.encryption_in for each in found] + [each.encryption_out for each in found]
+        keys = [(each.encryption_in, each.encryption_out, each.integrity_in, each.integrity_out) for each in found]
+        return [key for four in keys for key in four if len(key) >= HALF_A_KEY]
 
     # what to do next
 

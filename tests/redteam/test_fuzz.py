@@ -163,7 +163,7 @@ BACKED_UP = {
 )
 def test_a_check_that_is_left_out_is_found(monkeypatch, check):
     monkeypatch.setattr(authorize, "CHECKS", tuple(each for each in authorize.CHECKS if each is not check))
-    found(MonitorFuzzer(SEED), "installed although", "more pairs")
+    found(MonitorFuzzer(SEED), "installed although", "more pairs", "foreign selectors")
 
 
 def test_addresses_that_nobody_compares_are_found(monkeypatch):

@@ -152,8 +152,13 @@ def weaken(world: World, lie: Lie, step: int) -> None:
         assert world.in_keyd(lie.weaken[step], **lie.facts) == "succeeded"
 
 
+ELSEWHERE = {"_not_ah"}
+"""AH needs a kernel that has it: tests/monitor/test_authorize.py lies about it."""
+
+
 def test_every_check_of_the_second_opinion_has_its_lie():
-    assert {check.__name__ for check in CHECKS} <= {check for lie in LIES.values() for check, _ in lie.layers}
+    told = {check for lie in LIES.values() for check, _ in lie.layers}
+    assert {check.__name__ for check in CHECKS} - told == ELSEWHERE
 
 
 # no words

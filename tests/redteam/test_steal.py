@@ -16,6 +16,7 @@ from privsep.schema import install, keyd, keymat
 from privsep.schema.codec import MAX_SEQUENCE, SchemaError
 
 CRASH = "ctypes.string_at(0)"
+OWN_BARE = BARE.without(worker="# a world of its own, where nobody has left the network namespace")
 
 
 @pytest.mark.filterwarnings("ignore:Diffie-Hellman over finite fields")
@@ -68,7 +69,7 @@ def test_a_crash_leaves_no_core_file(worlds, record):
         assert world.attempt(CRASH) == "killed by SIGSEGV"
         assert cores() == set()
     assert world.bystander_works()
-    bare = worlds(BARE.without(worker="resource_limit_is_the_starters = True"))
+    bare = worlds(OWN_BARE)
     with cores_of(bare) as cores:
         assert bare.attempt(CRASH) == "killed by SIGSEGV, core dumped"
         assert len(cores()) == 1
@@ -101,10 +102,10 @@ def knock(world):
 def test_no_name_leads_to_keyd_not_even_without_a_filter(worlds, record):
     """The channel between keyd and the monitor is a pair without a name; keyd's other endpoint loses its name."""
     assert worlds(Plan()).attempt("socket.socket(socket.AF_UNIX)") == "killed by SIGSYS"
-    bare = worlds(BARE)
+    bare = worlds(OWN_BARE)
     # even as root, nothing but the operator's door, which asks who knocks and never gives a key
     assert knock(bare) == [str(bare.victim.run_dir / "control.sock")]
-    visible = worlds(BARE.without(keyd=VISIBLE))
+    visible = worlds(OWN_BARE.without(keyd=VISIBLE))
     assert any(name.endswith("keyd.sock") for name in knock(visible))
     record("no name in the file system or elsewhere", "endpoint left visible: it answers")
 
