@@ -8,15 +8,17 @@ from monitor.routes import Routes
 from monitor.userspace.client import UserspaceDataplane
 from monitor.xfrm.client import KernelDataplane
 from monitor.xfrm.events import XfrmEvents
+from monitor.xfrm.interfaces import Interfaces, configured
 from monitor.xfrm.netlink import XfrmNetlink
-from monitor.xfrm.probe import probe
+from monitor.xfrm.probe import knows_direction, probe
+from privsep.config import kernel
 from privsep.config.checks import beyond_userspace
 from privsep.config.model import DataplaneChoice, Gateway
 from privsep.errors import OperatorError
 from privsep.loop import Loop
 
 MAX_TOLD = 8
-"""Suites that are named when a data plane cannot carry them."""
+"""Suites and keys that are named when a data plane cannot carry them."""
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -51,7 +53,7 @@ def choose(gateway: Gateway, loop: Loop, events: Events, lost: Callable[[str], N
         return _userspace(loop, events, lost, "the configuration says so")
     found = _able_kernel(gateway)
     if isinstance(found, XfrmNetlink):
-        return _kernel(found, loop, events)
+        return _kernel(gateway, found, loop, events)
     if gateway.dataplane is DataplaneChoice.KERNEL:
         raise OperatorError(f'dataplane = "kernel": {found}; {_instead(gateway)} would work')
     if beyond := _beyond(gateway):
@@ -64,14 +66,19 @@ def choose(gateway: Gateway, loop: Loop, events: Events, lost: Callable[[str], N
 
 def _instead(gateway: Gateway) -> str:
     """What would work without this kernel."""
-    return 'esp = ["aes256gcm16"] in their place' if _beyond(gateway) else '"auto" or "userspace"'
+    if not _beyond(gateway):
+        return '"auto" or "userspace"'
+    return 'esp = ["aes256gcm16"] in their place' if any(beyond_userspace(gateway)) else "doing without them"
 
 
 def _beyond(gateway: Gateway) -> str:
-    """The suites that userspace cannot carry, and whose they are; empty if there are none."""
-    found = [(f"{one.name}/{child.name}", child.suites[at].described) for one, child, at in beyond_userspace(gateway)]
-    told = ", ".join(f"{suite} of {whose}" for whose, suite in found[:MAX_TOLD])
-    return told + (f" and {len(found) - MAX_TOLD} more" if len(found) > MAX_TOLD else "")
+    """The suites and keys that userspace cannot carry, and whose they are; empty if there are none."""
+    suites = [
+        f"{child.suites[at].described} of {one.name}/{child.name}" for one, child, at in beyond_userspace(gateway)
+    ]
+    keys = [f"{key} of {one.name}/{child.name}" for one, child, key in kernel.beyond_userspace(gateway)]
+    found = suites + keys
+    return ", ".join(found[:MAX_TOLD]) + (f" and {len(found) - MAX_TOLD} more" if len(found) > MAX_TOLD else "")
 
 
 def _able_kernel(gateway: Gateway) -> XfrmNetlink | str:
@@ -87,8 +94,10 @@ def _able_kernel(gateway: Gateway) -> XfrmNetlink | str:
     return lacking
 
 
-def _kernel(netlink: XfrmNetlink, loop: Loop, events: Events) -> Choice:
-    dataplane = KernelDataplane(netlink)
+def _kernel(gateway: Gateway, netlink: XfrmNetlink, loop: Loop, events: Events) -> Choice:
+    wanted = configured(gateway)
+    interfaces = Interfaces(wanted) if wanted else None
+    dataplane = KernelDataplane(netlink, directed=knows_direction(netlink))
     reports = XfrmEvents(dataplane, events)
     loop.on_readable(reports.fileno(), reports.read_events)
 
@@ -96,6 +105,8 @@ def _kernel(netlink: XfrmNetlink, loop: Loop, events: Events) -> Choice:
         loop.on_readable(reports.fileno(), None)
         reports.close()
         netlink.close()
+        if interfaces is not None:
+            interfaces.close()
 
     reason = "the kernel carries every configured suite"
     return Choice(dataplane=dataplane, reason=reason, userspace=None, settle=_nothing, close=close)

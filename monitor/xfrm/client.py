@@ -28,8 +28,9 @@ from monitor.xfrm.messages import (
     UpdSa,
 )
 from monitor.xfrm.netlink import KernelError, XfrmNetlink
-from monitor.xfrm.policy import Entry, entries, is_ours
+from monitor.xfrm.policy import Entry, entries, has_our_priority, is_ours, is_same
 from monitor.xfrm.sa import SaId
+from monitor.xfrm.structs import Way
 from privsep.iana import ProtocolId
 from privsep.tasks import Future
 from privsep.types import Endpoint, Spi
@@ -53,7 +54,7 @@ class Ends:
         protocol = pair.suite.protocol
         return cls(
             inbound=SaId(pair.local.address, protocol, pair.spi_in),
-            outbound=SaId(pair.remote.address, protocol, pair.spi_out),
+            outbound=SaId(pair.remote.address, protocol, pair.spi_out, pair.policy.kernel.lane.mark_out),
         )
 
     @property
@@ -67,8 +68,12 @@ class KernelDataplane:
 
     name = "kernel"
 
-    def __init__(self, netlink: XfrmNetlink) -> None:
+    def __init__(self, netlink: XfrmNetlink, *, directed: bool = False) -> None:
+        """`directed`: the kernel is told which way an SA goes, as `probe.knows_direction` found that it can be."""
         self._netlink = netlink
+        self._directed = directed
+        self._requiring: dict[int, Policy] = {}
+        """Policies in place, by reqid."""
         self._larval: set[SaId] = set()
         self._installed: dict[SaId, Ends] = {}
         """Each pair under both its SAs."""
@@ -77,7 +82,8 @@ class KernelDataplane:
 
     def allocate_spi(self, local: Endpoint, remote: Endpoint, protocol: ProtocolId) -> Spi:
         """The kernel's larval SA holds it, until it expires after net.core.xfrm_acq_expires seconds."""
-        request = AllocSpi.request(0, sa.allocation(local.address, remote.address, protocol))
+        ways = (sa.way(Way.IN),) if self._directed else ()
+        request = AllocSpi.request(0, sa.allocation(local.address, remote.address, protocol), ways)
         spi = Spi(int.from_bytes(self._netlink.ask(request, Counters)["id.spi"]))
         self._larval.add(SaId(local.address, protocol, spi))
         return spi
@@ -105,6 +111,7 @@ class KernelDataplane:
             for entry in added:
                 self._drop(entry)
             raise
+        self._requiring[policy.reqid] = policy
 
     def _place(self, entry: Entry) -> bool:
         """Whether it is new; otherwise it replaced one of ours."""
@@ -113,8 +120,8 @@ class KernelDataplane:
         except KernelError as error:
             if error.number != errno.EEXIST:
                 raise
-            present = self._netlink.ask(GetPolicy.request(0, entry.key), NewPolicy)
-            if not is_ours(present):
+            present = self._netlink.ask(GetPolicy.request(0, entry.key, entry.lane), NewPolicy)
+            if not is_ours(present) and not is_same(present, entry):
                 raise
             self._netlink.do(UpdPolicy.request(0, entry.values, entry.attributes))
             return False
@@ -125,11 +132,12 @@ class KernelDataplane:
         return _settled(lambda: self._remove_policy(policy))
 
     def _remove_policy(self, policy: Policy) -> None:
+        self._requiring.pop(policy.reqid, None)
         for entry in entries(policy):
             self._drop(entry)
 
     def _drop(self, entry: Entry) -> None:
-        self._unless(errno.ENOENT, DelPolicy.request(0, entry.key))
+        self._unless(errno.ENOENT, DelPolicy.request(0, entry.key, entry.lane))
 
     # pairs
 
@@ -143,8 +151,8 @@ class KernelDataplane:
             raise DataplaneError("the inbound SPI is not reserved")
         self._larval.discard(ends.inbound)
         try:
-            self._netlink.do(UpdSa.request(0, *sa.inbound(pair)))
-            self._netlink.do(NewSa.request(_NEW, *sa.outbound(pair)))
+            self._netlink.do(UpdSa.request(0, *sa.inbound(pair, directed=self._directed)))
+            self._netlink.do(NewSa.request(_NEW, *sa.outbound(pair, directed=self._directed)))
         except DataplaneError:
             # whichever stands: the larval SA or the one that took its place
             self._delete(ends.inbound)
@@ -165,7 +173,7 @@ class KernelDataplane:
             self._installed.pop(each, None)
 
     def _delete(self, name: SaId) -> None:
-        self._unless(errno.ESRCH, DelSa.request(0, sa.key(name)))
+        self._unless(errno.ESRCH, DelSa.request(0, sa.key(name), sa.marked(name)))
 
     def _unless(self, harmless: int, message: Message) -> None:
         try:
@@ -188,9 +196,16 @@ class KernelDataplane:
         )
 
     def _counters(self, name: SaId) -> Counters:
-        return self._netlink.ask(GetSa.request(0, sa.key(name)), Counters)
+        return self._netlink.ask(GetSa.request(0, sa.key(name), sa.marked(name)), Counters)
 
-    # for `events.py`: what the kernel says about SAs
+    # for `events.py`: what the kernel says about policies and SAs
+
+    def requiring(self, reqid: int, priority: int) -> int | None:
+        """The number of the policy that a packet matched; None if it is not ours."""
+        policy = self._requiring.get(reqid)
+        if policy is None or not (has_our_priority(priority) or priority == policy.kernel.priority):
+            return None
+        return policy.number
 
     def owner(self, name: SaId) -> Spi | None:
         """The inbound SPI of the pair, or of the allocation, that this SA belongs to; None if it is not ours."""

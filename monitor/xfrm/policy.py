@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from monitor.dataplane import Policy
 from monitor.xfrm.messages import Message
 from monitor.xfrm.structs import ALL_ALGORITHMS, PROTOCOLS, UNLIMITED, Attribute, Direction, KernelMode, Values
+from privsep.config.lanes import Mark
 from privsep.types import Address, Mode, TrafficSelector
 
 PRIORITY_BASE = 0x494B45
@@ -24,8 +25,15 @@ class Entry:
     """One policy of the kernel's: what finds it (struct xfrm_userpolicy_id), what it is."""
 
     key: Values
+    lane: tuple[Attribute, ...]
+    """The rest of the key: two lanes may have the same selectors."""
     values: Values
-    attributes: tuple[Attribute, ...]
+    template: Values
+
+    @property
+    def attributes(self) -> tuple[Attribute, ...]:
+        """Of what it is."""
+        return (("XFRMA_TMPL", self.template), *self.lane)
 
 
 def entries(policy: Policy) -> Iterator[Entry]:
@@ -35,23 +43,35 @@ def entries(policy: Policy) -> Iterator[Entry]:
     """
     inbound = (Direction.IN, Direction.FWD) if policy.mode is Mode.TUNNEL else (Direction.IN,)
     local, remote = policy.local.address, policy.remote.address
+    entry_lane, leave_lane = (lane(*side) for side in policy.kernel.lane.sides)
     for ours in policy.local_ts:
         for theirs in policy.remote_ts:
             leaving, entering = selector(ours, theirs), selector(theirs, ours)
             if leaving is None or entering is None:
                 continue
-            priority = PRIORITY_BASE - _specificity(ours, theirs)
-            yield _entry(Direction.OUT, leaving, priority, _template(policy, local, remote))
+            priority = policy.kernel.priority or PRIORITY_BASE - _specificity(ours, theirs)
+            yield _entry(Direction.OUT, leaving, leave_lane, priority, _template(policy, local, remote))
             for direction in inbound:
-                yield _entry(direction, entering, priority, _template(policy, remote, local))
+                yield _entry(direction, entering, entry_lane, priority, _template(policy, remote, local))
 
 
-def _entry(direction: Direction, chosen: Values, priority: int, template: Values) -> Entry:
+def _entry(direction: Direction, chosen: Values, lane: tuple[Attribute, ...], priority: int, template: Values) -> Entry:
     return Entry(
         key={**chosen, "dir": direction},
+        lane=lane,
         values={**chosen, **UNLIMITED, "priority": priority, "dir": direction},
-        attributes=(("XFRMA_TMPL", template),),
+        template=template,
     )
+
+
+def lane(if_id: int, mark: Mark) -> tuple[Attribute, ...]:
+    """Of a policy or an SA, one direction's; nothing for what the configuration leaves open."""
+    found: list[Attribute] = []
+    if mark.mask:
+        found.append(("XFRMA_MARK", {"value": mark.value, "mask": mark.mask}))
+    if if_id:
+        found.append(("XFRMA_IF_ID", {"value": if_id}))
+    return tuple(found)
 
 
 def _template(policy: Policy, source: Address, destination: Address) -> Values:
@@ -62,7 +82,7 @@ def _template(policy: Policy, source: Address, destination: Address) -> Values:
         "id.proto": PROTOCOLS[policy.protocol],
         "family": family(destination),
         "saddr": source.packed if tunnel else b"",
-        "reqid": policy.number,
+        "reqid": policy.reqid,
         "mode": MODES[policy.mode],
         "aalgos": ALL_ALGORITHMS,
         "ealgos": ALL_ALGORITHMS,
@@ -111,6 +131,17 @@ def _specificity(ours: TrafficSelector, theirs: TrafficSelector) -> int:
 def has_our_priority(priority: int) -> bool:
     """Whether a policy of that priority is one of ours, perhaps of an earlier instance."""
     return PRIORITY_BASE - MAX_SPECIFICITY <= priority <= PRIORITY_BASE
+
+
+def is_same(present: Message, entry: Entry) -> bool:
+    """Whether it differs from the entry in outer addresses at most; a configured priority may be outside our range."""
+    template = present.get_attr("XFRMA_TMPL")
+    return (
+        present["priority"] == entry.values["priority"]
+        and template is not None
+        and not template["optional"]
+        and template["reqid"] == entry.template["reqid"]
+    )
 
 
 def is_ours(present: Message) -> bool:
