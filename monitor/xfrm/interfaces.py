@@ -6,7 +6,6 @@ are not ours. An interface that we made bears our alias, by which a later instan
 
 import errno
 import os
-from collections.abc import Callable
 from typing import Any
 
 from pyroute2 import IPRoute, NetlinkError
@@ -55,33 +54,48 @@ class Interfaces:
         """Make them and set them up; OperatorError where a name or an if_id is taken."""
         self._netlink = IPRoute()
         self._wanted = wanted
+        made: dict[str, int] = {}
         try:
             for name, if_id in wanted.items():
-                self._require(name, if_id)
+                if self._require(name, if_id):
+                    made[name] = if_id
         except (NetlinkError, OperatorError):
-            self.close()
+            # not those that were there: traffic is routed into them, which must not find another way
+            self._remove(made)
+            self._netlink.close()
             raise
 
-    def _require(self, name: str, if_id: int) -> None:
+    def _require(self, name: str, if_id: int) -> bool:
+        """Whether it had to be made."""
         link = self._find(name)
         if link is None:
-            _told(name, if_id, lambda: self._netlink.link("add", ifname=name, kind=KIND, xfrm_if_id=if_id))
-            link = self._find(name)
-            if link is None:
-                raise OperatorError(f"interface {name} vanished as it was made; whoever removes it should not")
-            self._netlink.link("set", index=link["index"], ifalias=ALIAS)
-        elif _if_id(link) != if_id:
+            self._make(name, if_id)
+            return True
+        if _if_id(link) != if_id:
             what = f"has if_id {_if_id(link)}" if _if_id(link) is not None else "is no XFRM interface"
             raise OperatorError(f"interface {name} exists and {what}; another name, or if_id {if_id}, would be right")
         self._netlink.link("set", index=link["index"], state="up")
+        return False
+
+    def _make(self, name: str, if_id: int) -> None:
+        try:
+            self._netlink.link("add", ifname=name, kind=KIND, xfrm_if_id=if_id)
+        except NetlinkError as error:
+            why = f"if_id {if_id} is another's" if error.code == errno.EEXIST else os.strerror(error.code)
+            raise OperatorError(f"interface {name} cannot be made: {why}; it needs CONFIG_XFRM_INTERFACE") from None
+        for index in self._netlink.link_lookup(ifname=name):
+            self._netlink.link("set", index=index, ifalias=ALIAS, state="up")
 
     def close(self) -> None:
         """Remove those that are ours."""
-        for name, if_id in self._wanted.items():
+        self._remove(self._wanted)
+        self._netlink.close()
+
+    def _remove(self, wanted: dict[str, int]) -> None:
+        for name, if_id in wanted.items():
             link = self._find(name)
             if link is not None and link.get_attr("IFLA_IFALIAS") == ALIAS and _if_id(link) == if_id:
                 self._delete(link["index"])
-        self._netlink.close()
 
     def _delete(self, index: int) -> None:
         try:
@@ -93,14 +107,6 @@ class Interfaces:
     def _find(self, name: str) -> Any:
         index = self._netlink.link_lookup(ifname=name)
         return next(iter(self._netlink.get_links(index[0])), None) if index else None
-
-
-def _told(name: str, if_id: int, make: Callable[[], object]) -> None:
-    try:
-        make()
-    except NetlinkError as error:
-        why = f"if_id {if_id} is another's" if error.code == errno.EEXIST else os.strerror(error.code)
-        raise OperatorError(f"interface {name} cannot be made: {why}; it needs CONFIG_XFRM_INTERFACE") from None
 
 
 def _if_id(link: Any) -> int | None:

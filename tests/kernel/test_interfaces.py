@@ -196,11 +196,16 @@ def test_an_interface_is_made_adopted_and_removed_but_one_of_the_operators_is_le
         Interfaces({"theirs": 9}).close()
         assert "theirs" in network.ip(network.left, "link", "show", "up")
         told = []
-        for wanted in ({"theirs": 10}, {"lo": 10}, {"ipsec0": 9}, {"ipsec0": 11, "theirs": 10}):
+        kept = Interfaces({"kept": 12})
+        for wanted in ({"theirs": 10}, {"lo": 10}, {"ipsec0": 9}, {"kept": 12, "ipsec0": 11, "theirs": 10}):
             with pytest.raises(OperatorError) as caught:
                 Interfaces(wanted)
             told.append(str(caught.value))
-        assert "ipsec0" not in network.ip(network.left, "link", "show")
+        left = network.ip(network.left, "link", "show")
+        assert "ipsec0" not in left
+        assert "kept" in left, "an instance that cannot start takes away none that was there"
+        kept.close()
+        assert "kept" not in network.ip(network.left, "link", "show")
         return told
 
     assert network.left.enter(work) == [
