@@ -1,8 +1,8 @@
 """The second opinion: may this pair be installed? Pure functions, one for each reason to say no.
 
 What keyd proved (`Redeemed`) and what the worker asks for (`Install`) is compared with the monitor's own configuration
-and with what it allocated and installed itself. Mode, policy number, lifetime and replay window come from the
-configuration; the worker has no word for them. `Passed.PASSED` is the one value that lets a request through.
+and with what it allocated and installed itself. Mode, policy number, lane, lifetime and replay window come
+from the configuration; the worker has no word for them. `Passed.PASSED` is the one value that lets a request through.
 """
 
 import ipaddress
@@ -251,7 +251,7 @@ def _is_host(selector: TrafficSelector, address: Address) -> bool:
 
 
 def _no_overlap(case: Case) -> Verdict:
-    """No installed pair of another identity carries traffic of these selectors."""
+    """No installed pair of another identity carries traffic of these selectors in a lane that meets the child's."""
     return Denial.OVERLAP if _taken(case, case.sadb.claims) else PASSED
 
 
@@ -268,7 +268,7 @@ def _taken(case: Case, claims: Claims) -> bool:
         and _any_overlap(claim.remote_ts, (selector,))
         and _any_overlap(claim.local_ts, case.install.local_ts)
         for selector in case.install.remote_ts
-        for claim in claims.touching(selector.network)
+        for claim in claims.touching(selector.network, case.child.kernel.lane)
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from privsep.algorithms import ChildSuite
+from privsep.config.lanes import UNSAID, KernelOptions
 from privsep.config.model import Shunt
 from privsep.errors import PrivsepError
 from privsep.iana import ProtocolId
@@ -21,7 +22,7 @@ class DataplaneError(PrivsepError):
 
 @dataclass(slots=True, frozen=True, kw_only=True)
 class Policy:
-    """Traffic of one child that must be protected. `number` (the kernel's reqid) ties SAs to it; 1 to 65535."""
+    """Traffic of one child that must be protected. `number` ties SAs to it; 1 to 65535."""
 
     number: int
     protocol: ProtocolId
@@ -31,6 +32,12 @@ class Policy:
     remote: Endpoint
     local_ts: tuple[TrafficSelector, ...]
     remote_ts: tuple[TrafficSelector, ...]
+    kernel: KernelOptions = UNSAID
+
+    @property
+    def reqid(self) -> int:
+        """What ties SAs to it in the kernel."""
+        return self.kernel.reqid or self.number
 
 
 @dataclass(slots=True, frozen=True, kw_only=True, repr=False)

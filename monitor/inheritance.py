@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 
 from monitor.authorize import PASSED, READMISSION, authorize, find_child, outer_addresses
 from monitor.dataplane import Adopting, DataplaneError, Pair, Policy
-from monitor.journal import Journal, PairRecord, PolicyRecord, ShuntRecord
+from monitor.journal import Journal, OptionsRecord, PairRecord, PolicyRecord, ShuntRecord
 from monitor.sadb import Claim, Entry, Phase, Policies, Sadb, fixed
 from monitor.waiting import Log
 from privsep.config.model import Gateway, Shunt
@@ -37,6 +37,7 @@ def policy_record(connection: str, child: str, policy: Policy) -> PolicyRecord:
         remote=policy.remote,
         local_ts=policy.local_ts,
         remote_ts=policy.remote_ts,
+        kernel=OptionsRecord.of(policy.kernel),
     )
 
 
@@ -59,6 +60,7 @@ def pair_record(redeemed: Redeemed, pair: Pair, since: float) -> PairRecord:
         identity=redeemed.identity,
         suite=redeemed.suite,
         policy=pair.policy.number,
+        kernel=OptionsRecord.of(pair.policy.kernel),
         mode=pair.policy.mode,
         spi_in=pair.spi_in,
         spi_out=pair.spi_out,
@@ -128,11 +130,15 @@ class Inheritance:
         policy = _policy(record)
         allowed = (
             fixed(connection.remote) is None
-            and (child.mode, child.protocol) == (record.mode, record.protocol)
+            and (child.mode, child.protocol, child.kernel) == (record.mode, record.protocol, policy.kernel)
             and outer_addresses(self._gateway, connection, record.local.address, record.remote.address) is PASSED
             and all(any(outer.contains(inner) for outer in child.local_ts) for inner in record.local_ts)
             and all(any(outer.contains(inner) for outer in child.remote_ts) for inner in record.remote_ts)
-            and not any(True for ts in record.remote_ts for _ in self._policies.reserved.touching(ts.network))
+            and not any(
+                True
+                for ts in record.remote_ts
+                for _ in self._policies.reserved.touching(ts.network, policy.kernel.lane)
+            )
         )
         if allowed:
             self._policies.restore(record.connection, record.child, policy)
@@ -167,7 +173,7 @@ class Inheritance:
         entry = Entry(
             connection=record.connection,
             child=record.child,
-            claim=Claim(record.identity, record.local_ts, record.remote_ts),
+            claim=Claim(record.identity, record.local_ts, record.remote_ts, pair.policy.kernel.lane),
             pair=pair,
             since=record.since_ms / 1000,
             phase=Phase.INSTALLED,
@@ -201,7 +207,8 @@ class Inheritance:
         pair = authorize(self._gateway, self._sadb, self._policies, redeemed, install, READMISSION)
         if isinstance(pair, Denial):
             return pair.value
-        if (pair.policy.number, pair.policy.mode) != (record.policy, record.mode):
+        was = record.policy, record.mode, record.kernel.options()
+        if (pair.policy.number, pair.policy.mode, pair.policy.kernel) != was:
             return "its policy is another now"
         if self._sadb.entry(Spi(record.spi_in)) is not None:
             return "its SPI stands there twice"
@@ -217,6 +224,7 @@ def _policy(record: PolicyRecord) -> Policy:
         remote=record.remote,
         local_ts=record.local_ts,
         remote_ts=record.remote_ts,
+        kernel=record.kernel.options(),
     )
 
 
@@ -241,6 +249,7 @@ def _described(record: PairRecord) -> Pair:
             remote=Endpoint(record.remote.address, 0),
             local_ts=record.local_ts,
             remote_ts=record.remote_ts,
+            kernel=record.kernel.options(),
         ),
         spi_in=Spi(record.spi_in),
         spi_out=Spi(record.spi_out),

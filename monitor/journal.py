@@ -19,10 +19,11 @@ from typing import Annotated, TypeVar
 
 from monitor.waiting import Clock, Log
 from privsep.algorithms import ChildSuite
+from privsep.config.lanes import KernelOptions, Lane, Mark
 from privsep.config.model import Action, Order
 from privsep.iana import ProtocolId
 from privsep.log import Level
-from privsep.schema.codec import MAX_FRAME, U32, U63, Length, Name, Range, SchemaError, SpiField, Table
+from privsep.schema.codec import MAX_FRAME, U32, U63, Length, Name, OptionalName, Range, SchemaError, SpiField, Table
 from privsep.schema.install import Selectors
 from privsep.types import Endpoint, Identity, Mode, Spi
 
@@ -57,6 +58,57 @@ class Opened:
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
+class OptionsRecord:
+    """`privsep.config.lanes.KernelOptions`, with 0 and "" where the configuration says nothing."""
+
+    mark_in: U32
+    mark_in_mask: U32
+    mark_out: U32
+    mark_out_mask: U32
+    if_id_in: U32
+    if_id_out: U32
+    interface: OptionalName
+    priority: U32
+    reqid: U32
+    life_bytes: U63
+    life_packets: U63
+
+    @classmethod
+    def of(cls, options: KernelOptions) -> "OptionsRecord":
+        """What is written of them."""
+        lane = options.lane
+        return cls(
+            mark_in=lane.mark_in.value,
+            mark_in_mask=lane.mark_in.mask,
+            mark_out=lane.mark_out.value,
+            mark_out_mask=lane.mark_out.mask,
+            if_id_in=lane.if_id_in,
+            if_id_out=lane.if_id_out,
+            interface=options.interface or "",
+            priority=options.priority or 0,
+            reqid=options.reqid or 0,
+            life_bytes=options.life_bytes or 0,
+            life_packets=options.life_packets or 0,
+        )
+
+    def options(self) -> KernelOptions:
+        """And back."""
+        return KernelOptions(
+            lane=Lane(
+                mark_in=Mark(self.mark_in, self.mark_in_mask),
+                mark_out=Mark(self.mark_out, self.mark_out_mask),
+                if_id_in=self.if_id_in,
+                if_id_out=self.if_id_out,
+            ),
+            interface=self.interface or None,
+            priority=self.priority or None,
+            reqid=self.reqid or None,
+            life_bytes=self.life_bytes or None,
+            life_packets=self.life_packets or None,
+        )
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
 class PolicyRecord:
     """A policy of a child (`monitor.dataplane.Policy`)."""
 
@@ -69,6 +121,7 @@ class PolicyRecord:
     remote: Endpoint
     local_ts: Selectors
     remote_ts: Selectors
+    kernel: OptionsRecord
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -82,6 +135,7 @@ class PairRecord:
     suite: ChildSuite
     """With the group of its Quick Mode."""
     policy: PolicyNumber
+    kernel: OptionsRecord
     mode: Mode
     spi_in: SpiField
     spi_out: SpiField

@@ -11,9 +11,10 @@ from monitor.userspace.client import UserspaceDataplane
 from monitor.waiting import Log, run
 from monitor.xfrm.client import KernelDataplane, Later
 from monitor.xfrm.events import XfrmEvents
+from monitor.xfrm.interfaces import Interfaces, configured
 from monitor.xfrm.netlink import XfrmNetlink
-from monitor.xfrm.probe import probe
-from privsep.config import shunts
+from monitor.xfrm.probe import knows_direction, probe
+from privsep.config import kernel, shunts
 from privsep.config.checks import beyond_userspace
 from privsep.config.model import DataplaneChoice, Gateway
 from privsep.errors import OperatorError
@@ -21,7 +22,7 @@ from privsep.loop import Loop
 
 ABLE = "the kernel carries every configured suite"
 MAX_TOLD = 8
-"""Suites and shunts that are named when a data plane cannot carry them."""
+"""Suites, shunts and keys that are named when a data plane cannot carry them."""
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -55,7 +56,9 @@ def choose(gateway: Gateway, loop: Loop, events: Events, lost: Callable[[str], N
     is left behind by probing.
     """
     found = _decide(gateway)
-    return _kernel(found, loop, events) if isinstance(found, XfrmNetlink) else _userspace(loop, events, lost, found)
+    if isinstance(found, XfrmNetlink):
+        return _kernel(gateway, found, loop, events)
+    return _userspace(loop, events, lost, found)
 
 
 def foresee(gateway: Gateway) -> str:
@@ -103,11 +106,13 @@ def _instead(gateway: Gateway) -> str:
 
 
 def _beyond(gateway: Gateway) -> str:
-    """The suites that userspace cannot carry, and whose they are, and shunts; empty if there are none."""
+    """The suites, keys and shunts that userspace cannot carry, and whose they are; empty if there are none."""
     suites = [
         f"{child.suites[at].described} of {one.name}/{child.name}" for one, child, at in beyond_userspace(gateway)
     ]
-    found = [*suites, *(f"shunt {shunt.name} ({reason})" for shunt, reason in shunts.beyond_userspace(gateway))]
+    keys = [f"{key} of {one.name}/{child.name}" for one, child, key in kernel.beyond_userspace(gateway)]
+    refused = [f"shunt {shunt.name} ({reason})" for shunt, reason in shunts.beyond_userspace(gateway)]
+    found = suites + keys + refused
     return ", ".join(found[:MAX_TOLD]) + (f" and {len(found) - MAX_TOLD} more" if len(found) > MAX_TOLD else "")
 
 
@@ -124,8 +129,10 @@ def _able_kernel(gateway: Gateway) -> XfrmNetlink | str:
     return lacking
 
 
-def _kernel(netlink: XfrmNetlink, loop: Loop, events: Events) -> Choice:
-    dataplane = KernelDataplane(netlink, Later(loop, events.expired))
+def _kernel(gateway: Gateway, netlink: XfrmNetlink, loop: Loop, events: Events) -> Choice:
+    wanted = configured(gateway)
+    interfaces = Interfaces(wanted) if wanted else None
+    dataplane = KernelDataplane(netlink, Later(loop, events.expired), directed=knows_direction(netlink))
     reports = XfrmEvents(dataplane, events)
     loop.on_readable(reports.fileno(), reports.read_events)
 
@@ -133,6 +140,8 @@ def _kernel(netlink: XfrmNetlink, loop: Loop, events: Events) -> Choice:
         loop.on_readable(reports.fileno(), None)
         reports.close()
         netlink.close()
+        if interfaces is not None:
+            interfaces.close()
 
     return Choice(dataplane=dataplane, reason=ABLE, userspace=None, kernel=dataplane, settle=_nothing, close=close)
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from monitor.dataplane import Pair, Policy
+from privsep.config.lanes import Lane
 from privsep.config.model import Child, Connection, Gateway, Remote, RemoteAny
 from privsep.iana import ProtocolId
 from privsep.types import Address, Endpoint, Identity, Network, Spi, TrafficSelector
@@ -27,6 +28,7 @@ MAX_POLICIES_PER_CONNECTION = 16384
 a bound one connection's peers could use up the numbers of all."""
 
 Selectors = tuple[TrafficSelector, ...]
+_Key = tuple[int, int, int, int]
 
 
 class Phase(Enum):
@@ -57,6 +59,8 @@ class Claim:
     """None for a peer of fixed address that may prove any: nobody else's."""
     local_ts: Selectors
     remote_ts: Selectors
+    lane: Lane
+    """Claims whose lanes do not meet have no packet in common."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -72,19 +76,18 @@ class Entry:
 
 
 class Claims:
-    """Claims by remote network. Networks are nested or disjoint, so sorted ones answer with two bisections.
+    """Claims by if_id and remote network. Networks are nested or disjoint, so sorted ones answer with two bisections.
 
-    A network's key is (version, first address, prefix length): what it holds sorts directly after it.
+    A network's key is (if_id, version, first address, prefix length): what it holds sorts directly after it.
     """
 
     def __init__(self) -> None:
-        self._keys: list[tuple[int, int, int]] = []
-        self._held: dict[tuple[int, int, int], Counter[Claim]] = {}
+        self._keys: list[_Key] = []
+        self._held: dict[_Key, Counter[Claim]] = {}
 
     def add(self, claim: Claim) -> None:
         """One more SA pair makes this claim."""
-        for selector in claim.remote_ts:
-            key = _key(selector.network)
+        for key in _keys(claim):
             if key not in self._held:
                 self._held[key] = Counter()
                 insort(self._keys, key)
@@ -92,8 +95,7 @@ class Claims:
 
     def remove(self, claim: Claim) -> None:
         """One less."""
-        for selector in claim.remote_ts:
-            key = _key(selector.network)
+        for key in _keys(claim):
             held = self._held[key]
             held[claim] -= 1
             if not held[claim]:
@@ -102,21 +104,33 @@ class Claims:
                 del self._held[key]
                 del self._keys[bisect_left(self._keys, key)]
 
-    def touching(self, network: Network) -> Iterator[Claim]:
-        """Claims with a remote network that contains this one or lies in it."""
-        version, first, prefix = _key(network)
+    def touching(self, network: Network, lane: Lane) -> Iterator[Claim]:
+        """Claims of lanes that meet this one, with a remote network that contains this one or lies in it."""
+        for if_id in lane.if_ids:
+            for claim in self._within(if_id, network):
+                if claim.lane.meets(lane):
+                    yield claim
+
+    def _within(self, if_id: int, network: Network) -> Iterator[Claim]:
+        _, version, first, prefix = _key(if_id, network)
         longest = network.max_prefixlen
         for length in range(prefix + 1):
             spare = longest - length
-            yield from self._held.get((version, first >> spare << spare, length), ())
-        low = bisect_right(self._keys, (version, first, prefix))
-        high = bisect_left(self._keys, (version, int(network.broadcast_address) + 1, -1))
+            yield from self._held.get((if_id, version, first >> spare << spare, length), ())
+        low = bisect_right(self._keys, (if_id, version, first, prefix))
+        high = bisect_left(self._keys, (if_id, version, int(network.broadcast_address) + 1, -1))
         for key in self._keys[low:high]:
             yield from self._held[key]
 
 
-def _key(network: Network) -> tuple[int, int, int]:
-    return network.version, int(network.network_address), network.prefixlen
+def _keys(claim: Claim) -> Iterator[_Key]:
+    for if_id in claim.lane.if_ids:
+        for selector in claim.remote_ts:
+            yield _key(if_id, selector.network)
+
+
+def _key(if_id: int, network: Network) -> _Key:
+    return if_id, network.version, int(network.network_address), network.prefixlen
 
 
 class Policies:
@@ -159,8 +173,9 @@ class Policies:
                     remote=Endpoint(remote, 0),
                     local_ts=child.local_ts,
                     remote_ts=child.remote_ts,
+                    kernel=child.kernel,
                 )
-                self.reserved.add(Claim(connection.remote_id, child.local_ts, child.remote_ts))
+                self.reserved.add(Claim(connection.remote_id, child.local_ts, child.remote_ts, child.kernel.lane))
 
     def static(self) -> tuple[Policy, ...]:
         """Those that are installed at start."""
@@ -210,6 +225,7 @@ class Policies:
             remote=Endpoint(remote, 0),
             local_ts=local_ts,
             remote_ts=remote_ts,
+            kernel=child.kernel,
         )
 
     def record(self, connection: str, child: str, policy: Policy) -> None:

@@ -336,7 +336,7 @@ class Service:
         entry = Entry(
             connection=redeemed.connection,
             child=redeemed.child,
-            claim=Claim(redeemed.identity, message.local_ts, message.remote_ts),
+            claim=Claim(redeemed.identity, message.local_ts, message.remote_ts, policy.kernel.lane),
             pair=_without_keys(pair),
             since=self._clock.now(),
         )

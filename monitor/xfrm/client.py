@@ -30,10 +30,10 @@ from monitor.xfrm.messages import (
     UpdSa,
 )
 from monitor.xfrm.netlink import KernelError, XfrmNetlink
-from monitor.xfrm.policy import Entry, entries, is_ours, stands_for
+from monitor.xfrm.policy import Entry, entries, has_our_priority, is_ours, is_same, stands_for
 from monitor.xfrm.present import PresentSa, is_as_described
 from monitor.xfrm.sa import SaId, Selectors
-from monitor.xfrm.structs import Values
+from monitor.xfrm.structs import Values, Way
 from privsep.config.model import Shunt
 from privsep.iana import ProtocolId
 from privsep.loop import Timer
@@ -41,6 +41,8 @@ from privsep.tasks import Future
 from privsep.types import Endpoint, Role, Spi
 
 T = TypeVar("T")
+_Name = tuple[tuple[tuple[str, Any], ...], tuple[tuple[str, tuple[tuple[str, Any], ...]], ...]]
+"""What finds a policy: its selectors and direction, its mark and if_id."""
 
 HOLD_SECONDS = 1.0
 """Before a new pair sends in an old one's place: for message 3 of a Quick Mode, and for a slow peer to install."""
@@ -64,7 +66,7 @@ class Ends:
         protocol = pair.suite.protocol
         return cls(
             inbound=SaId(pair.local.address, protocol, pair.spi_in),
-            outbound=SaId(pair.remote.address, protocol, pair.spi_out),
+            outbound=SaId(pair.remote.address, protocol, pair.spi_out, pair.policy.kernel.lane.mark_out),
             flow=(pair.policy.number, pair.local_ts, pair.remote_ts),
         )
 
@@ -87,10 +89,15 @@ class KernelDataplane:
 
     name = "kernel"
 
-    def __init__(self, netlink: XfrmNetlink, later: Later | None = None) -> None:
-        """Without `later` everything is done at once."""
+    def __init__(self, netlink: XfrmNetlink, later: Later | None = None, *, directed: bool = False) -> None:
+        """Without `later` everything is done at once. `directed`: the kernel is told which way an SA goes, as
+        `probe.knows_direction` found that it can be.
+        """
         self._netlink = netlink
         self._later = later
+        self._directed = directed
+        self._requiring: dict[int, Policy] = {}
+        """Policies in place, by reqid."""
         self._larval: set[SaId] = set()
         self._installed: dict[SaId, Ends] = {}
         """Each pair under both its SAs."""
@@ -98,16 +105,17 @@ class KernelDataplane:
         """How many there are for each flow."""
         self._held: dict[SaId, Timer] = {}
         """Outbound SAs that are not used yet, nor there."""
-        self._placed: set[tuple[tuple[str, Any], ...]] = set()
+        self._placed: set[_Name] = set()
         """Keys of the policies that are there by this instance."""
-        self._shunted: set[tuple[tuple[str, Any], ...]] = set()
+        self._shunted: set[_Name] = set()
         """Those of shunts."""
 
     # SPIs
 
     def allocate_spi(self, local: Endpoint, remote: Endpoint, protocol: ProtocolId) -> Spi:
         """The kernel's larval SA holds it, until it expires after net.core.xfrm_acq_expires seconds."""
-        request = AllocSpi.request(0, sa.allocation(local.address, remote.address, protocol))
+        ways = (sa.way(Way.IN),) if self._directed else ()
+        request = AllocSpi.request(0, sa.allocation(local.address, remote.address, protocol), ways)
         spi = Spi(int.from_bytes(self._netlink.ask(request, Counters)["id.spi"]))
         self._larval.add(SaId(local.address, protocol, spi))
         return spi
@@ -133,7 +141,7 @@ class KernelDataplane:
         added: list[Entry] = []
         try:
             for entry in entries(rule):
-                key = _hashable(entry.key)
+                key = _name(entry)
                 if isinstance(rule, Shunt):
                     self._shunted.add(key)
                 elif key in self._shunted:
@@ -144,6 +152,8 @@ class KernelDataplane:
             for entry in added:
                 self._drop(entry)
             raise
+        if isinstance(rule, Policy):
+            self._requiring[rule.reqid] = rule
 
     def _place(self, entry: Entry) -> bool:
         """Whether it is new; otherwise it replaced one of ours."""
@@ -152,13 +162,14 @@ class KernelDataplane:
         except KernelError as error:
             if error.number != errno.EEXIST:
                 raise
-            if not is_ours(self._present_policy(entry)):
+            present = self._present_policy(entry)
+            if not is_ours(present) and not is_same(present, entry):
                 raise
             self._netlink.do(UpdPolicy.request(0, entry.values, entry.attributes))
             is_new = False
         else:
             is_new = True
-        self._placed.add(_hashable(entry.key))
+        self._placed.add(_name(entry))
         return is_new
 
     def remove_policy(self, policy: Policy) -> Future[None]:
@@ -170,16 +181,18 @@ class KernelDataplane:
         return _settled(lambda: self._withdraw(shunt))
 
     def _withdraw(self, rule: Policy | Shunt) -> None:
+        if isinstance(rule, Policy):
+            self._requiring.pop(rule.reqid, None)
         for entry in entries(rule):
             self._drop(entry)
 
     def _present_policy(self, entry: Entry) -> NewPolicy:
-        return self._netlink.ask(GetPolicy.request(0, entry.key), NewPolicy)
+        return self._netlink.ask(GetPolicy.request(0, entry.key, entry.lane), NewPolicy)
 
     def _drop(self, entry: Entry) -> None:
         for keys in (self._placed, self._shunted):
-            keys.discard(_hashable(entry.key))
-        self._unless(errno.ENOENT, DelPolicy.request(0, entry.key))
+            keys.discard(_name(entry))
+        self._unless(errno.ENOENT, DelPolicy.request(0, entry.key, entry.lane))
 
     # pairs
 
@@ -195,7 +208,7 @@ class KernelDataplane:
         # the peer takes the new SA's packets once the worker's next message has arrived; the old pair sends till then
         later = self._later if pair.role is Role.INITIATOR and self._pairs[ends.flow] else None
         try:
-            self._netlink.do(UpdSa.request(0, *sa.inbound(pair)))
+            self._netlink.do(UpdSa.request(0, *sa.inbound(pair, directed=self._directed)))
             if later is None:
                 self._add_outbound(pair, ends)
         except DataplaneError:
@@ -208,7 +221,7 @@ class KernelDataplane:
             self._held[ends.outbound] = later.clock.after(HOLD_SECONDS, lambda: self._switch(pair, ends, expired))
 
     def _add_outbound(self, pair: Pair, ends: Ends) -> None:
-        self._netlink.do(NewSa.request(_NEW, *sa.outbound(pair)))
+        self._netlink.do(NewSa.request(_NEW, *sa.outbound(pair, directed=self._directed)))
         self._installed[ends.outbound] = ends
 
     def _take(self, inbound: SaId, ends: Ends) -> None:
@@ -242,7 +255,7 @@ class KernelDataplane:
             self._pairs[ends.flow] -= 1
 
     def _delete(self, name: SaId) -> None:
-        self._unless(errno.ESRCH, DelSa.request(0, sa.key(name)))
+        self._unless(errno.ESRCH, DelSa.request(0, sa.key(name), sa.marked(name)))
 
     def _unless(self, harmless: int, message: Message) -> None:
         try:
@@ -279,7 +292,7 @@ class KernelDataplane:
         found = []
         for name, source, destination in sides:
             try:
-                present = self._netlink.ask(GetSa.request(0, sa.key(name)), PresentSa)
+                present = self._netlink.ask(GetSa.request(0, sa.key(name), sa.marked(name)), PresentSa)
             except KernelError as error:
                 if error.number != errno.ESRCH:
                     raise
@@ -294,7 +307,7 @@ class KernelDataplane:
 
     def _clear(self, rule: Policy | Shunt) -> None:
         for entry in entries(rule):
-            if _hashable(entry.key) in self._placed:
+            if _name(entry) in self._placed:
                 continue
             try:
                 present = self._present_policy(entry)
@@ -302,7 +315,7 @@ class KernelDataplane:
                 if error.number != errno.ENOENT:
                     raise
                 continue
-            if is_ours(present) and stands_for(present, rule):
+            if (is_ours(present) or is_same(present, entry)) and stands_for(present, rule):
                 self._drop(entry)
 
     def traffic(self, pair: Pair) -> Future[Traffic]:
@@ -319,9 +332,16 @@ class KernelDataplane:
         )
 
     def _counters(self, name: SaId) -> Counters:
-        return self._netlink.ask(GetSa.request(0, sa.key(name)), Counters)
+        return self._netlink.ask(GetSa.request(0, sa.key(name), sa.marked(name)), Counters)
 
-    # for `events.py`: what the kernel says about SAs
+    # for `events.py`: what the kernel says about policies and SAs
+
+    def requiring(self, reqid: int, priority: int) -> int | None:
+        """The number of the policy that a packet matched; None if it is not ours."""
+        policy = self._requiring.get(reqid)
+        if policy is None or not (has_our_priority(priority) or priority == policy.kernel.priority):
+            return None
+        return policy.number
 
     def owner(self, name: SaId) -> Spi | None:
         """The inbound SPI of the pair, or of the allocation, that this SA belongs to; None if it is not ours."""
@@ -353,6 +373,10 @@ class KernelDataplane:
         except KernelError as error:
             return error.number != errno.ESRCH
         return True
+
+
+def _name(entry: Entry) -> _Name:
+    return _hashable(entry.key), tuple((name, _hashable(values)) for name, values in entry.lane)
 
 
 def _hashable(values: Values) -> tuple[tuple[str, Any], ...]:

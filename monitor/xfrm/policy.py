@@ -20,6 +20,7 @@ from monitor.xfrm.structs import (
     KernelMode,
     Values,
 )
+from privsep.config.lanes import Mark
 from privsep.config.model import Action, Order, Shunt
 from privsep.types import Address, Mode, TrafficSelector
 
@@ -44,8 +45,16 @@ class Entry:
     """One policy of the kernel's: what finds it (struct xfrm_userpolicy_id), what it is."""
 
     key: Values
+    lane: tuple[Attribute, ...]
+    """The rest of the key: two lanes may have the same selectors."""
     values: Values
-    attributes: tuple[Attribute, ...]
+    template: Values | None
+    """None where traffic is not protected, by decision."""
+
+    @property
+    def attributes(self) -> tuple[Attribute, ...]:
+        """Of what it is."""
+        return self.lane if self.template is None else (("XFRMA_TMPL", self.template), *self.lane)
 
 
 def entries(rule: Policy | Shunt) -> Iterator[Entry]:
@@ -55,30 +64,39 @@ def entries(rule: Policy | Shunt) -> Iterator[Entry]:
     """
     if isinstance(rule, Policy):
         local, remote = rule.local.address, rule.remote.address
-        out, in_ = (("XFRMA_TMPL", _template(rule, *ends)) for ends in ((local, remote), (remote, local)))
+        in_lane, out_lane = (lane(*side) for side in rule.kernel.lane.sides)
+        sides = (
+            _Side(lane=out_lane, template=_template(rule, local, remote)),
+            _Side(lane=in_lane, template=_template(rule, remote, local)),
+        )
         forwards = rule.mode is Mode.TUNNEL
-        yield from _entries(rule, PRIORITY_BASE, KernelAction.ALLOW, ((out,), (in_,)), forwards=forwards)
+        yield from _entries(rule, PRIORITY_BASE, KernelAction.ALLOW, sides, forwards=forwards)
         if any(_covers(*pair, rule) for pair in product(rule.local_ts, rule.remote_ts)):
             yield from _discovery(local, remote)
     else:
-        yield from _entries(rule, SHUNT_BASES[rule.order], ACTIONS[rule.action], ((), ()), forwards=True)
+        yield from _entries(rule, SHUNT_BASES[rule.order], ACTIONS[rule.action], (_Side(), _Side()), forwards=True)
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class _Side:
+    """What the policies of one direction have besides their selectors."""
+
+    lane: tuple[Attribute, ...] = ()
+    template: Values | None = None
 
 
 def _entries(
-    rule: Policy | Shunt,
-    base: int,
-    action: KernelAction,
-    templates: tuple[tuple[Attribute, ...], tuple[Attribute, ...]],
-    *,
-    forwards: bool,
+    rule: Policy | Shunt, base: int, action: KernelAction, sides: tuple[_Side, _Side], *, forwards: bool
 ) -> Iterator[Entry]:
-    out, in_ = templates
+    out, in_ = sides
+    configured = rule.kernel.priority if isinstance(rule, Policy) else None
     for ours in rule.local_ts:
         for theirs in rule.remote_ts:
             leaving, entering = selector(ours, theirs), selector(theirs, ours)
             if leaving is None or entering is None:
                 continue
-            common = {**UNLIMITED, "priority": base - _specificity(ours, theirs), "action": action}
+            priority = configured or base - _specificity(ours, theirs)
+            common = {**UNLIMITED, "priority": priority, "action": action}
             yield _entry(Direction.OUT, leaving, common, out)
             for direction in (Direction.IN, Direction.FWD) if forwards else (Direction.IN,):
                 yield _entry(direction, entering, common, in_)
@@ -118,12 +136,22 @@ def _discovery(local: Address, remote: Address) -> Iterator[Entry]:
                 "sel.prefixlen_s": source.max_prefixlen,
                 "sel.proto": ICMPV6,
             }
-            yield _entry(direction, chosen, {**UNLIMITED, "priority": DISCOVERY_PRIORITY}, ())
+            yield _entry(direction, chosen, {**UNLIMITED, "priority": DISCOVERY_PRIORITY}, _Side())
 
 
-def _entry(direction: Direction, chosen: Values, common: Values, attributes: tuple[Attribute, ...]) -> Entry:
+def _entry(direction: Direction, chosen: Values, common: Values, side: _Side) -> Entry:
     key = {**chosen, "dir": direction}
-    return Entry(key=key, values={**common, **key}, attributes=attributes)
+    return Entry(key=key, lane=side.lane, values={**common, **key}, template=side.template)
+
+
+def lane(if_id: int, mark: Mark) -> tuple[Attribute, ...]:
+    """Of a policy or an SA, one direction's; nothing for what the configuration leaves open."""
+    found: list[Attribute] = []
+    if mark.mask:
+        found.append(("XFRMA_MARK", {"value": mark.value, "mask": mark.mask}))
+    if if_id:
+        found.append(("XFRMA_IF_ID", {"value": if_id}))
+    return tuple(found)
 
 
 def _template(policy: Policy, source: Address, destination: Address) -> Values:
@@ -134,7 +162,7 @@ def _template(policy: Policy, source: Address, destination: Address) -> Values:
         "id.proto": PROTOCOLS[policy.protocol],
         "family": family(destination),
         "saddr": source.packed if tunnel else b"",
-        "reqid": policy.number,
+        "reqid": policy.reqid,
         "mode": MODES[policy.mode],
         "aalgos": ALL_ALGORITHMS,
         "ealgos": ALL_ALGORITHMS,
@@ -185,6 +213,18 @@ def has_our_priority(priority: int) -> bool:
     return PRIORITY_BASE - MAX_SPECIFICITY <= priority <= PRIORITY_BASE
 
 
+def is_same(present: Message, entry: Entry) -> bool:
+    """Whether it differs from the entry in outer addresses at most; a configured priority may be outside our range."""
+    template = present.get_attr("XFRMA_TMPL")
+    return (
+        present["priority"] == entry.values["priority"]
+        and template is not None
+        and entry.template is not None
+        and not template["optional"]
+        and template["reqid"] == entry.template["reqid"]
+    )
+
+
 def is_ours(present: Message) -> bool:
     """Whether a policy that the kernel has may be replaced: by its priority ours, and requiring what such ones do."""
     priority, template = present["priority"], present.get_attr("XFRMA_TMPL")
@@ -199,5 +239,5 @@ def stands_for(present: Message, rule: Policy | Shunt) -> bool:
     """Whether a policy of ours is part of that rule: of a policy by its number, of a shunt by what it does."""
     template, discovers = present.get_attr("XFRMA_TMPL"), bool(present["priority"] == DISCOVERY_PRIORITY)
     if isinstance(rule, Policy):
-        return discovers if template is None else bool(template["reqid"] == rule.number)
+        return discovers if template is None else bool(template["reqid"] == rule.reqid)
     return template is None and not discovers and bool(present["action"] == ACTIONS[rule.action])

@@ -33,7 +33,7 @@ def is_as_described(present: PresentSa, pair: Pair, source: Endpoint, destinatio
     return (
         present["saddr"] == source.address.packed.ljust(_ADDRESS_OCTETS, b"\0")
         and present["family"] == family(destination.address)
-        and present["reqid"] == pair.policy.number
+        and present["reqid"] == pair.policy.reqid
         and present["mode"] == MODES[pair.policy.mode]
         and present["lft.hard_add_expires_seconds"] == pair.lifetime
         and _is_encapsulated(present["encap"], pair, source, destination)

@@ -7,7 +7,7 @@ from enum import Enum
 from typing import TypeVar
 
 from privsep.algorithms import ChildSuite, IkeSuite
-from privsep.config import checks, shunts
+from privsep.config import checks, kernel, shunts
 from privsep.config.durations import between
 from privsep.config.identities import parse_identity
 from privsep.config.model import (
@@ -238,6 +238,7 @@ def _child(name: str, section: Section, local: Address | None, remote: Remote | 
     low, high = _REPLAY_WINDOW
     replay_window = section.number("replay_window", DEFAULT_REPLAY_WINDOW, low=low, high=high)
     start = section.choice("start", Start, Start.WAIT)
+    options = kernel.read(section, remote)
     local_ts = _selectors(section, "local_ts", "10.1.0.0/16", mode, local)
     remote_ts = _selectors(section, "remote_ts", "10.2.0.0/16", mode, remote)
     section.close()
@@ -257,6 +258,7 @@ def _child(name: str, section: Section, local: Address | None, remote: Remote | 
         lifetime=lifetime,
         start=start,
         replay_window=replay_window,
+        kernel=options,
     )
 
 

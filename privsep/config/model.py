@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from privsep.algorithms import ChildSuite, IkeSuite
+from privsep.config.lanes import UNSAID, KernelOptions
 from privsep.iana import ProtocolId
 from privsep.types import Address, Auth, Identity, Mode, Network, TrafficSelector
 
@@ -98,6 +99,7 @@ class Child:
     lifetime: int
     start: Start
     replay_window: int = DEFAULT_REPLAY_WINDOW
+    kernel: KernelOptions = UNSAID
 
     @property
     def protocol(self) -> ProtocolId:

@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 
 from monitor import journal as journal_module
-from monitor.journal import RECORDS, Ended, Journal, Opened, PairRecord, PolicyRecord
+from monitor.journal import RECORDS, Ended, Journal, Opened, OptionsRecord, PairRecord, PolicyRecord
 from privsep.algorithms import ChildSuite
+from privsep.config.lanes import UNSAID, KernelOptions, Lane, Mark
 from privsep.iana import ProtocolId
 from privsep.types import Mode
 
@@ -33,7 +34,11 @@ def opened(path, clock):
 def records(kit):
     """A policy and a pair under it."""
     ends = {"local": kit.endpoint("192.0.2.1"), "remote": kit.endpoint("192.0.2.2")}
-    traffic = {"local_ts": kit.selectors("10.1.0.0/16"), "remote_ts": kit.selectors("10.2.0.0/16")}
+    traffic = {
+        "local_ts": kit.selectors("10.1.0.0/16"),
+        "remote_ts": kit.selectors("10.2.0.0/16"),
+        "kernel": OptionsRecord.of(UNSAID),
+    }
     policy = PolicyRecord(
         connection="paris", child="lan", number=1, protocol=ProtocolId.ESP, mode=Mode.TUNNEL, **ends, **traffic
     )
@@ -57,6 +62,27 @@ def records(kit):
 
 def everything(journal):
     return journal.of(PolicyRecord) + journal.of(PairRecord)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        UNSAID,
+        KernelOptions(
+            lane=Lane(mark_in=Mark(1, 0xFF), mark_out=Mark(2), if_id_in=3, if_id_out=4),
+            interface="ipsec0",
+            priority=5,
+            reqid=65536,
+            life_bytes=1 << 40,
+            life_packets=1 << 33,
+        ),
+    ],
+)
+def test_what_only_the_kernel_knows_is_written_down_whole(opened, records, options):
+    policy, _ = records
+    opened().add(replace(policy, kernel=OptionsRecord.of(options)))
+    (found,) = opened().of(PolicyRecord)
+    assert found.kernel.options() == options
 
 
 def test_a_successor_finds_what_is_in_force_and_nothing_else(opened, records):

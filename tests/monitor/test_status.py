@@ -1,6 +1,7 @@
 """The document of ``status --json`` (CONTRACT.md)."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -8,6 +9,7 @@ from monitor.dataplane import Traffic
 from monitor.sadb import Entry
 from monitor.status import Facts, WorkerState, document
 from privsep.algorithms import ChildSuite, IkeSuite
+from privsep.config.lanes import KernelOptions, Lane, Mark
 from privsep.config.model import Action, Order, Shunt
 from privsep.schema.install import ChildStatus, IkeStatus
 from privsep.types import Role
@@ -101,6 +103,19 @@ def test_values_have_the_contracts_forms(facts):
     assert (child["bytes_in"], child["packets_out"], child["expires_in_s"]) == (252, 1, 3500)
     assert child["local_ts"] == ["10.1.0.0/16"]
     assert child["replay_window"] == 64
+
+
+def test_what_only_the_kernel_has_is_shown_as_configured(facts, kit):
+    options = KernelOptions(
+        lane=Lane(if_id_in=7, if_id_out=7, mark_out=Mark(16, 255)), interface="ipsec0", life_packets=1000
+    )
+    child = kit.child(kernel=options)
+    gateway = replace(facts.gateway, connections=(kit.connection(children=(child,)),))
+    ((shown,),) = (each["children"] for each in document(replace(facts, gateway=gateway))["connections"])
+    assert (shown["interface"], shown["if_id_in"], shown["if_id_out"]) == ("ipsec0", 7, 7)
+    assert (shown["mark_in"], shown["mark_out"]) == (None, "0x10/0xff")
+    assert (shown["life_bytes"], shown["life_packets"], shown["priority"]) == (None, 1000, None)
+    assert document(facts)["ike_sas"][0]["children"][0]["reqid"] == 1
 
 
 def test_pairs_of_an_earlier_worker_are_shown_apart(facts):

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 from monitor.dataplane import DataplaneError, Traffic
+from monitor.xfrm import sa
 from monitor.xfrm.client import HOLD_SECONDS, KernelDataplane, Later
 from monitor.xfrm.messages import Type
 from monitor.xfrm.netlink import KernelError
@@ -684,3 +685,106 @@ def test_a_pair_whose_outbound_sa_fails_is_removed_and_reported(kit, kernel, clo
     assert ended == [(pair.spi_in, True)]
     assert pair.spi_in in kernel.spis(Type.DELSA)
     assert plane.owner(SaId(pair.local.address, ProtocolId.ESP, pair.spi_in)) is None
+
+
+def lanes(message):
+    """What of a message's attributes is no template and no key."""
+    return {name: values for name, values in message["attrs"] if name in ("XFRMA_MARK", "XFRMA_IF_ID")}
+
+
+OUTWARD = {"XFRMA_MARK": {"value": 0x10, "mask": 0xFF}, "XFRMA_IF_ID": {"value": 42}}
+INWARD = {"XFRMA_MARK": {"value": 0x20, "mask": 0xF0}, "XFRMA_IF_ID": {"value": 41}}
+
+
+def test_a_policy_is_made_and_removed_in_its_lane(kit, kernel, plane):
+    kit.result(plane.add_policy(kit.in_lane))
+    kit.result(plane.remove_policy(kit.in_lane))
+    assert [lanes(message) for message in kernel.done] == [OUTWARD, INWARD, INWARD] * 2
+
+
+def test_a_policy_in_the_way_is_looked_for_in_the_lane(kit, kernel, plane):
+    leave(kernel, 0x494B45 - 128, optional=0)
+    kit.result(plane.add_policy(kit.in_lane))
+    assert kernel.kinds() == [Type.NEWPOLICY, Type.GETPOLICY, Type.UPDPOLICY] * 3
+    assert [lanes(message) for message in kernel.done] == [OUTWARD] * 3 + [INWARD] * 6
+
+
+@pytest.mark.parametrize(
+    ("priority", "reqid", "optional", "replaced"),
+    [(77, 70000, 0, True), (77, 70000, 1, False), (77, 7, 0, False), (78, 70000, 0, False)],
+)
+def test_a_configured_priority_and_reqid_together_tell_that_a_policy_is_ours(
+    kit, kernel, plane, priority, reqid, optional, replaced
+):
+    kernel.refuse[Type.NEWPOLICY] = errno.EEXIST
+    kernel.present = {"priority": priority, "attrs": [("XFRMA_TMPL", {"optional": optional, "reqid": reqid})]}
+    if replaced:
+        kit.result(plane.add_policy(kit.in_lane))
+    else:
+        with pytest.raises(DataplaneError, match="EEXIST"):
+            kit.result(plane.add_policy(kit.in_lane))
+    assert (Type.UPDPOLICY in kernel.kinds()) is replaced
+
+
+def test_an_sa_of_a_lane_is_found_by_its_mark_and_known_without(kit, kernel, plane):
+    pair = kit.pair(kit.in_lane)
+    plane.allocate_spi(pair.local, pair.remote, pair.suite.protocol)
+    kit.result(plane.install(pair))
+    kernel.done.clear()
+    kit.result(plane.traffic(pair))
+    kit.result(plane.remove(pair))
+    found = {"XFRMA_MARK": OUTWARD["XFRMA_MARK"]}
+    assert [lanes(message) for message in kernel.done] == [{}, found] * 2
+
+
+@pytest.mark.parametrize("which", ["inbound", "outbound"])
+def test_an_event_names_no_mark_and_the_other_sa_is_removed_by_its(kit, kernel, plane, which):
+    pair = kit.pair(kit.in_lane)
+    plane.allocate_spi(pair.local, pair.remote, pair.suite.protocol)
+    kit.result(plane.install(pair))
+    kernel.done.clear()
+    name = {
+        "inbound": SaId(pair.local.address, ProtocolId.ESP, pair.spi_in),
+        "outbound": SaId(pair.remote.address, ProtocolId.ESP, pair.spi_out),
+    }[which]
+    assert plane.owner(name) == pair.spi_in
+    assert plane.ended(name) == pair.spi_in
+    assert lanes(kernel.done[1]) == {"XFRMA_MARK": OUTWARD["XFRMA_MARK"]}
+
+
+def test_what_comes_in_gets_the_mark_that_its_policies_look_for(kit):
+    attributes = dict(sa.inbound(kit.pair(kit.in_lane))[1])
+    assert (attributes["XFRMA_SET_MARK"], attributes["XFRMA_SET_MARK_MASK"]) == ({"value": 0x20}, {"value": 0xF0})
+    assert "XFRMA_MARK" not in attributes, "the peer's packets have none yet when the SA is looked for"
+    assert "XFRMA_SET_MARK" not in dict(sa.outbound(kit.pair(kit.in_lane))[1])
+
+
+def test_an_acquire_is_for_the_policy_with_that_reqid_and_a_priority_of_ours(kit, plane):
+    kit.result(plane.add_policy(kit.in_lane))
+    kit.result(plane.add_policy(kit.policy(number=3)))
+    assert plane.requiring(70000, 77) == 7
+    assert plane.requiring(3, 0x494B45 - 128) == 3
+    for reqid, priority in ((70000, 78), (3, 77), (7, 77), (4, 0x494B45)):
+        assert plane.requiring(reqid, priority) is None
+    kit.result(plane.remove_policy(kit.in_lane))
+    assert plane.requiring(70000, 77) is None
+
+
+@pytest.mark.parametrize(("spi_in", "share"), [(0x1000, 80), (0x3000, 92)])
+def test_the_ends_ask_for_a_successor_one_before_the_other(kit, spi_in, share):
+    pair = kit.pair(kit.limited, spi_in=Spi(spi_in))
+    for values, _ in (sa.inbound(pair), sa.outbound(pair)):
+        assert (values["lft.soft_packet_limit"], values["lft.hard_packet_limit"]) == (10 * share, 1000)
+        assert (values["lft.soft_byte_limit"], values["lft.hard_byte_limit"]) == ((1 << 20) * share // 100, 1 << 20)
+
+
+def test_a_kernel_that_knows_directions_is_told_them(kit, kernel):
+    for directed, ways in ((False, [None] * 3), (True, [1, 1, 2])):
+        kernel.done.clear()
+        plane = KernelDataplane(kernel, directed=directed)
+        spi = plane.allocate_spi(kit.pair().local, kit.pair().remote, ProtocolId.ESP)
+        kit.result(plane.install(kit.pair(spi_in=spi, suite=ChildSuite.parse("aes256gcm16-esn"))))
+        assert [dict(message["attrs"]).get("XFRMA_SA_DIR", {}).get("value") for message in kernel.done] == ways
+        window = dict(kernel.done[2]["attrs"])["XFRMA_REPLAY_ESN_VAL"]
+        # Linux refuses a window of what is told to be outbound, and none of what is not
+        assert (window["bmp_len"], window["replay_window"]) == ((0, 0) if directed else (1, 32))

@@ -17,9 +17,17 @@ NO_SOURCE = {
 }
 """iproute2 adds an empty XFRMA_SRCADDR, which the kernel does not look at for ESP."""
 
+NO_SOURCE_BUT_A_MARK = {
+    "header.length": (72, 52),
+    "attribute 13.order": (0, None),
+    "attribute 13.rest": (bytes(16), None),
+    "XFRMA_MARK.order": (1, 0),
+}
+
 DIFFERENCES = {"delsa": NO_SOURCE, "delsa-ah": NO_SOURCE, "getsa": NO_SOURCE}
+DIFFERENCES |= {"delsa-mark": NO_SOURCE_BUT_A_MARK, "getsa-mark": NO_SOURCE_BUT_A_MARK}
 REQUEST, ACK = 0x1, 0x4
-ANSWERED = ("allocspi", "allocspi-ah", "getsa", "getpolicy")
+ANSWERED = ("allocspi", "allocspi-ah", "getsa", "getsa-mark", "getpolicy", "getpolicy-lane")
 """Answered with a message, not with an ACK."""
 
 
@@ -28,19 +36,26 @@ def names():
         "allocspi",
         "allocspi-ah",
         "delpolicy",
+        "delpolicy-lane",
         "delpolicy-pass",
         "delsa",
         "delsa-ah",
+        "delsa-mark",
         "getpolicy",
+        "getpolicy-lane",
         "getsa",
+        "getsa-mark",
         "newpolicy-fwd",
         "newpolicy-fwd-drop-ipv6",
+        "newpolicy-fwd-lane",
         "newpolicy-in",
         "newpolicy-in-ah-transport",
         "newpolicy-in-drop",
         "newpolicy-in-ipv6-in-ipv4",
         "newpolicy-out",
         "newpolicy-out-ah",
+        "newpolicy-out-ipv4-in-ipv6",
+        "newpolicy-out-lane",
         "newpolicy-out-pass",
         "newpolicy-out-transport",
         "newsa-out-3des-aescmac",
@@ -62,13 +77,19 @@ def names():
         "newsa-out-esn",
         "newsa-out-gcm",
         "newsa-out-ipv6",
+        "newsa-out-ipv6-in-ipv4",
+        "newsa-out-lane",
+        "newsa-out-limits",
         "newsa-out-null-sha256",
         "newsa-out-transport",
         "updpolicy-out",
+        "updpolicy-out-lane",
         "updsa-in-ah-ipv6",
         "updsa-in-cbc-sha256-udp",
         "updsa-in-esn-window-4096",
         "updsa-in-gcm",
+        "updsa-in-lane",
+        "updsa-in-limits",
         "updsa-in-window-32",
     ]
 

@@ -1,5 +1,6 @@
 """The same against this machine's kernel, in a network namespace of its own. Nothing may stay behind."""
 
+import os
 import select
 import socket
 import subprocess
@@ -16,8 +17,9 @@ from monitor.xfrm.bypass import bypass, udp_encap
 from monitor.xfrm.client import KernelDataplane
 from monitor.xfrm.events import XfrmEvents
 from monitor.xfrm.netlink import XfrmNetlink
-from monitor.xfrm.probe import lacking
+from monitor.xfrm.probe import knows_direction, lacking
 from privsep.algorithms import ChildSuite
+from privsep.config.lanes import KernelOptions, Lane, Mark
 from privsep.config.model import Action, Order
 from privsep.errors import OperatorError
 from privsep.iana import ProtocolId
@@ -79,9 +81,10 @@ def hasty(inside):
     )
 
 
-def knock():
+def knock(mark=0):
     """Send a packet from one protected network to the other; nobody is there."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
         sock.bind(("10.1.0.1", 0))
         sock.sendto(b"knock", ("10.2.0.9", 9))
 
@@ -136,6 +139,51 @@ def test_somebody_elses_policy_stays_and_ours_is_not_half_there(kit, bench):
     with pytest.raises(DataplaneError, match="NEWPOLICY: EEXIST"):
         kit.result(bench.plane.add_policy(kit.policy()))
     assert bench.ip("xfrm", "policy") == before
+
+
+def marked(kit, number, value):
+    return kit.policy(number=number, kernel=KernelOptions(lane=Lane(mark_in=Mark(value), mark_out=Mark(value))))
+
+
+def test_equal_selectors_in_several_lanes_are_several_policies(kit, bench):
+    lanes = [kit.policy(number=1), marked(kit, 2, 16), marked(kit, 3, 32)]
+    lanes.append(kit.policy(number=4, kernel=KernelOptions(lane=Lane(if_id_in=5, if_id_out=5))))
+    for policy in lanes:
+        kit.result(bench.plane.add_policy(policy))
+    shown = bench.ip("xfrm", "policy")
+    assert [shown.count(f"reqid {number} ") for number in (1, 2, 3, 4)] == [3] * 4
+    for policy in lanes[1::2]:
+        kit.result(bench.plane.remove_policy(policy))
+    shown = bench.ip("xfrm", "policy")
+    assert [shown.count(f"reqid {number} ") for number in (1, 2, 3, 4)] == [3, 0, 3, 0]
+
+
+def test_a_marked_packet_asks_for_an_sa_of_the_policy_with_its_mark(kit, bench):
+    for policy in (marked(kit, 2, 16), marked(kit, 3, 32)):
+        kit.result(bench.plane.add_policy(policy))
+    knock()
+    assert bench.wait(0.3) == [], "none has its mark"
+    knock(32)
+    assert bench.wait(2) == [("acquired", 3)]
+
+
+def test_a_policy_of_a_lane_that_was_left_behind_is_taken_over_in_that_lane(kit, bench):
+    old = replace(marked(kit, 3, 16), remote=kit.endpoint("192.0.2.99"))
+    for policy in (marked(kit, 2, 32), old, marked(kit, 7, 16)):
+        kit.result(bench.plane.add_policy(policy))
+    shown = bench.ip("xfrm", "policy")
+    assert "192.0.2.99" not in shown
+    assert [shown.count(f"reqid {number} ") for number in (2, 3, 7)] == [3, 0, 3]
+
+
+def test_the_kernel_takes_directions_exactly_if_it_knows_them(kit, bench):
+    plane = KernelDataplane(bench.netlink, directed=knows_direction(bench.netlink))
+    local, remote = kit.endpoint("192.0.2.1"), kit.endpoint("192.0.2.2")
+    spi = plane.allocate_spi(local, remote, ProtocolId.ESP)
+    release = tuple(int(part) for part in os.uname().release.split(".")[:2])
+    assert knows_direction(bench.netlink) is (release >= (6, 10))
+    plane.release_spi(spi, local, remote, ProtocolId.ESP)
+    assert bench.ip("xfrm", "state") == ""
 
 
 def test_a_packet_without_an_sa_asks_for_one_and_does_not_leave(kit, bench):

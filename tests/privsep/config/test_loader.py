@@ -502,7 +502,7 @@ def test_a_packet_belongs_to_one_connection(problems, one, other):
     ((line, told),) = problems(connection("a", "192.0.2.2", *one) + connection("b", "192.0.2.3", *other))
     assert line in (7, 14)
     assert " overlaps " in told
-    assert told.endswith("selectors of one connection only would be right")
+    assert told.endswith("selectors of one connection only, or an if_id for each, would be right")
 
 
 @pytest.mark.parametrize(
