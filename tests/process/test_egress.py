@@ -69,7 +69,7 @@ def test_two_gateways_with_restricted_egress_have_a_tunnel_and_their_workers_rea
     """With `force`, ESP leaves from the port 4500 that the worker has too."""
     start(ours, "restricted", encap=encap)
     start(theirs, "restricted", uid=62011, encap=encap)
-    ours.cli("up", "peer/net")
+    ours.up(theirs)
     assert network.left.ping(network.right.inner) == 3
     for sock in stolen(ours.processes()["worker"]):
         with sock:
@@ -79,7 +79,7 @@ def test_two_gateways_with_restricted_egress_have_a_tunnel_and_their_workers_rea
     with sock:
         assert reaches(sock, STRANGER), "only the worker is confined"
     ours.cli("down", "peer/net")
-    ours.cli("up", "peer/net")
+    ours.up(theirs)
     assert network.left.ping(network.right.inner) == 3
 
 

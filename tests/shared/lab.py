@@ -227,6 +227,12 @@ class Ours:
         assert not check or done.returncode == 0, f"{words}: {done.stdout}{done.stderr}\n{self.text()}"
         return done
 
+    def up(self, other: "Ours") -> None:
+        """The tunnel, at both ends: who initiated is done one message before the other (RFC 2409 section 5.5)."""
+        self.cli("up", "peer/net")
+        both = wait_for(lambda: {c["spi_out"] for c in self.children()} <= {c["spi_in"] for c in other.children()})
+        assert both, f"{self.text()}\n{other.text()}"
+
     def status(self) -> dict:
         return json.loads(self.cli("status", "--json").stdout)
 
