@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-kernel unit setup peers lint types contracts check bench lock clean
+.PHONY: demo test test-kernel redteam fuzz mutants setup peers lint types contracts check bench lock clean
 
 demo: $(VENV)/ready
 	$(BIN)/privsep-ike demo
@@ -25,11 +25,25 @@ $(VENV)/ready: requirements-dev.lock pyproject.toml .ci/packages
 peers: $(VENV)/ready
 	.ci/system peers
 
-# the daemon on a kernel that has ESP: Debian's, in an emulated machine, in some ten minutes
+# the daemon on a kernel that has ESP: Debian's, in an emulated machine; a table tells what passed
 test-kernel: $(VENV)/ready
 	.ci/system kernel
-	$(BIN)/python -m compileall -q privsep monitor worker keyd
-	tests/kernel/boot $(BIN)/pytest -v -p no:cacheprovider --tb=short --durations=0 --durations-min=2 tests/kernel
+	.ci/system peers
+	$(BIN)/python -m compileall -q privsep monitor worker keyd tests
+	tests/kernel/boot $(BIN)/pytest -v -p no:cacheprovider --tb=short --durations=10 tests/kernel
+
+# attacks from inside captured processes, with a table of what stopped each; part of `make test`
+redteam: $(VENV)/ready
+	$(BIN)/pytest tests/redteam
+
+# requests of no honest worker to both dispatchers, for hours: make fuzz SECONDS=3600
+SECONDS ?= 60
+fuzz: $(VENV)/ready
+	$(BIN)/python tests/redteam/fuzz.py --seconds $(SECONDS)
+
+# one check removed at a time: does a test notice? Hours
+mutants: $(VENV)/ready
+	$(BIN)/python tests/redteam/mutate.py $(FILES)
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
@@ -43,9 +57,12 @@ contracts: $(VENV)/ready
 
 check: lint types contracts
 
+# handshakes, then throughput; the kernel's ESP in the virtual machine, where this machine's has none
 bench: $(VENV)/ready
 	.ci/system peers
+	.ci/system kernel || true
 	$(BIN)/python tests/bench/bench.py
+	$(BIN)/python tests/bench/throughput.py
 
 # the lock files, from pyproject.toml's ranges
 lock: $(VENV)/ready

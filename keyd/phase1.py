@@ -206,7 +206,8 @@ class Phase1:
             payloads = split_chain(PayloadType.ID, plaintext, padding=True)
             body, received = only(payloads, PayloadType.ID), only(payloads, PayloadType.HASH)
         except PeerError:
-            raise Refuse(Refusal.AUTHENTICATION_FAILED) from None
+            # it fails below, as late as a wrong HASH: time would tell an attacker which ciphertexts parse
+            payloads, body, received = [], plaintext, b""
         if not hmac.compare_digest(_hash_of(peer, sa, main, body), received):
             raise Refuse(Refusal.AUTHENTICATION_FAILED)
         chain.accept(request.ciphertext)

@@ -27,7 +27,7 @@ RLIMITS = {
     resource.RLIMIT_NPROC: 0,  # no process, no thread
     resource.RLIMIT_FSIZE: 0,  # no file grows
     resource.RLIMIT_MSGQUEUE: 0,  # no POSIX queue
-    resource.RLIMIT_AS: 4 << 30,  # far above what the handle quotas need; also bounds what CAP_IPC_LOCK may lock
+    resource.RLIMIT_AS: 1 << 30,  # the handle quotas, a full queue of ZeroMQ's; it does not count parts without an end
 }
 
 

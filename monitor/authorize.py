@@ -1,12 +1,12 @@
 """The second opinion: may this pair be installed? Pure functions, one for each reason to say no.
 
 What keyd proved (`Redeemed`) and what the worker asks for (`Install`) is compared with the monitor's own configuration
-and with what it allocated and installed itself. Mode, policy number, lifetime and replay window come from the
-configuration; the worker has no word for them. `Passed.PASSED` is the one value that lets a request through.
+and with what it allocated and installed itself. Mode, policy number, lane, lifetime and replay window come
+from the configuration; the worker has no word for them. `Passed.PASSED` is the one value that lets a request through.
 """
 
 import ipaddress
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
 
@@ -46,8 +46,21 @@ class Case:
     policies: Policies
 
 
-def authorize(gateway: Gateway, sadb: Sadb, policies: Policies, redeemed: Redeemed, install: Install) -> Pair | Denial:
-    """The pair to install, built from the configuration and what keyd derived, or why not. Changes nothing."""
+Check = Callable[[Case], Verdict]
+
+
+def authorize(
+    gateway: Gateway,
+    sadb: Sadb,
+    policies: Policies,
+    redeemed: Redeemed,
+    install: Install,
+    checks: Iterable[Check] | None = None,
+) -> Pair | Denial:
+    """The pair to install, built from the configuration and what keyd derived, or why not. Changes nothing.
+
+    `checks` are all of `CHECKS`, or `READMISSION`.
+    """
     named = find_child(gateway, redeemed.connection, redeemed.child)
     if named is None:
         return Denial.NO_SUCH_CHILD
@@ -61,7 +74,7 @@ def authorize(gateway: Gateway, sadb: Sadb, policies: Policies, redeemed: Redeem
         sadb=sadb,
         policies=policies,
     )
-    for check in CHECKS:
+    for check in checks or CHECKS:
         verdict = check(case)
         if verdict is not PASSED:
             return verdict
@@ -93,6 +106,7 @@ def authorize(gateway: Gateway, sadb: Sadb, policies: Policies, redeemed: Redeem
         lifetime=child.lifetime,
         replay_window=child.replay_window,
         ipcomp=cpis,
+        role=redeemed.role,
     )
 
 
@@ -252,7 +266,7 @@ def _is_host(selector: TrafficSelector, address: Address) -> bool:
 
 
 def _no_overlap(case: Case) -> Verdict:
-    """No installed pair of another identity carries traffic of these selectors."""
+    """No installed pair of another identity carries traffic of these selectors in a lane that meets the child's."""
     return Denial.OVERLAP if _taken(case, case.sadb.claims) else PASSED
 
 
@@ -269,7 +283,7 @@ def _taken(case: Case, claims: Claims) -> bool:
         and _any_overlap(claim.remote_ts, (selector,))
         and _any_overlap(claim.local_ts, case.install.local_ts)
         for selector in case.install.remote_ts
-        for claim in claims.touching(selector.network)
+        for claim in claims.touching(selector.network, case.child.kernel.lane)
     )
 
 
@@ -310,7 +324,7 @@ def _quota(case: Case) -> Verdict:
     return PASSED if case.sadb.may_install(case.connection.name) else Denial.QUOTA
 
 
-CHECKS: tuple[Callable[[Case], Verdict], ...] = (
+CHECKS: tuple[Check, ...] = (
     _identity,
     _most_specific,
     _suite,
@@ -333,3 +347,7 @@ CHECKS: tuple[Callable[[Case], Verdict], ...] = (
     _quota,
 )
 """In the order in which a reason is reported."""
+
+_OF_THE_INSTALLATION = (_key_lengths, _spi_is_ours, _spi_addresses)
+READMISSION: tuple[Check, ...] = tuple(check for check in CHECKS if check not in _OF_THE_INSTALLATION)
+"""For a pair that was installed before: its keys are the data plane's, its SPI is allocated no more."""

@@ -155,7 +155,7 @@ class Commands:
 
     async def _described(self) -> tuple[WorkerState, tuple[IkeStatus, ...]]:
         try:
-            ike_sas = await within(self._clock, STATUS_SECONDS, self._service.describe())
+            ike_sas = await self._service.describe(STATUS_SECONDS)
         except ChannelClosed:
             return WorkerState.RESTARTING, ()
         except (TimeoutError, WorkerBusy):

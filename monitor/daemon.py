@@ -13,9 +13,11 @@ from monitor import control
 from monitor.commands import Commands
 from monitor.dataplane import Events
 from monitor.directories import Directories
+from monitor.egress import restrict, table_name
+from monitor.journal import NAME, Journal
 from monitor.logpipe import LogPipe
 from monitor.notify import Notifier
-from monitor.plane import choose
+from monitor.plane import choose, leave_kernel
 from monitor.redeemer import Redeemer
 from monitor.service import Leave, Service
 from monitor.sockets import Plane, open_listeners
@@ -23,7 +25,7 @@ from monitor.supervisor import State, Supervisor
 from monitor.waiting import run
 from privsep import log
 from privsep.channel import Channel, pair
-from privsep.config.model import Gateway
+from privsep.config.model import Egress, Gateway
 from privsep.errors import ChannelClosed
 from privsep.log import Level
 from privsep.loop import Loop
@@ -61,9 +63,17 @@ class Daemon:
             gateway, self.loop, Events(acquired=self._acquired, expired=self._expired, moved=self._moved), self._lost
         )
         kind = Plane.USERSPACE if self._plane.userspace is not None else Plane.KERNEL
-        self._listeners = open_listeners(gateway.listen, kind)
+        self._listeners = open_listeners(gateway.listen, kind, gateway.users.worker[0])
+        # in force while it is open, so until this process ends
+        self._egress = restrict(gateway) if gateway.egress is Egress.RESTRICTED else None
+        kernel = self._plane.kernel
+        path = self._directories.run_dir / NAME
+        if kernel is None and path.exists():
+            leave_kernel(gateway, Journal(path, self.loop, log.event), log.event)
+            path.unlink()
+        journal = Journal(None if kernel is None else path, self.loop, self._log_event)
         self._service = Service(
-            gateway, self._plane.dataplane, self._redeem, self._to_worker, self.loop, self._log_event
+            gateway, self._plane.dataplane, self._redeem, self._to_worker, self.loop, self._log_event, journal, kernel
         )
         self._supervisor = Supervisor(
             self.loop,
@@ -80,6 +90,8 @@ class Daemon:
     def run(self) -> int:
         """Serve until SIGTERM or SIGINT; 0 for a clean end."""
         self._log_event(Level.NOTICE, "dataplane", kind=self._plane.dataplane.name, why=self._plane.reason)
+        if self._egress is not None:
+            self._log_event(Level.NOTICE, "egress-restricted", table=table_name(self._gateway.users.worker[0]))
         self._supervisor.start()
         run(self._place_policies())
         self.loop.run()
@@ -235,6 +247,8 @@ class Daemon:
     def _lost(self, reason: str) -> None:
         if self._supervisor.state not in (State.STOPPING, State.STOPPED):
             self._log_event(Level.ERROR, "dataplane-lost", reason=reason)
+        # one that violated the protocol need not end by itself
+        self._supervisor.end_userspace()
 
     def _log_event(self, level: Level, code: str, **fields: object) -> None:
         log.event(level, code, **fields)

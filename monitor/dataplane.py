@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from privsep.algorithms import ChildSuite
+from privsep.config.lanes import UNSAID, KernelOptions
+from privsep.config.model import Shunt
 from privsep.errors import PrivsepError
 from privsep.iana import ProtocolId
 from privsep.tasks import Future
-from privsep.types import Cpi, Endpoint, Mode, Spi, TrafficSelector
+from privsep.types import Cpi, Endpoint, Mode, Role, Spi, TrafficSelector
 
 
 class DataplaneError(PrivsepError):
@@ -20,7 +22,7 @@ class DataplaneError(PrivsepError):
 
 @dataclass(slots=True, frozen=True, kw_only=True)
 class Policy:
-    """Traffic of one child that must be protected. `number` (the kernel's reqid) ties SAs to it; 1 to 65535."""
+    """Traffic of one child that must be protected. `number` ties SAs to it; 1 to 65535."""
 
     number: int
     protocol: ProtocolId
@@ -30,8 +32,14 @@ class Policy:
     remote: Endpoint
     local_ts: tuple[TrafficSelector, ...]
     remote_ts: tuple[TrafficSelector, ...]
+    kernel: KernelOptions = UNSAID
     ipcomp: bool = False
     """Compress what leaves, before it is protected; `protocol` is required all the same (RFC 3173)."""
+
+    @property
+    def reqid(self) -> int:
+        """What ties SAs to it in the kernel."""
+        return self.kernel.reqid or self.number
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -66,6 +74,8 @@ class Pair:
     """Packets (RFC 4303 section 3.4.3)."""
     ipcomp: Cpis | None = None
     """Where compression was agreed on."""
+    role: Role = Role.RESPONDER
+    """In the Quick Mode that made it: an initiator's peer has its own pair only after message 3."""
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -111,8 +121,17 @@ class Dataplane(Protocol):
     def remove_policy(self, policy: Policy) -> Future[None]:
         """Only at the end of the daemon, or when the child leaves the configuration."""
 
+    def add_shunt(self, shunt: Shunt) -> Future[None]:
+        """From now on its traffic passes in clear, or is refused."""
+
+    def remove_shunt(self, shunt: Shunt) -> Future[None]:
+        """Only at the end of the daemon."""
+
     def install(self, pair: Pair) -> Future[None]:
-        """Both SAs or none. Never replaces an existing outbound SA."""
+        """Both SAs or none. Never replaces an existing outbound SA.
+
+        An initiator's outbound SA may come later, as long as an earlier pair sends; should it fail, the pair expires.
+        """
 
     def remove(self, pair: Pair) -> Future[None]:
         """Both SAs; harmless when they are gone. The policy stays."""
@@ -122,3 +141,16 @@ class Dataplane(Protocol):
 
     def traffic(self, pair: Pair) -> Future[Traffic]:
         """Counters; DataplaneError when the pair is gone."""
+
+
+class Adopting(Protocol):
+    """A data plane whose SAs and policies outlive the daemon, which is the kernel."""
+
+    def adopt(self, pair: Pair) -> Future[None]:
+        """Take charge of an earlier instance's pair. DataplaneError unless both SAs are there as described."""
+
+    def discard(self, pair: Pair) -> Future[bool]:
+        """Remove those of its SAs that are there as described, and no others; whether there were any."""
+
+    def clear(self, rule: Policy | Shunt) -> Future[None]:
+        """Remove what an earlier instance left of this policy or shunt, but for what stands in its place since."""

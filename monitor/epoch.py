@@ -1,7 +1,7 @@
 """What one worker and its monitor owe each other: requests that are open, in both directions, and running orders.
 
-Everything here ends with the worker. An answer to nothing, an answer of the wrong kind, a second answer, a sequence
-number in use: no honest worker does that, so each is a Violation.
+Everything here ends with the worker. An answer to nothing, an answer of the wrong kind, a second answer, a page that
+leads back, a sequence number in use: no honest worker does that, so each is a Violation.
 """
 
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from privsep.errors import ChannelClosed, PrivsepError, Violation
-from privsep.schema.install import Completed, Described, Down, MonitorRequest, Progress, Up, WorkerReply
+from privsep.schema.install import Completed, Describe, Described, Down, MonitorRequest, Progress, Up, WorkerReply
 from privsep.tasks import Future
 
 MAX_OPEN = 4096
@@ -38,7 +38,7 @@ class Epoch:
     def __init__(self, send: Callable[[MonitorRequest, int], None]) -> None:
         self._send = send
         self._open: set[int] = set()
-        self._pending: dict[int, tuple[type[Any], Future[Any]]] = {}
+        self._pending: dict[int, tuple[MonitorRequest, type[Any], Future[Any]]] = {}
         self._orders: dict[int, _Order] = {}
         self._sequence = 0
 
@@ -61,15 +61,17 @@ class Epoch:
             future.set_error(WorkerBusy())
             return future
         self._sequence += 1
-        self._pending[self._sequence] = (kind, future)
+        self._pending[self._sequence] = (message, kind, future)
         self._send(message, self._sequence)
         return future
 
     def answered(self, message: WorkerReply, sequence: int) -> None:
         """The worker answers."""
-        kind, future = self._pending.get(sequence, (None, None))
+        asked, kind, future = self._pending.get(sequence, (None, None, None))
         if future is None or type(message) is not kind:
             raise Violation("an answer to nothing, or of another kind than asked for")
+        if isinstance(asked, Describe) and isinstance(message, Described) and 0 < message.cursor <= asked.cursor:
+            raise Violation("a description that does not go on")
         del self._pending[sequence]
         future.set_result(message)
 
@@ -93,5 +95,5 @@ class Epoch:
     def end(self) -> None:
         """The worker is gone: whoever waits for it gets ChannelClosed."""
         pending, self._pending = self._pending, {}
-        for _, future in pending.values():
+        for _, _, future in pending.values():
             future.set_error(ChannelClosed())

@@ -36,11 +36,10 @@ class LogPipe:
 
     def close(self) -> None:
         """Read what is left, as far as the rate admits, and end."""
-        if self._fd < 0:
-            return
         while self._fd >= 0 and self._reads.admit(self._loop.now()) and self._read():
             pass
-        self._end()
+        if self._fd >= 0:
+            self._end()
 
     def _readable(self) -> None:
         if self._reads.admit(self._loop.now()):

@@ -3,20 +3,26 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from monitor.dataplane import Dataplane, Events
+from monitor.dataplane import Adopting, Dataplane, Events
+from monitor.inheritance import renounce
+from monitor.journal import Journal
 from monitor.routes import Routes
 from monitor.userspace.client import UserspaceDataplane
-from monitor.xfrm.client import KernelDataplane
+from monitor.waiting import Log, run
+from monitor.xfrm.client import KernelDataplane, Later
 from monitor.xfrm.events import XfrmEvents
+from monitor.xfrm.interfaces import Interfaces, configured
 from monitor.xfrm.netlink import XfrmNetlink
-from monitor.xfrm.probe import probe
+from monitor.xfrm.probe import knows_direction, probe
+from privsep.config import kernel, shunts
 from privsep.config.checks import beyond_userspace
 from privsep.config.model import DataplaneChoice, Gateway
 from privsep.errors import OperatorError
 from privsep.loop import Loop
 
+ABLE = "the kernel carries every configured suite"
 MAX_TOLD = 8
-"""Suites that are named when a data plane cannot carry them."""
+"""Suites, shunts and keys that are named when a data plane cannot carry them."""
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -35,6 +41,8 @@ class Choice:
     dataplane: Dataplane
     reason: str
     userspace: Userspace | None
+    kernel: Adopting | None
+    """The data plane, if it outlives the daemon. The userspace ESP process does not, nor do its keys."""
     settle: Callable[[], None]
     """Once every configured policy is placed: what a daemon that was killed has left is not needed any more."""
     close: Callable[[], None]
@@ -47,11 +55,28 @@ def choose(gateway: Gateway, loop: Loop, events: Events, lost: Callable[[str], N
     OperatorError when the configuration insists on a kernel that cannot, or neither can carry all. Needs root; nothing
     is left behind by probing.
     """
+    found = _decide(gateway)
+    if isinstance(found, XfrmNetlink):
+        return _kernel(gateway, found, loop, events)
+    return _userspace(loop, events, lost, found)
+
+
+def foresee(gateway: Gateway) -> str:
+    """What `choose` would take and why, without taking it."""
+    found = _decide(gateway)
+    if isinstance(found, XfrmNetlink):
+        found.close()
+        return f"kernel, because {ABLE}"
+    return f"userspace, because {found}"
+
+
+def _decide(gateway: Gateway) -> XfrmNetlink | str:
+    """The way to the kernel, or why it is the userspace ESP process."""
     if gateway.dataplane is DataplaneChoice.USERSPACE:
-        return _userspace(loop, events, lost, "the configuration says so")
+        return "the configuration says so"
     found = _able_kernel(gateway)
     if isinstance(found, XfrmNetlink):
-        return _kernel(found, loop, events)
+        return found
     if gateway.dataplane is DataplaneChoice.KERNEL:
         raise OperatorError(f'dataplane = "kernel": {found}; {_instead(gateway)} would work')
     if beyond := _beyond(gateway):
@@ -59,20 +84,34 @@ def choose(gateway: Gateway, loop: Loop, events: Events, lost: Callable[[str], N
             f'dataplane = "auto": {found}; the userspace data plane cannot carry {beyond}; '
             f"{_instead(gateway)} would work"
         )
-    return _userspace(loop, events, lost, found)
+    return found
+
+
+def leave_kernel(gateway: Gateway, journal: Journal, log: Log) -> None:
+    """The ESP process carries what an earlier instance had in the kernel: what that left would be in the way."""
+    try:
+        netlink = XfrmNetlink()
+    except OperatorError:
+        # a kernel without XFRM has nothing of it
+        return
+    run(renounce(gateway, journal, KernelDataplane(netlink), log))
+    netlink.close()
 
 
 def _instead(gateway: Gateway) -> str:
     """What would work without this kernel."""
+    if not _beyond(gateway):
+        return '"auto" or "userspace"'
     rights = dict.fromkeys(each.right for each in beyond_userspace(gateway))
-    return f"{' and '.join(rights)} in their place" if rights else '"auto" or "userspace"'
+    return f"{' and '.join(rights)} in their place" if rights else "doing without them"
 
 
 def _beyond(gateway: Gateway) -> str:
-    """What userspace cannot carry, and whose they are; empty if there are none."""
+    """What userspace cannot carry, keys and shunts too, and whose they are; empty if there are none."""
     found = [f"{each.what} of {each.connection.name}/{each.child.name}" for each in beyond_userspace(gateway)]
-    told = ", ".join(found[:MAX_TOLD])
-    return told + (f" and {len(found) - MAX_TOLD} more" if len(found) > MAX_TOLD else "")
+    found += [f"{key} of {one.name}/{child.name}" for one, child, key in kernel.beyond_userspace(gateway)]
+    found += [f"shunt {shunt.name} ({reason})" for shunt, reason in shunts.beyond_userspace(gateway)]
+    return ", ".join(found[:MAX_TOLD]) + (f" and {len(found) - MAX_TOLD} more" if len(found) > MAX_TOLD else "")
 
 
 def _able_kernel(gateway: Gateway) -> XfrmNetlink | str:
@@ -88,8 +127,10 @@ def _able_kernel(gateway: Gateway) -> XfrmNetlink | str:
     return lacking
 
 
-def _kernel(netlink: XfrmNetlink, loop: Loop, events: Events) -> Choice:
-    dataplane = KernelDataplane(netlink)
+def _kernel(gateway: Gateway, netlink: XfrmNetlink, loop: Loop, events: Events) -> Choice:
+    wanted = configured(gateway)
+    interfaces = Interfaces(wanted) if wanted else None
+    dataplane = KernelDataplane(netlink, Later(loop, events.expired), directed=knows_direction(netlink))
     reports = XfrmEvents(dataplane, events)
     loop.on_readable(reports.fileno(), reports.read_events)
 
@@ -97,16 +138,19 @@ def _kernel(netlink: XfrmNetlink, loop: Loop, events: Events) -> Choice:
         loop.on_readable(reports.fileno(), None)
         reports.close()
         netlink.close()
+        if interfaces is not None:
+            interfaces.close()
 
-    reason = "the kernel carries every configured suite"
-    return Choice(dataplane=dataplane, reason=reason, userspace=None, settle=_nothing, close=close)
+    return Choice(dataplane=dataplane, reason=ABLE, userspace=None, kernel=dataplane, settle=_nothing, close=close)
 
 
 def _userspace(loop: Loop, events: Events, lost: Callable[[str], None], reason: str) -> Choice:
     routes = Routes()
     dataplane = UserspaceDataplane(loop, routes, events, lost)
     userspace = Userspace(dataplane=dataplane, tun=routes.tun)
-    return Choice(dataplane=dataplane, reason=reason, userspace=userspace, settle=routes.settle, close=routes.close)
+    return Choice(
+        dataplane=dataplane, reason=reason, userspace=userspace, kernel=None, settle=routes.settle, close=routes.close
+    )
 
 
 def _nothing() -> None:

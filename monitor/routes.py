@@ -29,6 +29,7 @@ from typing import Any
 from pyroute2 import IPRoute, NetlinkError
 
 from monitor.dataplane import DataplaneError, Policy
+from privsep.config.model import Action, Shunt
 from privsep.errors import OperatorError
 from privsep.types import ANY_IPV4, ANY_IPV6, Address, Network
 
@@ -89,21 +90,38 @@ class Routes:
 
     def add(self, policy: Policy) -> None:
         """Lead the policy's remote networks into the device. DataplaneError if the kernel refuses."""
-        for entry in _entries(policy):
+        self._add(_entries(policy), lambda entry: self._source_hint(policy, entry))
+
+    def _add(self, entries: list[_Entry], hint: Callable[[_Entry], Address | None]) -> None:
+        for entry in entries:
             if not self._uses[entry]:
                 try:
                     self._require_rule(_family(entry[1]))
-                    self._route("replace", entry, self._source_hint(policy, entry))
+                    self._route("replace", entry, hint(entry))
                 except NetlinkError as error:
                     raise DataplaneError(f"route to {entry[1]}: {os.strerror(error.code)}") from None
             self._uses[entry] += 1
 
     def remove(self, policy: Policy) -> None:
         """Undo `add`, except for networks that another policy leads here too."""
-        for entry in _entries(policy):
+        self._remove(_entries(policy))
+
+    def _remove(self, entries: list[_Entry]) -> None:
+        for entry in entries:
             self._uses[entry] -= 1
             if not self._uses[entry]:
                 _unless_absent(partial(self._route, "del", entry, None))
+
+    def add_shunt(self, shunt: Shunt) -> None:
+        """Let the rest of the routing tables decide about these networks, or refuse them, unless a longer prefix does.
+
+        DataplaneError if the kernel refuses. That this is what was meant is checked where the configuration is.
+        """
+        self._add(_shunt_entries(shunt), lambda entry: None)
+
+    def remove_shunt(self, shunt: Shunt) -> None:
+        """Undo `add_shunt`."""
+        self._remove(_shunt_entries(shunt))
 
     def settle(self) -> None:
         """Every policy is placed: remove the rest of what a daemon that was killed has left."""
@@ -185,6 +203,11 @@ def _entries(policy: Policy) -> list[_Entry]:
             + [(_Kind.PROTECT, network) for network in remote]
         )
     )
+
+
+def _shunt_entries(shunt: Shunt) -> list[_Entry]:
+    kind = _Kind.OURS if shunt.action is Action.PASS else _Kind.REFUSE
+    return list(dict.fromkeys((kind, selector.network) for selector in shunt.remote_ts))
 
 
 def _entry(family: int, record: Any) -> _Entry | None:

@@ -6,11 +6,12 @@ Nothing here decides; `authorize.py` asks, `service.py` records.
 import ipaddress
 from bisect import bisect_left, bisect_right, insort
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 
 from monitor.dataplane import Pair, Policy
+from privsep.config.lanes import Lane
 from privsep.config.model import Child, Connection, Gateway, Remote, RemoteAny
 from privsep.iana import ProtocolId
 from privsep.types import Address, Cpi, Endpoint, Identity, Network, Spi, TrafficSelector
@@ -22,8 +23,12 @@ MAX_INSTALLED = 65536
 """Pairs: bounds the monitor's memory and the kernel's."""
 MAX_INSTALLED_PER_CONNECTION = 16384
 MAX_POLICY_NUMBER = 65535
+MAX_POLICIES_PER_CONNECTION = 16384
+"""Of peers at changing addresses, as many as they may have pairs. None is forgotten before the daemon ends, so without
+a bound one connection's peers could use up the numbers of all."""
 
 Selectors = tuple[TrafficSelector, ...]
+_Key = tuple[int, int, int, int]
 
 
 class Phase(Enum):
@@ -56,6 +61,8 @@ class Claim:
     """None for a peer of fixed address that may prove any: nobody else's."""
     local_ts: Selectors
     remote_ts: Selectors
+    lane: Lane
+    """Claims whose lanes do not meet have no packet in common."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -73,19 +80,18 @@ class Entry:
 
 
 class Claims:
-    """Claims by remote network. Networks are nested or disjoint, so sorted ones answer with two bisections.
+    """Claims by if_id and remote network. Networks are nested or disjoint, so sorted ones answer with two bisections.
 
-    A network's key is (version, first address, prefix length): what it holds sorts directly after it.
+    A network's key is (if_id, version, first address, prefix length): what it holds sorts directly after it.
     """
 
     def __init__(self) -> None:
-        self._keys: list[tuple[int, int, int]] = []
-        self._held: dict[tuple[int, int, int], Counter[Claim]] = {}
+        self._keys: list[_Key] = []
+        self._held: dict[_Key, Counter[Claim]] = {}
 
     def add(self, claim: Claim) -> None:
         """One more SA pair makes this claim."""
-        for selector in claim.remote_ts:
-            key = _key(selector.network)
+        for key in _keys(claim):
             if key not in self._held:
                 self._held[key] = Counter()
                 insort(self._keys, key)
@@ -93,8 +99,7 @@ class Claims:
 
     def remove(self, claim: Claim) -> None:
         """One less."""
-        for selector in claim.remote_ts:
-            key = _key(selector.network)
+        for key in _keys(claim):
             held = self._held[key]
             held[claim] -= 1
             if not held[claim]:
@@ -103,21 +108,33 @@ class Claims:
                 del self._held[key]
                 del self._keys[bisect_left(self._keys, key)]
 
-    def touching(self, network: Network) -> Iterator[Claim]:
-        """Claims with a remote network that contains this one or lies in it."""
-        version, first, prefix = _key(network)
+    def touching(self, network: Network, lane: Lane) -> Iterator[Claim]:
+        """Claims of lanes that meet this one, with a remote network that contains this one or lies in it."""
+        for if_id in lane.if_ids:
+            for claim in self._within(if_id, network):
+                if claim.lane.meets(lane):
+                    yield claim
+
+    def _within(self, if_id: int, network: Network) -> Iterator[Claim]:
+        _, version, first, prefix = _key(if_id, network)
         longest = network.max_prefixlen
         for length in range(prefix + 1):
             spare = longest - length
-            yield from self._held.get((version, first >> spare << spare, length), ())
-        low = bisect_right(self._keys, (version, first, prefix))
-        high = bisect_left(self._keys, (version, int(network.broadcast_address) + 1, -1))
+            yield from self._held.get((if_id, version, first >> spare << spare, length), ())
+        low = bisect_right(self._keys, (if_id, version, first, prefix))
+        high = bisect_left(self._keys, (if_id, version, int(network.broadcast_address) + 1, -1))
         for key in self._keys[low:high]:
             yield from self._held[key]
 
 
-def _key(network: Network) -> tuple[int, int, int]:
-    return network.version, int(network.network_address), network.prefixlen
+def _keys(claim: Claim) -> Iterator[_Key]:
+    for if_id in claim.lane.if_ids:
+        for selector in claim.remote_ts:
+            yield _key(if_id, selector.network)
+
+
+def _key(if_id: int, network: Network) -> _Key:
+    return if_id, network.version, int(network.network_address), network.prefixlen
 
 
 class Policies:
@@ -125,35 +142,61 @@ class Policies:
 
     A child whose peer's address is configured has one policy from the start. Other children get one for each pair of
     negotiated selectors, when they are first installed. None is ever forgotten, so that no deletion ends in clear text.
+
+    What an earlier instance left keeps its numbers, because its SAs are tied to them.
     """
 
-    def __init__(self, gateway: Gateway) -> None:
+    def __init__(self, gateway: Gateway, earlier: Mapping[int, tuple[str, str]] | None = None) -> None:
+        """`earlier`: numbers that an earlier instance gave to (connection, child). None of them goes to another."""
         self.reserved = Claims()
         """Traffic of peers whose address is configured. It stays theirs while they are down."""
         self._static: dict[tuple[str, str], Policy] = {}
         self._dynamic: dict[tuple[str, str, Selectors, Selectors], Policy] = {}
-        self._owners: list[tuple[str, str]] = []
+        earlier = earlier or {}
+        if max(earlier, default=0) + sum(len(each.children) for each in gateway.connections) > MAX_POLICY_NUMBER:
+            earlier = {}
+        kept = {owner: number for number, owner in sorted(earlier.items(), reverse=True)}
+        self._owners: list[tuple[str, str] | None] = [None] * max(earlier, default=0)
+        self._dynamic_by_connection: Counter[str] = Counter()
         for connection in gateway.connections:
             remote = fixed(connection.remote)
             if remote is None:
                 continue
             local = connection.local or _only_local(gateway, remote)
             for child in connection.children:
-                self._static[connection.name, child.name] = Policy(
-                    number=len(self._owners) + 1,
+                owner = connection.name, child.name
+                if owner not in kept:
+                    self._owners.append(owner)
+                number = kept.get(owner, len(self._owners))
+                self._owners[number - 1] = owner
+                self._static[owner] = Policy(
+                    number=number,
                     protocol=child.protocol,
                     mode=child.mode,
                     local=Endpoint(local, 0),
                     remote=Endpoint(remote, 0),
                     local_ts=child.local_ts,
                     remote_ts=child.remote_ts,
+                    kernel=child.kernel,
                 )
-                self._owners.append((connection.name, child.name))
-                self.reserved.add(Claim(connection.remote_id, child.local_ts, child.remote_ts))
+                self.reserved.add(Claim(connection.remote_id, child.local_ts, child.remote_ts, child.kernel.lane))
 
     def static(self) -> tuple[Policy, ...]:
         """Those that are installed at start."""
         return tuple(self._static.values())
+
+    def all(self) -> tuple[Policy, ...]:
+        """These and those of peers at changing addresses."""
+        return (*self._static.values(), *self._dynamic.values())
+
+    def restore(self, connection: str, child: str, policy: Policy) -> bool:
+        """A policy that an earlier instance made for a peer at a changing address; whether its number is still free."""
+        free = policy.number <= len(self._owners) and self._owners[policy.number - 1] is None
+        if free:
+            self._owners[policy.number - 1] = connection, child
+            self._dynamic[connection, child, policy.local_ts, policy.remote_ts] = policy
+            self._dynamic_by_connection[connection] += 1
+        return free
 
     def owner(self, number: int) -> tuple[str, str] | None:
         """(connection, child) of a policy number."""
@@ -169,13 +212,15 @@ class Policies:
         *,
         ipcomp: bool = False,
     ) -> Policy | None:
-        """The policy under which a pair of this child belongs; None when the numbers are used up. Changes nothing."""
+        """The policy under which a pair of this child belongs; None when numbers are used up. Changes nothing."""
         static = self._static.get((connection.name, child.name))
         if static is not None:
             return replace(static, ipcomp=ipcomp)
         known = self._dynamic.get((connection.name, child.name, local_ts, remote_ts))
         number = known.number if known is not None else len(self._owners) + 1
-        if number > MAX_POLICY_NUMBER:
+        if known is None and (
+            number > MAX_POLICY_NUMBER or self._dynamic_by_connection[connection.name] >= MAX_POLICIES_PER_CONNECTION
+        ):
             return None
         local, remote = addresses
         return Policy(
@@ -186,6 +231,7 @@ class Policies:
             remote=Endpoint(remote, 0),
             local_ts=local_ts,
             remote_ts=remote_ts,
+            kernel=child.kernel,
             ipcomp=ipcomp,
         )
 
@@ -193,6 +239,7 @@ class Policies:
         """A proposed policy is being installed: its number is taken from now on."""
         if policy.number == len(self._owners) + 1:
             self._owners.append((connection, child))
+            self._dynamic_by_connection[connection] += 1
         if (connection, child) not in self._static:
             self._dynamic[connection, child, policy.local_ts, policy.remote_ts] = policy
 

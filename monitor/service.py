@@ -12,9 +12,11 @@ from itertools import count
 from typing import Any
 
 from monitor.authorize import PASSED, authorize, find_child, outer_addresses
-from monitor.dataplane import Dataplane, DataplaneError, Pair, Policy, Traffic
+from monitor.dataplane import Adopting, Dataplane, DataplaneError, Pair, Policy, Traffic
 from monitor.epoch import Epoch, WorkerBusy
-from monitor.sadb import Allocation, Claim, Entry, Phase, Policies, Sadb
+from monitor.inheritance import Inheritance, owners, pair_record, policy_record, shunt_record
+from monitor.journal import Journal, PairRecord
+from monitor.sadb import MAX_INSTALLED_PER_CONNECTION, Allocation, Claim, Entry, Phase, Policies, Sadb
 from monitor.waiting import Clock, Log, begin, run, within
 from privsep.config.model import Gateway
 from privsep.errors import ChannelClosed, Violation
@@ -52,7 +54,10 @@ from privsep.tasks import Future
 from privsep.types import Cpi, Endpoint, Spi
 
 MAX_PAGES = 4096
-"""Pages of one description: all SAs that the quotas admit."""
+"""Pages of one description."""
+MAX_DESCRIBED = 2 * MAX_INSTALLED_PER_CONNECTION
+"""IKE SAs and pairs of one description, together: a connection at its quota with one of each for every peer. The rest
+is not shown, but what is installed always is. One takes 1.5 KB on its way to the operator."""
 STOP_SECONDS = 5.0
 """For the worker's DELETE messages at the end."""
 ADOPTED_AT_ONCE = 512
@@ -82,11 +87,18 @@ class Service:
         to_worker: Callable[[MonitorRequest | MonitorReply, int], None],
         clock: Clock,
         log: Log,
+        journal: Journal | None = None,
+        kernel: Adopting | None = None,
     ) -> None:
+        """`kernel` is the data plane, if it is one that outlives us; `journal` tells what it has from before."""
         self.gateway = gateway
         self.dataplane = dataplane
         self.sadb = Sadb()
-        self._policies = Policies(gateway)
+        self._journal = journal or Journal(None, clock, log)
+        self._policies = Policies(gateway, owners(self._journal))
+        self._inheritance: Inheritance | None = None
+        if kernel is not None:
+            self._inheritance = Inheritance(gateway, self._journal, kernel, (self.sadb, self._policies), log)
         self._placed: dict[int, Policy] = {}
         self._redeem = redeem
         self._to_worker = to_worker
@@ -108,13 +120,38 @@ class Service:
     # the daemon's life
 
     def start(self) -> Future[None]:
-        """Policies of all peers with a configured address: from here on traffic goes protected or not at all."""
+        """Policies of all peers with a configured address: from here on traffic goes protected or not at all.
+
+        What an earlier instance left is adopted before and cleared away after.
+        """
         return begin(self._start())
 
     async def _start(self) -> None:
-        for policy in self._policies.static():
-            await self.dataplane.add_policy(policy)
-            self._placed[policy.number] = policy
+        if self._journal.problem is not None:
+            self._log(Level.WARNING, "journal-ignored", reason=self._journal.problem)
+        if self._inheritance is not None:
+            await self._inheritance.adopt()
+        # an adopted pair sends by the policy that it was installed with, compressed or not
+        entries = sorted(self.sadb.entries(), key=lambda entry: entry.since)
+        adopted = {entry.pair.policy.number: entry.pair.policy for entry in entries}
+        for policy in self._policies.all():
+            await self._place(adopted.get(policy.number, policy))
+        for shunt in self.gateway.shunts:
+            self._journal.add(shunt_record(shunt))
+            await self.dataplane.add_shunt(shunt)
+        if self._inheritance is not None:
+            await self._inheritance.clear(self._placed.values())
+
+    async def _place(self, policy: Policy) -> None:
+        """Written down first: a policy that nobody knows of would refuse its traffic for ever."""
+        earlier, owner = self._placed.get(policy.number), self._policies.owner(policy.number)
+        if policy == earlier or owner is None:
+            return
+        self._journal.add(policy_record(*owner, policy))
+        await self.dataplane.add_policy(policy)
+        self._placed[policy.number] = policy
+        if earlier is not None:
+            self._journal.end(policy_record(*owner, earlier))
 
     def epoch_began(self) -> None:
         """A new worker runs: tell it what is installed."""
@@ -127,10 +164,24 @@ class Service:
             return
         for entry in entries[:ADOPTED_AT_ONCE]:
             if entry.phase is Phase.INSTALLED and self.sadb.entry(entry.pair.spi_in) is entry:
-                self._send(_adopted(entry))
+                self._tell_adopted(entry)
         rest = entries[ADOPTED_AT_ONCE:]
         if rest:
             self._clock.after(ADOPT_SECONDS, lambda: self._adopt(epoch, rest))
+
+    def _tell_adopted(self, entry: Entry) -> None:
+        pair = entry.pair
+        self._send(
+            Adopted(
+                connection=entry.connection,
+                child=entry.child,
+                spi_in=pair.spi_in,
+                spi_out=pair.spi_out,
+                local=pair.local,
+                remote=pair.remote,
+                left_s=max(0, int(entry.since + pair.lifetime - self._clock.now())),
+            )
+        )
 
     def epoch_ended(self) -> None:
         """The worker is gone: SPIs that it did not use are released, whoever waits for it is told."""
@@ -157,19 +208,33 @@ class Service:
             except (TimeoutError, ChannelClosed, WorkerBusy):
                 self._log(Level.WARNING, "stop-unanswered")
             self.epoch_ended()
+        clean = True
         for entry in self.sadb.entries():
-            await self._quietly(self.dataplane.remove(entry.pair))
-            self.sadb.forget(entry)
+            if await self._quietly(self.dataplane.remove(entry.pair)):
+                self._forget(entry)
+            else:
+                clean = False
         if leave is Leave.POLICIES:
             return
         for policy in self._placed.values():
-            await self._quietly(self.dataplane.remove_policy(policy))
+            clean &= await self._quietly(self.dataplane.remove_policy(policy))
+        for shunt in self.gateway.shunts:
+            clean &= await self._quietly(self.dataplane.remove_shunt(shunt))
+        if clean:
+            self._journal.remove()
 
-    async def _quietly(self, future: Future[None]) -> None:
+    async def _quietly(self, future: Future[None]) -> bool:
+        """Whether it succeeded."""
         try:
             await future
         except DataplaneError as error:
             self._log(Level.WARNING, "cleanup-failed", error=error)
+            return False
+        return True
+
+    def _forget(self, entry: Entry) -> None:
+        self.sadb.forget(entry)
+        self._journal.end_pair(entry.pair.spi_in)
 
     # from the worker
 
@@ -282,7 +347,7 @@ class Service:
                 self._answer(epoch, sequence, Installed(spi_in=redeemed.spi_in))
                 entry = self.sadb.entry(Spi(redeemed.spi_in))
                 if epoch is not self._epoch and self._epoch is not None and entry is not None:
-                    self._send(_adopted(entry))
+                    self._tell_adopted(entry)
 
     async def _judge_and_install(self, redeemed: Redeemed, message: Install) -> Denial | None:
         """None when both SAs are in place; else nothing is, and this is why."""
@@ -293,7 +358,7 @@ class Service:
         entry = Entry(
             connection=redeemed.connection,
             child=redeemed.child,
-            claim=Claim(redeemed.identity, message.local_ts, message.remote_ts),
+            claim=Claim(redeemed.identity, message.local_ts, message.remote_ts, policy.kernel.lane),
             pair=_without_keys(pair),
             since=self._clock.now(),
         )
@@ -301,15 +366,15 @@ class Service:
         self.sadb.reserve(entry)
         self._policies.record(redeemed.connection, redeemed.child, policy)
         try:
-            if self._placed.get(policy.number) != policy:
-                await self.dataplane.add_policy(policy)
-                self._placed[policy.number] = policy
+            await self._place(policy)
             if self._stopping:
                 raise DataplaneError("the daemon is stopping")
+            # first, so that nothing is installed that a successor would not find
+            self._journal.add(pair_record(redeemed, pair, entry.since))
             await self.dataplane.install(pair)
         except DataplaneError as error:
             self._log(Level.ERROR, "install-failed", connection=redeemed.connection, error=error)
-            self.sadb.forget(entry)
+            self._forget(entry)
             if allocation is not None:
                 self._release(allocation)
             return Denial.DATAPLANE
@@ -341,7 +406,7 @@ class Service:
             self._log(Level.ERROR, "remove-failed", **_describe(entry), error=error)
             self._answer(epoch, sequence, Denied(why=Denial.DATAPLANE))
             return
-        self.sadb.forget(entry)
+        self._forget(entry)
         self._log(Level.NOTICE, "removed", **_describe(entry))
         self._answer(epoch, sequence, Removed())
 
@@ -373,19 +438,24 @@ class Service:
             raise ChannelClosed
         return self._epoch
 
-    def describe(self) -> Future[tuple[IkeStatus, ...]]:
-        """All IKE SAs, as the worker tells."""
-        return begin(self._describe_all())
+    def describe(self, seconds: float) -> Future[tuple[IkeStatus, ...]]:
+        """The IKE SAs, as the worker tells. TimeoutError when that takes longer."""
+        return within(self._clock, seconds, begin(self._describe_all(self._clock.now() + seconds)))
 
-    async def _describe_all(self) -> tuple[IkeStatus, ...]:
+    async def _describe_all(self, deadline: float) -> tuple[IkeStatus, ...]:
         epoch = self._present()
         found: list[IkeStatus] = []
-        cursor = 0
+        cursor = described = 0
         for _ in range(MAX_PAGES):
             page = await epoch.ask(Describe(cursor=cursor), Described)
-            found.extend(page.ike_sas)
+            for sa in page.ike_sas:
+                described += 1 + len(sa.children)
+                if described > MAX_DESCRIBED:
+                    return tuple(found)
+                found.append(sa)
             cursor = page.cursor
-            if cursor == 0:
+            # nobody waits any more for what comes late
+            if cursor == 0 or self._clock.now() >= deadline:
                 break
         return tuple(found)
 
@@ -423,7 +493,7 @@ class Service:
                 self.sadb.release(spi)
             return
         if hard:
-            self.sadb.forget(entry)
+            self._forget(entry)
         self._log(Level.NOTICE if hard else Level.INFO, "expired" if hard else "expires", **_describe(entry))
         if self._epoch is not None:
             self._send(Expired(spi_in=spi, hard=hard))
@@ -443,29 +513,29 @@ class Service:
             entry.moved = self._clock.now()
             run(self._follow(entry, remote))
 
+    def _rewrite(self, wrong: PairRecord | None, right: PairRecord | None) -> None:
+        if right is not None:
+            self._journal.add(right)
+        if wrong is not None:
+            self._journal.end(wrong)
+
     async def _follow(self, entry: Entry, remote: Endpoint) -> None:
         pair = dataclasses.replace(entry.pair, remote=remote)
+        # written down twice until one is true: a successor takes that which the kernel has
+        earlier = self._journal.pair(pair.spi_in)
+        later = dataclasses.replace(earlier, remote=remote) if earlier is not None else None
+        self._rewrite(None, later)
         try:
             await self.dataplane.follow(pair)
         except DataplaneError as error:
+            self._rewrite(later, earlier)
             self._log_rarely(Level.WARNING, "move-failed", **_describe(entry), error=error)
             return
+        self._rewrite(earlier, later)
         entry.pair = pair
         self._log_rarely(Level.NOTICE, "moved", **_describe(entry))
         if self._epoch is not None:
             self._send(Moved(spi_in=pair.spi_in, remote=remote))
-
-
-def _adopted(entry: Entry) -> Adopted:
-    pair = entry.pair
-    return Adopted(
-        connection=entry.connection,
-        child=entry.child,
-        spi_in=pair.spi_in,
-        spi_out=pair.spi_out,
-        local=pair.local,
-        remote=pair.remote,
-    )
 
 
 def _describe(entry: Entry) -> dict[str, object]:

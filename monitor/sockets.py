@@ -3,13 +3,19 @@
 With ESP in userspace, port 4500 exists twice. The two sockets form a SO_REUSEPORT group, and a classic BPF program in
 the kernel deals each datagram to one of them (RFC 3948 section 2): IKE and keepalives to the worker, ESP to the ESP
 process. Neither process sees the other's packets, and both send from port 4500.
+
+A socket's file keeps the credentials of who made it, and firewalls match them (`meta skuid`, `egress.py`). So we make
+the worker's sockets as the worker's user, whether `egress` is restricted or not. The socket itself becomes root's
+again, because a SO_REUSEPORT group has one user.
 """
 
 import ctypes
 import errno
+import os
 import socket
 import struct
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum
 
@@ -35,6 +41,8 @@ _IP_PKTINFO = 8
 _IP_MTU_DISCOVER = 10
 _IPV6_MTU_DISCOVER = 23
 _PMTUDISC_DONT = 0
+
+_ROOT = 0
 
 _WORKER, _ESP = 0, 1
 """Indexes in the SO_REUSEPORT group: the order in which the sockets were bound."""
@@ -66,11 +74,14 @@ class Listeners:
             sock.close()
 
 
-def open_listeners(listen: tuple[Address, ...], plane: Plane) -> Listeners:
-    """All sockets for these addresses, or for every address of both families. OperatorError says why not."""
+def open_listeners(listen: tuple[Address, ...], plane: Plane, worker: int) -> Listeners:
+    """All sockets for these addresses, or for every address of both families. OperatorError says why not.
+
+    `worker` is the uid that the worker's are made with.
+    """
     opened: list[socket.socket] = []
     try:
-        return _open(_locals(listen), plane, opened)
+        return _open(_locals(listen), plane, worker, opened)
     except BaseException:
         for sock in opened:
             sock.close()
@@ -100,16 +111,16 @@ def _has_ipv6() -> bool:
     return True
 
 
-def _open(places: list[Local], plane: Plane, opened: list[socket.socket]) -> Listeners:
+def _open(places: list[Local], plane: Plane, worker: int, opened: list[socket.socket]) -> Listeners:
     # port 500 first: it is shared with nobody, so a second daemon fails here
-    ike = [_udp(place, IKE_PORT, plane, opened) for place in places]
+    ike = [_udp(place, IKE_PORT, plane, worker, opened) for place in places]
     natt, esp_udp, esp_raw = [], [], []
     for place in places:
-        natt.append(_udp(place, NATT_PORT, plane, opened))
+        natt.append(_udp(place, NATT_PORT, plane, worker, opened))
         if plane is Plane.KERNEL:
             udp_encap(natt[-1])
         else:
-            esp_udp.append(_udp(place, NATT_PORT, plane, opened))
+            esp_udp.append(_udp(place, NATT_PORT, plane, _ROOT, opened))
             _steer(esp_udp[-1])
             esp_raw.append(_raw(place, opened))
     for sock in esp_udp + esp_raw:
@@ -117,10 +128,13 @@ def _open(places: list[Local], plane: Plane, opened: list[socket.socket]) -> Lis
     return Listeners(ike=tuple(ike), natt=tuple(natt), esp_udp=tuple(esp_udp), esp_raw=tuple(esp_raw))
 
 
-def _udp(place: Local, port: int, plane: Plane, opened: list[socket.socket]) -> socket.socket:
+def _udp(place: Local, port: int, plane: Plane, owner: int, opened: list[socket.socket]) -> socket.socket:
     family, address = place
-    sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    with _acting_as(owner):
+        sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
     opened.append(sock)
+    # changes the socket's user, but not the credentials of its file
+    os.fchown(sock.fileno(), _ROOT, -1)
     if plane is Plane.USERSPACE and port == NATT_PORT:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, IKE_BUFFER)
@@ -132,6 +146,16 @@ def _udp(place: Local, port: int, plane: Plane, opened: list[socket.socket]) -> 
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
     _bind(sock, address, port, f"UDP port {port}")
     return sock
+
+
+@contextmanager
+def _acting_as(uid: int) -> Iterator[None]:
+    """Without root's capabilities for so long; the saved uid brings them back."""
+    os.seteuid(uid)
+    try:
+        yield
+    finally:
+        os.seteuid(_ROOT)
 
 
 def _raw(place: Local, opened: list[socket.socket]) -> socket.socket:

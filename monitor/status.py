@@ -12,7 +12,8 @@ from typing import Any
 from monitor.dataplane import Traffic
 from monitor.sadb import Entry, Phase
 from privsep.algorithms import ChildSuite
-from privsep.config.model import Child, Connection, Gateway, Remote, RemoteAny
+from privsep.config.lanes import KernelOptions
+from privsep.config.model import Child, Connection, Gateway, Remote, RemoteAny, Shunt
 from privsep.schema.install import ChildStatus, IkeStatus
 from privsep.types import Identity, Spi, TrafficSelector
 
@@ -60,6 +61,7 @@ def document(facts: Facts, connection: str | None = None) -> Document:
             for each in facts.gateway.connections
             if connection is None or each.name == connection
         ],
+        "shunts": [_shunt(each) for each in facts.gateway.shunts if connection is None],
         "ike_sas": [_ike_sa(sa, facts, entries) for sa in ike_sas],
         # installed by an earlier worker; no IKE SA of the present one stands behind them
         "adopted": [
@@ -92,6 +94,22 @@ def _configured(child: Child, installed: set[str]) -> Document:
         "start": child.start.value,
         "local_ts": _selectors(child.local_ts),
         "remote_ts": _selectors(child.remote_ts),
+        **_kernel(child.kernel),
+    }
+
+
+def _kernel(options: KernelOptions) -> Document:
+    """As in the configuration; null where it says nothing."""
+    lane = options.lane
+    return {
+        "interface": options.interface,
+        "if_id_in": lane.if_id_in or None,
+        "if_id_out": lane.if_id_out or None,
+        "mark_in": str(lane.mark_in) if lane.mark_in.mask else None,
+        "mark_out": str(lane.mark_out) if lane.mark_out.mask else None,
+        "priority": options.priority,
+        "life_bytes": options.life_bytes,
+        "life_packets": options.life_packets,
     }
 
 
@@ -158,6 +176,7 @@ def _installed(entry: Entry, facts: Facts, suite: ChildSuite | None = None) -> D
         "encap": pair.encap,
         "ipcomp": pair.ipcomp is not None,
         "replay_window": pair.replay_window,
+        "reqid": pair.policy.reqid,
         "local_ts": _selectors(pair.local_ts),
         "remote_ts": _selectors(pair.remote_ts),
         "bytes_in": traffic.bytes_in if traffic is not None else None,
@@ -165,6 +184,16 @@ def _installed(entry: Entry, facts: Facts, suite: ChildSuite | None = None) -> D
         "packets_in": traffic.packets_in if traffic is not None else None,
         "packets_out": traffic.packets_out if traffic is not None else None,
         "expires_in_s": max(0, int(entry.since + pair.lifetime - facts.now)),
+    }
+
+
+def _shunt(shunt: Shunt) -> Document:
+    return {
+        "name": shunt.name,
+        "action": shunt.action.value,
+        "order": shunt.order.value,
+        "local_ts": _selectors(shunt.local_ts),
+        "remote_ts": _selectors(shunt.remote_ts),
     }
 
 

@@ -176,6 +176,11 @@ class Supervisor:
         self._hooks.epoch_ended()
         self._settle()
 
+    def end_userspace(self) -> None:
+        """Its channel is gone, so nobody knows what it does: it ends, and with it the daemon."""
+        if USERSPACE in self._children:
+            self._kill(USERSPACE)
+
     def stop(self) -> None:
         """Drain, then end the pair, then the userspace ESP process, then call `stopped`."""
         if self.state not in (State.STOPPING, State.FINISHING, State.STOPPED):
@@ -216,7 +221,8 @@ class Supervisor:
         killed = name in self._killed
         self._killed.discard(name)
         # a crash may show first as a closed channel, for which it is killed once more
-        level = Level.INFO if killed and end is not None and end.si_status == signal.SIGKILL else Level.ERROR
+        wanted = killed and (name != USERSPACE or self.state is State.FINISHING)
+        level = Level.INFO if wanted and end is not None and end.si_status == signal.SIGKILL else Level.ERROR
         self._log(level, "process-ended", process=name, pid=child.pid, how=describe(end))
         if name == USERSPACE:
             if self.state is not State.FINISHING:

@@ -1,26 +1,20 @@
-"""What the kernel says about a running process of ours, and where that is weaker than designed (DESIGN section 2).
+"""The design of each process (DESIGN section 2), and where what the kernel says of it (`privsep/procfs.py`) is weaker.
 
-Needs root. Everything is read from /proc except one fact that no kernel shows: the Landlock version, which the sandbox
-writes into the process's name just before the filter takes away the means to change it.
+The design is written down here a second time, apart from the sandboxes, so that a slip there is seen here.
 """
 
-import os
 import re
-import threading
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
-from pathlib import Path
 
 import prctl
 
 from privsep.config.model import Layer, Users
-from privsep.errors import OperatorError
-from privsep.sandbox import capabilities, status
+from privsep.procfs import MAX_DESCRIPTORS, Facts
+from privsep.sandbox import capabilities
 from privsep.sandbox.confine import SECCOMP_FILTER
-
-MAX_THREADS = 64
-MAX_DESCRIPTORS = 4096
 
 
 class Kind(Enum):
@@ -30,48 +24,6 @@ class Kind(Enum):
     WORKER = "worker"
     KEYD = "keyd"
     USERSPACE = "userspace"
-
-
-class AuditError(OperatorError):
-    """The process cannot be looked at: it is gone, or we are not root."""
-
-
-@dataclass(slots=True, frozen=True, kw_only=True)
-class Thread:
-    """What is kept for each thread. Threads that agree appear once."""
-
-    uids: tuple[int, ...]
-    gids: tuple[int, ...]
-    groups: tuple[int, ...]
-    permitted: int
-    effective: int
-    inheritable: int
-    ambient: int
-    bounding: int
-    no_new_privs: int
-    seccomp: int
-
-
-@dataclass(slots=True, frozen=True, kw_only=True)
-class Facts:
-    """One process, now."""
-
-    pid: int
-    threads: int
-    credentials: tuple[Thread, ...]
-    """Different ones only; a well-kept process has one entry."""
-    dumpable: bool
-    core_limit: int
-    """Octets of the hard limit; -1 without limit."""
-    landlock: int | None
-    """The version of the domain as the process reported it; None if it reported none."""
-    root: str
-    root_is_empty: bool
-    empty_network: bool
-    """Whether its network namespace is not ours and has neither route nor address."""
-    locked_kb: int
-    descriptors: Mapping[int, str]
-    """Kind of each: socket, pipe, eventpoll, eventfd, pidfd, or the path of a device, file or directory."""
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -91,166 +43,152 @@ class Expected:
     gid: int
     permitted: frozenset[int]
     effective: frozenset[int]
-    empty_root: bool
     layers: frozenset[Layer]
-    descriptors: frozenset[str]
-    """Kinds that a descriptor may have."""
+    command: str
+    """Matches `Facts.command`, where N will also do for W."""
+    threads: int
+    """At most."""
+    limits: Mapping[str, int]
+    """At most."""
+    never: frozenset[str]
+    """Libraries."""
+    descriptors: Mapping[str, int]
+    """How many of each kind at most; none of any other."""
 
 
-_USUAL = frozenset({"/dev/null", "socket", "pipe", "eventpoll", "eventfd"})
+_ANY = MAX_DESCRIPTORS
+"""As many as there are addresses, operators or events."""
 _FOR_CHILDREN = frozenset({prctl.CAP_SETUID, prctl.CAP_SETGID, prctl.CAP_SETPCAP, prctl.CAP_SYS_CHROOT})
 _MONITOR = frozenset({prctl.CAP_NET_ADMIN, prctl.CAP_KILL})
+_IKE = {"udp 500": _ANY, "udpv6 500": _ANY, "udp 4500": _ANY, "udpv6 4500": _ANY}
+_ESP = {"udp 4500": _ANY, "udpv6 4500": _ANY, "raw 50": _ANY, "rawv6 50": _ANY}
+_CHILD = {"/dev/null": 1, "pipe": 2, "eventpoll": _ANY}
+"""Standard input; standard output and error, both the log; the loop."""
+_ZEROMQ = {"eventfd": _ANY}
+_CONFINED = {"core": 0, "nofile": 4, "nproc": 0, "fsize": 0, "msgqueue": 0, "as": 4 << 30}
+_ISOLATED = "-I -B -m"
 
 
 def expected(kind: Kind, users: Users, absent: frozenset[Layer]) -> Expected:
-    """The design. Written down a second time, apart from the sandboxes, so that a slip there is seen here."""
+    """The design."""
     present = frozenset(Layer) - absent
-    if kind is Kind.MONITOR:
-        layered = {Layer.NETNS: prctl.CAP_SYS_ADMIN, Layer.MLOCK: prctl.CAP_IPC_LOCK}
-        return Expected(
-            uid=0,
-            gid=0,
-            permitted=_MONITOR | _FOR_CHILDREN | {layered[layer] for layer in layered.keys() & present},
-            effective=_MONITOR,
-            empty_root=False,
-            layers=frozenset(),
-            descriptors=_USUAL | {"pidfd", "/dev/net/tun", "/memfd:gateway.toml (deleted)"},
-        )
-    uid, gid = {Kind.WORKER: users.worker, Kind.KEYD: users.keyd, Kind.USERSPACE: users.userspace}[kind]
-    layers = present - {Layer.MLOCK} if kind is Kind.WORKER else present
-    kept = frozenset({prctl.CAP_IPC_LOCK}) if Layer.MLOCK in layers else frozenset[int]()
-    return Expected(
-        uid=uid,
-        gid=gid,
-        permitted=kept,
-        effective=kept,
-        empty_root=True,
-        layers=layers,
-        descriptors=_USUAL | {"/dev/net/tun"} if kind is Kind.USERSPACE else _USUAL,
-    )
+    locking = frozenset({prctl.CAP_IPC_LOCK}) if Layer.MLOCK in present else frozenset[int]()
+    match kind:
+        case Kind.MONITOR:
+            unsharing = frozenset({prctl.CAP_SYS_ADMIN}) if Layer.NETNS in present else frozenset[int]()
+            return Expected(
+                uid=0,
+                gid=0,
+                permitted=_MONITOR | _FOR_CHILDREN | unsharing | locking,
+                effective=_MONITOR,
+                layers=frozenset(),
+                command=f"{_ISOLATED} monitor --config W --secrets W --run-dir W",
+                threads=1,
+                limits={"core": 0},
+                never=frozenset({"cryptography", "zmq"}),
+                descriptors=_IKE
+                | _ESP
+                | dict.fromkeys(("/dev/null", "pipe", "pidfd", "eventpoll", "unix", "netlink"), _ANY)
+                | {"/dev/net/tun": 1, "/memfd:gateway.toml (deleted)": 1},
+            )
+        case Kind.WORKER:
+            return Expected(
+                uid=users.worker[0],
+                gid=users.worker[1],
+                permitted=frozenset(),
+                effective=frozenset(),
+                layers=present - {Layer.MLOCK},
+                command=f"{_ISOLATED} worker --channel N --config-fd N --config W --workplace W --root W --udp( N)+",
+                # its own, ZeroMQ's two
+                threads=3,
+                limits=_CONFINED | {"memlock": 0},
+                never=frozenset({"cryptography"}),
+                # the channel to the monitor, that to keyd
+                descriptors=_CHILD | _ZEROMQ | _IKE | {"unix": 2},
+            )
+        case Kind.KEYD:
+            return Expected(
+                uid=users.keyd[0],
+                gid=users.keyd[1],
+                permitted=locking,
+                effective=locking,
+                layers=present,
+                command=f"{_ISOLATED} keyd --channel N --config-fd N --config W --secrets W --workplace W --root W",
+                threads=3,
+                limits=_CONFINED | {"as": 1 << 30},
+                never=frozenset(),
+                # the channel to the monitor, that to the worker, and where the worker arrived
+                descriptors=_CHILD | _ZEROMQ | {"unix": 3},
+            )
+        case Kind.USERSPACE:
+            return Expected(
+                uid=users.userspace[0],
+                gid=users.userspace[1],
+                permitted=locking,
+                effective=locking,
+                layers=present,
+                command=f"{_ISOLATED} monitor.userspace --channel N --tun N --uid W --gid W --root W"
+                "( --udp( N)+)?( --raw( N)+)?( --absent( W){1,3})?",
+                threads=1,
+                limits=_CONFINED,
+                never=frozenset({"zmq"}),
+                descriptors=_CHILD | _ESP | {"/dev/net/tun": 1, "unix": 1},
+            )
 
 
-def inspect(pid: int) -> Facts:
-    """Read everything; AuditError if that is not possible."""
-    proc = Path("/proc") / str(pid)
-    try:
-        main = status.parse((proc / "status").read_text())
-        tasks = sorted((proc / "task").iterdir())[:MAX_THREADS]
-        credentials = dict.fromkeys(_thread(status.parse((task / "status").read_text())) for task in tasks)
-        return Facts(
-            pid=pid,
-            threads=main.threads,
-            credentials=tuple(credentials),
-            dumpable=_dumpable(proc, main),
-            core_limit=_core_limit((proc / "limits").read_text()),
-            landlock=_reported_landlock(main.name),
-            root=os.readlink(proc / "root"),
-            root_is_empty=not os.listdir(proc / "root") and os.path.samefile(proc / "cwd", proc / "root"),
-            empty_network=_empty_network(proc),
-            locked_kb=main.locked_kb,
-            descriptors=_descriptors(proc / "fd"),
-        )
-    except (OSError, KeyError, ValueError) as error:
-        raise AuditError(f"process {pid} cannot be inspected: {error}") from error
-
-
-def _thread(actual: status.Status) -> Thread:
-    return Thread(
-        uids=actual.uids,
-        gids=actual.gids,
-        groups=actual.groups,
-        permitted=actual.permitted,
-        effective=actual.effective,
-        inheritable=actual.inheritable,
-        ambient=actual.ambient,
-        bounding=actual.bounding,
-        no_new_privs=actual.no_new_privs,
-        seccomp=actual.seccomp,
-    )
-
-
-def _dumpable(proc: Path, actual: status.Status) -> bool:
-    """proc(5): what is not dumpable belongs to root. What is root's anyway is asked whether it can be traced."""
-    if actual.uids[1] != 0:
-        # the directory itself is the user's always
-        return (proc / "environ").stat().st_uid != 0
-    answers: list[bool] = []
-
-    def ask() -> None:
-        # capabilities belong to threads: this one gives up those that would let it trace everything
-        mine = status.parse(Path("/proc/thread-self/status").read_text()).effective & ~(1 << prctl.CAP_SYS_PTRACE)
-        held = frozenset(number for number in range(64) if mine >> number & 1)
-        capabilities.limit(held, held)
-        # who holds more than the asker cannot be traced in any case; the worse is assumed
-        answers.append(bool(actual.permitted & ~mine) or _traceable(proc))
-
-    thread = threading.Thread(target=ask)
-    thread.start()
-    thread.join()
-    if not answers:
-        raise AuditError("capabilities cannot be lowered to ask whether a process is dumpable")
-    return answers[0]
-
-
-def _traceable(proc: Path) -> bool:
-    try:
-        os.close(os.open(proc / "mem", os.O_RDONLY | os.O_CLOEXEC))
-    except PermissionError:
-        return False
-    return True
-
-
-def _empty_network(proc: Path) -> bool:
-    """Fall-back tunnel devices may exist in it, and loopback does; without route and address they reach nothing."""
-    if os.readlink(proc / "ns/net") == os.readlink("/proc/self/ns/net"):
-        return False
-    _heading, *routes = (proc / "net/route").read_text().splitlines() or [""]
-    addresses = proc / "net/if_inet6"
-    return not routes and not (addresses.exists() and addresses.read_text())
-
-
-def _core_limit(limits: str) -> int:
-    found = re.search(r"^Max core file size +\S+ +(\S+)", limits, re.MULTILINE)
-    if found is None:
-        raise ValueError("no core limit")
-    return -1 if found[1] == "unlimited" else int(found[1])
-
-
-def _reported_landlock(name: str) -> int | None:
-    found = re.search(r":L(\d{1,3})$", name)
-    return None if found is None else int(found[1])
-
-
-def _descriptors(directory: Path) -> dict[int, str]:
-    found: dict[int, str] = {}
-    for number in sorted(map(int, os.listdir(directory)))[:MAX_DESCRIPTORS]:
-        try:
-            target = os.readlink(directory / str(number))
-        except FileNotFoundError:
-            # closed since it was listed
-            continue
-        # "socket:[123]" and "anon_inode:[eventpoll]" name a kind, the rest is a path
-        kind = re.fullmatch(r"(?:anon_inode:\[?(\w+)\]?|(\w+):\[\d+\])", target)
-        found[number] = target if kind is None else kind[1] or kind[2]
-    return found
-
-
-def judge(kind: Kind, facts: Facts, users: Users, absent: frozenset[Layer]) -> tuple[Finding, ...]:
-    """Where the process is weaker than designed; empty if nowhere."""
+def judge(
+    kind: Kind, facts: Facts, users: Users, absent: frozenset[Layer], others: Mapping[Kind, Facts]
+) -> tuple[Finding, ...]:
+    """Where the process is weaker than designed, alone and beside the `others`; empty if nowhere."""
+    verdict = _Verdict()
     want = expected(kind, users, absent)
-    found: list[Finding] = []
+    _credentials(verdict, want, facts)
+    verdict.require("dumpable", facts.dumpable, False)
+    for name, most in want.limits.items():
+        verdict.at_most(f"{name} limit", facts.limits[name], most)
+    verdict.at_most("threads", facts.threads, want.threads)
+    as_designed = re.fullmatch(want.command.replace("W", "[NW]"), facts.command)
+    verdict.require("command line", facts.command, want.command, holds=as_designed is not None)
+    for name in sorted(want.never):
+        verdict.require(f"library {name}", "mapped", "never", holds=name not in facts.libraries)
+    _descriptors(verdict, kind, want, facts)
+    if kind is not Kind.MONITOR:
+        verdict.require("root", facts.root, "an empty directory", holds=facts.root_is_empty)
+        verdict.require("environment, octets", facts.environment, 0)
+        verdict.require("session", facts.session, facts.pid)
+        _layers(verdict, want, facts, others)
+        if Kind.MONITOR in others:
+            _inherited(verdict, facts, others[Kind.MONITOR])
+    for other, its in others.items():
+        shared = _uids(facts) & _uids(its)
+        verdict.require(f"uid shared with {other.value}", sorted(shared), "none", holds=not shared)
+    return tuple(verdict.findings)
 
-    def require(what: str, actual: object, wanted: object, *, holds: bool | None = None) -> None:
+
+class _Verdict:
+    """Collects findings."""
+
+    def __init__(self) -> None:
+        self.findings: list[Finding] = []
+
+    def require(self, what: str, actual: object, wanted: object, *, holds: bool | None = None) -> None:
+        """`holds` where equality is not what is required."""
         if not (actual == wanted if holds is None else holds):
-            found.append(Finding(what=what, found=str(actual), expected=str(wanted)))
+            self.findings.append(Finding(what=what, found=str(actual), expected=str(wanted)))
 
+    def at_most(self, what: str, actual: int, most: int) -> None:
+        """For numbers; a negative one is no limit."""
+        self.require(what, actual, f"at most {most}", holds=0 <= actual <= most)
+
+
+def _credentials(verdict: _Verdict, want: Expected, facts: Facts) -> None:
     permitted, effective = capabilities.mask(want.permitted), capabilities.mask(want.effective)
     for thread in facts.credentials:
-        require("uid", thread.uids, (want.uid,) * 4)
-        require("gid", thread.gids, (want.gid,) * 4)
-        require("supplementary groups", thread.groups, ())
-        require("no_new_privs", thread.no_new_privs, 1)
-        require("seccomp mode", thread.seccomp, SECCOMP_FILTER)
+        verdict.require("uid", thread.uids, (want.uid,) * 4)
+        verdict.require("gid", thread.gids, (want.gid,) * 4)
+        verdict.require("supplementary groups", thread.groups, ())
+        verdict.require("no_new_privs", thread.no_new_privs, 1)
+        verdict.require("seccomp mode", thread.seccomp, SECCOMP_FILTER)
         for name, actual, most in (
             ("permitted", thread.permitted, permitted),
             ("effective", thread.effective, effective),
@@ -258,19 +196,40 @@ def judge(kind: Kind, facts: Facts, users: Users, absent: frozenset[Layer]) -> t
             ("inheritable", thread.inheritable, 0),
             ("ambient", thread.ambient, 0),
         ):
-            require(f"{name} capabilities", f"{actual:#x}", f"at most {most:#x}", holds=not actual & ~most)
-    require("dumpable", facts.dumpable, False)
-    require("core file limit", facts.core_limit, 0)
-    if want.empty_root:
-        require("root", facts.root, "an empty directory", holds=facts.root_is_empty)
+            verdict.require(f"{name} capabilities", f"{actual:#x}", f"at most {most:#x}", holds=not actual & ~most)
+
+
+def _descriptors(verdict: _Verdict, kind: Kind, want: Expected, facts: Facts) -> None:
+    # the monitor's standard streams are whatever the operator or systemd gave it
+    held = {number: each for number, each in facts.descriptors.items() if kind is not Kind.MONITOR or number > 2}
+    for number, each in held.items():
+        verdict.require(
+            f"descriptor {number}", each, " or ".join(sorted(want.descriptors)), holds=each in want.descriptors
+        )
+    for each, count in Counter(held.values()).items():
+        verdict.at_most(f"number of {each} descriptors", count, want.descriptors.get(each, _ANY))
+
+
+def _layers(verdict: _Verdict, want: Expected, facts: Facts, others: Mapping[Kind, Facts]) -> None:
     if Layer.LANDLOCK in want.layers:
-        require("Landlock (reported)", facts.landlock, "a version", holds=facts.landlock is not None)
+        verdict.require("Landlock (reported)", facts.landlock, "a version", holds=facts.landlock is not None)
     if Layer.NETNS in want.layers:
-        require("empty network namespace", facts.empty_network, True)
+        alone = facts.network not in {other.network for other in others.values()}
+        what = "no other's, without address and route"
+        verdict.require("empty network namespace", facts.network, what, holds=facts.empty_network and alone)
     if Layer.MLOCK in want.layers:
-        require("locked memory, KB", facts.locked_kb, "more than 0", holds=facts.locked_kb > 0)
-    for number, target in facts.descriptors.items():
-        # the monitor's standard streams are whatever the operator or systemd gave it
-        usual = target in want.descriptors or (kind is Kind.MONITOR and number <= 2)
-        require(f"descriptor {number}", target, " or ".join(sorted(want.descriptors)), holds=usual)
-    return tuple(found)
+        verdict.require("locked memory, KB", facts.locked_kb, "more than 0", holds=facts.locked_kb > 0)
+
+
+def _inherited(verdict: _Verdict, facts: Facts, monitor: Facts) -> None:
+    """A child of the monitor's has its filter, too: only one more is the child's own."""
+    verdict.require("parent", facts.parent, monitor.pid)
+    theirs = monitor.credentials[0].filters
+    for thread in facts.credentials:
+        if thread.filters is not None and theirs is not None:
+            more = f"more than the monitor's {theirs}"
+            verdict.require("seccomp filters", thread.filters, more, holds=thread.filters > theirs)
+
+
+def _uids(facts: Facts) -> set[int]:
+    return {uid for thread in facts.credentials for uid in thread.uids}

@@ -10,6 +10,7 @@ must be read until it says that it is empty. `Loop.before_poll` does that.
 
 import contextlib
 import os
+import time
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
@@ -25,10 +26,12 @@ Out = TypeVar("Out")
 HIGH_WATER = 8192
 """Frames queued in one direction; the worker's budgets stay far below."""
 HANDSHAKE_MS = 5000
+REAPER_POLL = 0.0005
 ENDPOINT = "keyd.sock"
 """Name of keyd's socket in its directory."""
 BATCH = 64
 """Frames taken in one round, so that other sources get their turn."""
+_REAPED = "inproc://reaped"
 
 
 def _socket(context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socket[bytes]:
@@ -84,10 +87,29 @@ class Wire:
         self.sock.connect(f"ipc://{path}")
 
     def await_handshake(self, seconds: float) -> bool:
-        """Wait for the other side; before lockdown only."""
-        if not self.state.poll(int(seconds * 1000)):
+        """Wait for the other side, and for both threads of ZeroMQ to run; before lockdown only."""
+        if not self._await_reaper(seconds) or not self.state.poll(int(seconds * 1000)):
             return False
         return self._event() == zmq.EVENT_HANDSHAKE_SUCCEEDED
+
+    def _await_reaper(self, seconds: float) -> bool:
+        """Whether the thread runs that frees the names of closed sockets. The other one shakes hands.
+
+        On a busy machine a thread's first instructions may come after our lockdown, and the filter would end the
+        process for what the C library does there (rseq, set_robust_list).
+        """
+        deadline = time.monotonic() + seconds
+        with self.context.socket(zmq.PAIR) as closed:
+            closed.bind(_REAPED)
+        with self.context.socket(zmq.PAIR) as probe:
+            while time.monotonic() < deadline:
+                try:
+                    probe.bind(_REAPED)
+                except zmq.ZMQError:
+                    time.sleep(REAPER_POLL)
+                else:
+                    return True
+        return False
 
     def _event(self) -> int:
         frame = self.state.recv_multipart(zmq.NOBLOCK)[0]

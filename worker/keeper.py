@@ -1,4 +1,5 @@
-"""What should be up: children with `start = "up"`, those that traffic or an operator asks for, and adopted ones.
+"""What should be up: children with `start = "up"`, traps that traffic waits for, what an operator asks for or a worker
+before this one had.
 
 A goal that fails is tried again with back-off as long as it is wanted.
 """
@@ -164,10 +165,11 @@ class Keeper:
     # events
 
     def acquire(self, connection: str, child: str) -> None:
-        """Traffic waits for it."""
+        """Traffic waits for it, which is for a trap to answer, and for what should be up anyway."""
         for goal in self.of(connection, child):
+            answers = goal.child.start is Start.TRAP or goal.wanted is Wanted.ALWAYS
             # a running attempt or a retry that is due will do; traffic repeats its request
-            if child and not goal.running and goal.retry is None:
+            if child and answers and not goal.running and goal.retry is None:
                 self.bring_up(goal)
 
     def installed(self, child: ChildSa) -> None:
@@ -210,7 +212,14 @@ class Keeper:
         context.log(Level.INFO, "adopted", **goal.label(), spi_in=f"{adopted.spi_in:08x}")
         if self.ends(goal) and not goal.running:
             goal.ends = (adopted.local, adopted.remote)
-            self._retry_in(goal, START_DELAY + START_SPREAD * len(context.adopted) * fraction(context.random))
+            spread = min(START_SPREAD * len(context.adopted), adopted.left_s / 2)
+            self._retry_in(goal, START_DELAY + spread * fraction(context.random))
+
+    def _hasten(self, adopted: Adopted) -> None:
+        """An earlier worker's pair ends soon: the pause between two attempts may be longer than that."""
+        goal = self.goals.get((adopted.connection, adopted.child))
+        if goal is not None and goal.retry is not None:
+            self._retry_in(goal, START_DELAY)
 
     def expired(self, spi: Spi, *, hard: bool) -> None:
         """The data plane ended a pair or wants it replaced."""
@@ -218,6 +227,9 @@ class Keeper:
         if hard:
             context.adopted.pop(spi, None)
         child = context.children.get(spi)
+        adopted = context.adopted.get(spi)
+        if adopted is not None:
+            self._hasten(adopted)
         if child is None:
             return
         if hard:

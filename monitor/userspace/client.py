@@ -11,6 +11,7 @@ from collections.abc import Callable
 from monitor.dataplane import DataplaneError, Events, Pair, Policy, Traffic
 from monitor.routes import Routes
 from privsep.channel import Channel
+from privsep.config.model import Shunt
 from privsep.iana import ProtocolId
 from privsep.loop import Loop
 from privsep.schema.esp import (
@@ -35,6 +36,8 @@ from privsep.types import Endpoint, Spi
 
 MAX_SPIS = 65536
 """Inbound SPIs reserved or installed. The service has quotas of its own; this keeps the search for a free one short."""
+TRAP_SECONDS = 0.5
+"""Between two reports of one policy; an honest process leaves twice that."""
 _FIRST_SPI, _LAST_SPI = 256, 2**32 - 1
 """RFC 4303 section 2.1 reserves 0 to 255."""
 
@@ -60,6 +63,8 @@ class UserspaceDataplane:
         self._policies: dict[int, Policy] = {}
         self._spis: set[Spi] = set()
         self._installed: set[Spi] = set()
+        self._worn: set[Spi] = set()
+        self._trapped: dict[int, float] = {}
 
     def connect(self, sock: socket.socket) -> None:
         """A new ESP process listens at the other end: give it the policies."""
@@ -108,6 +113,7 @@ class UserspaceDataplane:
         """The process first: until the routes go, traffic is dropped."""
         future: Future[None] = Future()
         known = self._policies.pop(policy.number, None)
+        self._trapped.pop(policy.number, None)
 
         def answered(reply: Reply | None) -> None:
             if known is not None:
@@ -115,6 +121,24 @@ class UserspaceDataplane:
             _resolve(future, reply, absent_is_fine=True)
 
         self._ask(RemovePolicy(policy=policy.number), answered)
+        return future
+
+    def add_shunt(self, shunt: Shunt) -> Future[None]:
+        """Routes only: its packets never come to the process."""
+        future: Future[None] = Future()
+        try:
+            self._routes.add_shunt(shunt)
+        except DataplaneError as error:
+            future.set_error(error)
+        else:
+            future.set_result(None)
+        return future
+
+    def remove_shunt(self, shunt: Shunt) -> Future[None]:
+        """Its routes."""
+        future: Future[None] = Future()
+        self._routes.remove_shunt(shunt)
+        future.set_result(None)
         return future
 
     def install(self, pair: Pair) -> Future[None]:
@@ -186,11 +210,9 @@ class UserspaceDataplane:
             return
         match message:
             case Trapped():
-                if message.policy in self._policies:
-                    self._events.acquired(message.policy)
+                self._acquired(message.policy)
             case PairWorn():
-                if message.spi_in in self._installed:
-                    self._events.expired(Spi(message.spi_in), False)
+                self._wears(Spi(message.spi_in))
             case PairExpired():
                 self._expired(Spi(message.spi_in))
             case Ok() | Failed() | Counters():
@@ -209,6 +231,17 @@ class UserspaceDataplane:
             self._expired(spi)
         self._lost(reason)
 
+    def _acquired(self, policy: int) -> None:
+        now = self._loop.now()
+        if policy in self._policies and now - self._trapped.get(policy, -TRAP_SECONDS) >= TRAP_SECONDS:
+            self._trapped[policy] = now
+            self._events.acquired(policy)
+
+    def _wears(self, spi: Spi) -> None:
+        if spi in self._installed and spi not in self._worn:
+            self._worn.add(spi)
+            self._events.expired(spi, False)
+
     def _expired(self, spi: Spi) -> None:
         if spi in self._installed:
             self._forget(spi)
@@ -216,6 +249,7 @@ class UserspaceDataplane:
 
     def _forget(self, spi: Spi) -> None:
         self._installed.discard(spi)
+        self._worn.discard(spi)
         self._spis.discard(spi)
 
 

@@ -6,14 +6,16 @@ that ALLOCSPI made; an outbound SA is added and replaces none. The kernel answer
 
 import errno
 import os
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pyroute2.netlink import NLM_F_CREATE, NLM_F_EXCL
 
 from monitor.dataplane import DataplaneError, Pair, Policy, Traffic
+from monitor.waiting import Clock
 from monitor.xfrm import sa
 from monitor.xfrm.messages import (
     AllocSpi,
@@ -29,13 +31,25 @@ from monitor.xfrm.messages import (
     UpdSa,
 )
 from monitor.xfrm.netlink import KernelError, XfrmNetlink
-from monitor.xfrm.policy import Entry, entries, is_ours
-from monitor.xfrm.sa import SaId
+from monitor.xfrm.policy import Entry, entries, has_our_priority, is_ours, is_same, stands_for
+from monitor.xfrm.present import PresentSa, is_as_described
+from monitor.xfrm.sa import SaId, Selectors
+from monitor.xfrm.structs import Values, Way
+from privsep.config.model import Shunt
 from privsep.iana import ProtocolId
+from privsep.loop import Timer
 from privsep.tasks import Future
-from privsep.types import Endpoint, Spi
+from privsep.types import Endpoint, Role, Spi
 
 T = TypeVar("T")
+_Name = tuple[tuple[tuple[str, Any], ...], tuple[tuple[str, tuple[tuple[str, Any], ...]], ...]]
+"""What finds a policy: its selectors and direction, its mark and if_id."""
+
+_Flow = tuple[int, Selectors, Selectors, bool]
+"""Number of the policy, what was negotiated, whether compressed: a successor that can take over has the same."""
+
+HOLD_SECONDS = 1.0
+"""Before a new pair sends in an old one's place: for message 3 of a Quick Mode, and for a slow peer to install."""
 
 _NEW = NLM_F_CREATE | NLM_F_EXCL
 """Never in place of another. XFRM goes by the message's type, which says the same."""
@@ -47,19 +61,21 @@ class Ends:
 
     inbound: SaId
     outbound: SaId
+    flow: _Flow
     decompressing: SaId | None = None
     compressing: SaId | None = None
 
     @classmethod
     def of(cls, pair: Pair) -> "Ends":
         """Those of a pair."""
-        protocol, cpis = pair.suite.protocol, pair.ipcomp
+        protocol, cpis, mark = pair.suite.protocol, pair.ipcomp, pair.policy.kernel.lane.mark_out
         local, remote = pair.local.address, pair.remote.address
         return cls(
             inbound=SaId(local, protocol, pair.spi_in),
-            outbound=SaId(remote, protocol, pair.spi_out),
+            outbound=SaId(remote, protocol, pair.spi_out, mark),
+            flow=(pair.policy.number, pair.local_ts, pair.remote_ts, cpis is not None),
             decompressing=SaId(local, ProtocolId.IPCOMP, Spi(cpis.inbound)) if cpis is not None else None,
-            compressing=SaId(remote, ProtocolId.IPCOMP, Spi(cpis.outbound)) if cpis is not None else None,
+            compressing=SaId(remote, ProtocolId.IPCOMP, Spi(cpis.outbound), mark) if cpis is not None else None,
         )
 
     @property
@@ -68,27 +84,69 @@ class Ends:
         return self.inbound, self.outbound
 
     @property
+    def inward(self) -> tuple[SaId, ...]:
+        """Inbound, with IPComp's."""
+        return (self.inbound,) if self.decompressing is None else (self.inbound, self.decompressing)
+
+    @property
+    def outward(self) -> tuple[SaId, ...]:
+        """Outbound, with IPComp's."""
+        return (self.outbound,) if self.compressing is None else (self.outbound, self.compressing)
+
+    @property
     def every(self) -> tuple[SaId, ...]:
-        """With IPComp's."""
-        return tuple(each for each in (*self.both, self.decompressing, self.compressing) if each is not None)
+        """All of them."""
+        return self.inward + self.outward
+
+
+@dataclass(slots=True, repr=False)
+class _Held:
+    """A pair that does not send yet, keys and all."""
+
+    pair: Pair
+    timer: Timer
+
+
+@dataclass(slots=True, frozen=True)
+class Later:
+    """What it takes to do something later: a clock, and whom to tell that a pair ended because it failed."""
+
+    clock: Clock
+    expired: Callable[[Spi, bool], None]
 
 
 class KernelDataplane:
-    """`monitor.dataplane.Dataplane` by XFRM."""
+    """`monitor.dataplane.Dataplane` by XFRM, and `Adopting`."""
 
     name = "kernel"
 
-    def __init__(self, netlink: XfrmNetlink) -> None:
+    def __init__(self, netlink: XfrmNetlink, later: Later | None = None, *, directed: bool = False) -> None:
+        """Without `later` everything is done at once. `directed`: the kernel is told which way an SA goes, as
+        `probe.knows_direction` found that it can be.
+        """
         self._netlink = netlink
+        self._later = later
+        self._directed = directed
+        self._requiring: dict[int, Policy] = {}
+        """Policies in place, by reqid."""
         self._larval: set[SaId] = set()
         self._installed: dict[SaId, Ends] = {}
         """Each pair under all its SAs."""
+        self._pairs: Counter[_Flow] = Counter()
+        """How many there are for each flow."""
+        self._held: dict[SaId, _Held] = {}
+        """Pairs whose outbound SA is not used yet, nor there, by its name."""
+        self._placed: set[_Name] = set()
+        """Keys of the policies that are there by this instance."""
+        self._shunted: set[_Name] = set()
+        """Those of shunts."""
 
     # SPIs
 
     def allocate_spi(self, local: Endpoint, remote: Endpoint, protocol: ProtocolId) -> Spi:
         """The kernel's larval SA holds it, until it expires after net.core.xfrm_acq_expires seconds."""
-        request = AllocSpi.request(0, sa.allocation(local.address, remote.address, protocol))
+        ways = (sa.way(Way.IN),) if self._directed else ()
+        request = AllocSpi.request(0, sa.allocation(local.address, remote.address, protocol), ways)
         spi = Spi(int.from_bytes(self._netlink.ask(request, Counters)["id.spi"]))
         self._larval.add(SaId(local.address, protocol, spi))
         return spi
@@ -104,18 +162,29 @@ class KernelDataplane:
 
     def add_policy(self, policy: Policy) -> Future[None]:
         """All of its entries or none. What an earlier instance of ours left for the same traffic is replaced."""
-        return _settled(lambda: self._add_policy(policy))
+        return _settled(lambda: self._add(policy))
 
-    def _add_policy(self, policy: Policy) -> None:
+    def add_shunt(self, shunt: Shunt) -> Future[None]:
+        """The same without protection. No peer's selectors take its place."""
+        return _settled(lambda: self._add(shunt))
+
+    def _add(self, rule: Policy | Shunt) -> None:
         added: list[Entry] = []
         try:
-            for entry in entries(policy):
+            for entry in entries(rule):
+                key = _name(entry)
+                if isinstance(rule, Shunt):
+                    self._shunted.add(key)
+                elif key in self._shunted:
+                    raise DataplaneError("a shunt stands there")
                 if self._place(entry):
                     added.append(entry)
         except DataplaneError:
             for entry in added:
                 self._drop(entry)
             raise
+        if isinstance(rule, Policy):
+            self._requiring[rule.reqid] = rule
 
     def _place(self, entry: Entry) -> bool:
         """Whether it is new; otherwise it replaced one of ours."""
@@ -124,23 +193,37 @@ class KernelDataplane:
         except KernelError as error:
             if error.number != errno.EEXIST:
                 raise
-            present = self._netlink.ask(GetPolicy.request(0, entry.key), NewPolicy)
-            if not is_ours(present):
+            present = self._present_policy(entry)
+            if not is_ours(present) and not is_same(present, entry):
                 raise
             self._netlink.do(UpdPolicy.request(0, entry.values, entry.attributes))
-            return False
-        return True
+            is_new = False
+        else:
+            is_new = True
+        self._placed.add(_name(entry))
+        return is_new
 
     def remove_policy(self, policy: Policy) -> Future[None]:
         """All of its entries."""
-        return _settled(lambda: self._remove_policy(policy))
+        return _settled(lambda: self._withdraw(policy))
 
-    def _remove_policy(self, policy: Policy) -> None:
-        for entry in entries(policy):
+    def remove_shunt(self, shunt: Shunt) -> Future[None]:
+        """All of its entries."""
+        return _settled(lambda: self._withdraw(shunt))
+
+    def _withdraw(self, rule: Policy | Shunt) -> None:
+        if isinstance(rule, Policy):
+            self._requiring.pop(rule.reqid, None)
+        for entry in entries(rule):
             self._drop(entry)
 
+    def _present_policy(self, entry: Entry) -> NewPolicy:
+        return self._netlink.ask(GetPolicy.request(0, entry.key, entry.lane), NewPolicy)
+
     def _drop(self, entry: Entry) -> None:
-        self._unless(errno.ENOENT, DelPolicy.request(0, entry.key))
+        for keys in (self._placed, self._shunted):
+            keys.discard(_name(entry))
+        self._unless(errno.ENOENT, DelPolicy.request(0, entry.key, entry.lane))
 
     # pairs
 
@@ -151,32 +234,65 @@ class KernelDataplane:
     def _install(self, pair: Pair) -> None:
         ends = Ends.of(pair)
         # whichever stands: the larval SA or the one that took its place
-        standing = [each for each in (ends.inbound, ends.decompressing) if each is not None]
+        standing = ends.inward
         if not self._larval.issuperset(standing):
             raise DataplaneError("the inbound SPI is not reserved")
         self._larval.difference_update(standing)
+        # the peer takes the new SA's packets once the worker's next message has arrived; the old pair sends till then
+        later = self._later if pair.role is Role.INITIATOR and self._pairs[ends.flow] else None
         try:
-            if pair.ipcomp is not None and ends.compressing is not None:
-                self._netlink.do(UpdSa.request(0, *sa.decompressing(pair, pair.ipcomp)))
-                self._netlink.do(NewSa.request(_NEW, *sa.compressing(pair, pair.ipcomp)))
-                standing.append(ends.compressing)
-            self._netlink.do(UpdSa.request(0, *sa.inbound(pair)))
-            self._netlink.do(NewSa.request(_NEW, *sa.outbound(pair)))
+            if pair.ipcomp is not None:
+                self._netlink.do(UpdSa.request(0, *sa.decompressing(pair, pair.ipcomp, directed=self._directed)))
+            self._netlink.do(UpdSa.request(0, *sa.inbound(pair, directed=self._directed)))
+            if later is None:
+                self._add_outbound(pair, ends)
         except DataplaneError:
-            for each in standing:
-                self._delete(each)
+            self._delete_all(standing)
             raise
-        self._installed.update(dict.fromkeys(ends.every, ends))
+        self._take(ends)
+        if later is not None:
+            expired = later.expired
+            timer = later.clock.after(HOLD_SECONDS, lambda: self._switch(ends, expired))
+            self._held[ends.outbound] = _Held(pair, timer)
+
+    def _add_outbound(self, pair: Pair, ends: Ends) -> None:
+        """With what compresses for it, or neither."""
+        if pair.ipcomp is not None and ends.compressing is not None:
+            self._netlink.do(NewSa.request(_NEW, *sa.compressing(pair, pair.ipcomp, directed=self._directed)))
+        try:
+            self._netlink.do(NewSa.request(_NEW, *sa.outbound(pair, directed=self._directed)))
+        except DataplaneError:
+            if ends.compressing is not None:
+                self._delete(ends.compressing)
+            raise
+        self._installed.update(dict.fromkeys(ends.outward, ends))
+
+    def _take(self, ends: Ends) -> None:
+        self._installed.update(dict.fromkeys(ends.inward, ends))
+        self._pairs[ends.flow] += 1
+
+    def _switch(self, ends: Ends, expired: Callable[[Spi, bool], None]) -> None:
+        """From the old pair to this one."""
+        pair = self._held.pop(ends.outbound).pair
+        try:
+            self._add_outbound(pair, ends)
+        except DataplaneError:
+            # what stands outbound is somebody else's; should the kernel refuse: the lifetime ends as it would have
+            with suppress(DataplaneError):
+                self._delete_all(ends.inward)
+            self._forget(ends)
+            expired(ends.inbound.spi, True)
 
     def follow(self, pair: Pair) -> Future[None]:
         """UPDSA takes the ports over into an SA that is in use, and no secret: the keys that it wants are not used.
 
-        Were there no such SA, none would be made.
+        Were there no such SA, none would be made. One that is held back begins with the new port.
         """
         return _settled(lambda: self._follow(pair))
 
     def _follow(self, pair: Pair) -> None:
-        if Ends.of(pair).inbound not in self._installed:
+        ends = Ends.of(pair)
+        if ends.inbound not in self._installed:
             raise DataplaneError("the pair is gone")
         suite = pair.suite
         encryption, integrity = os.urandom(suite.encryption_octets), os.urandom(suite.integrity_octets)
@@ -187,25 +303,37 @@ class KernelDataplane:
             encryption_out=encryption,
             integrity_out=integrity,
         )
+        held = self._held.get(ends.outbound)
+        if held is not None:
+            held.pair = replace(held.pair, remote=pair.remote)
+        else:
+            self._netlink.do(UpdSa.request(0, *sa.outbound(pair, directed=self._directed)))
         # the inbound last: as long as it has the old port the kernel goes on to report the new one
-        self._netlink.do(UpdSa.request(0, *sa.outbound(pair)))
-        self._netlink.do(UpdSa.request(0, *sa.inbound(pair)))
+        self._netlink.do(UpdSa.request(0, *sa.inbound(pair, directed=self._directed)))
 
     def remove(self, pair: Pair) -> Future[None]:
         """All its SAs; harmless when they are gone."""
         return _settled(lambda: self._remove(Ends.of(pair)))
 
     def _remove(self, ends: Ends) -> None:
-        for each in ends.every:
-            self._delete(each)
+        self._delete_all(ends.inward if ends.outbound in self._held else ends.every)
         self._forget(ends)
 
     def _forget(self, ends: Ends) -> None:
+        held = self._held.pop(ends.outbound, None)
+        if held is not None:
+            held.timer.cancel()
+        if ends.inbound in self._installed:
+            self._pairs[ends.flow] -= 1
         for each in ends.every:
             self._installed.pop(each, None)
 
+    def _delete_all(self, names: tuple[SaId, ...]) -> None:
+        for each in names:
+            self._delete(each)
+
     def _delete(self, name: SaId) -> None:
-        self._unless(errno.ESRCH, DelSa.request(0, sa.key(name)))
+        self._unless(errno.ESRCH, DelSa.request(0, sa.key(name), sa.marked(name)))
 
     def _unless(self, harmless: int, message: Message) -> None:
         try:
@@ -213,6 +341,61 @@ class KernelDataplane:
         except KernelError as error:
             if error.number != harmless:
                 raise
+
+    # monitor.dataplane.Adopting
+
+    def adopt(self, pair: Pair) -> Future[None]:
+        """Its SAs are there, with these addresses, this reqid, mode, encapsulation and lifetime."""
+        return _settled(lambda: self._adopt(pair))
+
+    def _adopt(self, pair: Pair) -> None:
+        ends = Ends.of(pair)
+        if len(self._described(pair, ends)) != len(ends.every):
+            raise DataplaneError("the kernel does not have all SAs as they were installed")
+        self._installed.update(dict.fromkeys(ends.outward, ends))
+        self._take(ends)
+
+    def discard(self, pair: Pair) -> Future[bool]:
+        """Those of its SAs that are as they were installed."""
+        return _settled(lambda: self._discard(pair))
+
+    def _discard(self, pair: Pair) -> bool:
+        found = self._described(pair, Ends.of(pair))
+        for each in found:
+            self._delete(each)
+        return bool(found)
+
+    def _described(self, pair: Pair, ends: Ends) -> list[SaId]:
+        sides = [(name, pair.remote, pair.local) for name in ends.inward]
+        sides += [(name, pair.local, pair.remote) for name in ends.outward]
+        found = []
+        for name, source, destination in sides:
+            try:
+                present = self._netlink.ask(GetSa.request(0, sa.key(name), sa.marked(name)), PresentSa)
+            except KernelError as error:
+                if error.number != errno.ESRCH:
+                    raise
+                continue
+            if is_as_described(present, pair, name.protocol, source, destination):
+                found.append(name)
+        return found
+
+    def clear(self, rule: Policy | Shunt) -> Future[None]:
+        """Of its entries those that are ours by their priority, stand for it, and that nothing has replaced."""
+        return _settled(lambda: self._clear(rule))
+
+    def _clear(self, rule: Policy | Shunt) -> None:
+        for entry in entries(rule):
+            if _name(entry) in self._placed:
+                continue
+            try:
+                present = self._present_policy(entry)
+            except KernelError as error:
+                if error.number != errno.ENOENT:
+                    raise
+                continue
+            if (is_ours(present) or is_same(present, entry)) and stands_for(present, rule):
+                self._drop(entry)
 
     def traffic(self, pair: Pair) -> Future[Traffic]:
         """The kernel's counters of both SAs."""
@@ -228,9 +411,16 @@ class KernelDataplane:
         )
 
     def _counters(self, name: SaId) -> Counters:
-        return self._netlink.ask(GetSa.request(0, sa.key(name)), Counters)
+        return self._netlink.ask(GetSa.request(0, sa.key(name), sa.marked(name)), Counters)
 
-    # for `events.py`: what the kernel says about SAs
+    # for `events.py`: what the kernel says about policies and SAs
+
+    def requiring(self, reqid: int, priority: int) -> int | None:
+        """The number of the policy that a packet matched; None if it is not ours."""
+        policy = self._requiring.get(reqid)
+        if policy is None or not (has_our_priority(priority) or priority == policy.kernel.priority):
+            return None
+        return policy.number
 
     def owner(self, name: SaId) -> Spi | None:
         """The inbound SPI of the pair, or of the allocation, that this SA belongs to; None if it is not ours."""
@@ -263,6 +453,14 @@ class KernelDataplane:
         except KernelError as error:
             return error.number != errno.ESRCH
         return True
+
+
+def _name(entry: Entry) -> _Name:
+    return _hashable(entry.key), tuple((name, _hashable(values)) for name, values in entry.lane)
+
+
+def _hashable(values: Values) -> tuple[tuple[str, Any], ...]:
+    return tuple(values.items())
 
 
 def _settled(action: Callable[[], T]) -> Future[T]:

@@ -11,7 +11,6 @@ from monitor.dataplane import Events
 from monitor.xfrm.client import KernelDataplane
 from monitor.xfrm.messages import Acquire, Expire, Mapping, Message, Type
 from monitor.xfrm.netlink import open_socket
-from monitor.xfrm.policy import has_our_priority
 from monitor.xfrm.sa import SaId
 from monitor.xfrm.structs import PROTOCOLS
 from privsep.types import Address, Endpoint, Spi
@@ -78,12 +77,14 @@ class XfrmEvents:
             handler(data[:length])
 
     def _acquire(self, data: bytes) -> None:
-        """Of our policies only: the template's reqid is the policy's number."""
+        """Of our policies only, whatever their lane: reqid and priority tell."""
         message = Acquire(data)
         message.decode()
         template = message.get_attr("XFRMA_TMPL")
-        if template is not None and has_our_priority(message["policy.priority"]):
-            self._events.acquired(template["reqid"])
+        if template is not None:
+            number = self._dataplane.requiring(template["reqid"], message["policy.priority"])
+            if number is not None:
+                self._events.acquired(number)
 
     def _expire(self, data: bytes) -> None:
         message = Expire(data)

@@ -9,9 +9,9 @@ from collections.abc import Collection, Iterable
 from pyroute2.netlink import NLM_F_CREATE, NLM_F_EXCL
 
 from monitor.dataplane import Cpis, Pair, Policy
-from monitor.xfrm import sa
+from monitor.xfrm import interfaces, sa
 from monitor.xfrm.algorithms import CIPHERS, CONFIG, INTEGRITIES
-from monitor.xfrm.messages import DelSa, NewSa
+from monitor.xfrm.messages import DelSa, GetSa, NewSa
 from monitor.xfrm.netlink import KernelError, XfrmNetlink
 from privsep.algorithms import ChildSuite
 from privsep.config.model import Gateway, RemoteAny
@@ -46,10 +46,25 @@ def probe(netlink: XfrmNetlink, gateway: Gateway) -> str | None:
         for suite in child.suites
     }
     versions = sorted(_versions(gateway))
-    reasons = [lacking(netlink, sorted(suites, key=lambda suite: suite.described), versions)]
+    lacks = [lacking(netlink, sorted(suites, key=lambda suite: suite.described), versions)]
     if any(child.ipcomp for connection in gateway.connections for child in connection.children):
-        reasons += (_try_ipcomp(netlink, version) for version in versions)
-    return "; ".join(reason for reason in dict.fromkeys(reasons) if reason is not None) or None
+        lacks += (_try_ipcomp(netlink, version) for version in versions)
+    if interfaces.needed(gateway) and not interfaces.possible():
+        lacks.append("the kernel has no XFRM interfaces (CONFIG_XFRM_INTERFACE)")
+    return "; ".join(filter(None, dict.fromkeys(lacks))) or None
+
+
+def knows_direction(netlink: XfrmNetlink) -> bool:
+    """Whether an SA can be told which way it goes (Linux 6.10).
+
+    Asked for an SA that cannot be, with a direction that is none: other kernels do not look at what they do not know.
+    """
+    nothing = sa.SaId(_LOOPBACKS[4], ProtocolId.ESP, Spi(0))
+    try:
+        netlink.do(GetSa.request(0, sa.key(nothing), [("XFRMA_SA_DIR", {"value": 0})]))
+    except KernelError as error:
+        return error.number in (errno.ERANGE, errno.EINVAL)
+    return False
 
 
 def _versions(gateway: Gateway) -> set[int]:

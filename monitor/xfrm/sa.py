@@ -4,11 +4,11 @@ Then IPComp makes the tunnel, and what protects is in transport mode around it.
 """
 
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from monitor.dataplane import Cpis, Pair
 from monitor.xfrm.algorithms import algorithms
-from monitor.xfrm.policy import MODES, family, selector
+from monitor.xfrm.policy import MODES, family, lane, selector
 from monitor.xfrm.structs import (
     PROTOCOLS,
     STATE_AF_UNSPEC,
@@ -19,7 +19,9 @@ from monitor.xfrm.structs import (
     Attribute,
     KernelMode,
     Values,
+    Way,
 )
+from privsep.config.lanes import ANY_MARK, Mark
 from privsep.iana import ProtocolId
 from privsep.types import Address, Endpoint, Mode, Spi, TrafficSelector
 
@@ -33,6 +35,8 @@ MAPPING_SECONDS = 1
 """Between two reports that a peer's packets come from elsewhere; otherwise there would be one for each packet. Kernels
 before 5.17 do not know the attribute and pass it over."""
 _BITMAP_WORD = 32
+_FIRST_ASKS, _SECOND_ASKS = 80, 92
+"""Per cent of a limit in octets or packets."""
 SMALL_WINDOW = 32
 """Packets; what struct xfrm_usersa_info itself has room for."""
 
@@ -47,16 +51,34 @@ class SaId:
     destination: Address
     protocol: ProtocolId
     spi: Spi
+    mark: Mark = field(default=ANY_MARK, compare=False)
+    """No part of its name, but the kernel does not find an SA that has one without it."""
 
 
 def key(sa: SaId) -> Values:
-    """What finds an SA: struct xfrm_usersa_id."""
+    """What finds an SA, with `marked`: struct xfrm_usersa_id."""
     return {
         "daddr": sa.destination.packed,
         "spi": sa.spi.to_bytes(4),
         "family": family(sa.destination),
         "proto": PROTOCOLS[sa.protocol],
     }
+
+
+def marked(sa: SaId) -> tuple[Attribute, ...]:
+    """The rest of what finds it."""
+    return lane(0, sa.mark)
+
+
+def way(direction: Way) -> Attribute:
+    """Which of the two an SA is for. Kernels that know of it refuse packets the other way."""
+    return "XFRMA_SA_DIR", {"value": direction}
+
+
+def mode(pair: Pair, protocol: ProtocolId) -> KernelMode:
+    """Of its SAs of that protocol: where there is IPComp, that makes the tunnel."""
+    inner = pair.ipcomp is None or protocol is ProtocolId.IPCOMP
+    return MODES[pair.policy.mode if inner else Mode.TRANSPORT]
 
 
 def allocation(local: Address, remote: Address, protocol: ProtocolId) -> Values:
@@ -72,8 +94,11 @@ def allocation(local: Address, remote: Address, protocol: ProtocolId) -> Values:
     }
 
 
-def inbound(pair: Pair) -> Sa:
-    """From the peer to us. Only this one asks for its replacement in time, and only this one can be replayed to."""
+def inbound(pair: Pair, *, directed: bool = False) -> Sa:
+    """From the peer to us. Only this one asks for its replacement in time, and only this one can be replayed to.
+
+    What it lets in has the mark that the policies look for, so that nobody else needs to set it.
+    """
     values, attributes = _sa(pair, pair.spi_in, (pair.remote, pair.remote_ts), (pair.local, pair.local_ts))
     values["lft.soft_add_expires_seconds"] = pair.lifetime * 9 // 10
     attributes += algorithms(pair.suite, pair.encryption_in, pair.integrity_in)
@@ -83,34 +108,52 @@ def inbound(pair: Pair) -> Sa:
         values["replay_window"] = pair.replay_window
     if pair.encap:
         attributes.append(("XFRMA_MTIMER_THRESH", {"seconds": MAPPING_SECONDS}))
-    return values, attributes
+    return values, [*attributes, *_inward(pair, directed=directed)]
 
 
-def outbound(pair: Pair) -> Sa:
-    """From us to the peer."""
+def outbound(pair: Pair, *, directed: bool = False) -> Sa:
+    """From us to the peer. `directed`: the kernel is told so (since Linux 6.10)."""
     values, attributes = _sa(pair, pair.spi_out, (pair.local, pair.local_ts), (pair.remote, pair.remote_ts))
     attributes += algorithms(pair.suite, pair.encryption_out, pair.integrity_out)
     if pair.suite.esn:
-        # what holds the upper half; the kernel refuses it with an empty window, although nothing is received here
-        attributes.append(_window(SMALL_WINDOW))
-    return values, attributes
+        # what holds the upper half; the kernel refuses an empty window unless it knows that nothing is received here
+        attributes.append(_window(0 if directed else SMALL_WINDOW))
+    return values, [*attributes, *_outward(pair, directed=directed)]
 
 
-def decompressing(pair: Pair, cpis: Cpis) -> Sa:
+def decompressing(pair: Pair, cpis: Cpis, *, directed: bool = False) -> Sa:
     """What the peer compressed, after it was opened."""
-    return _ipcomp(pair, Spi(cpis.inbound), (pair.remote, pair.remote_ts), (pair.local, pair.local_ts))
+    values, attributes = _ipcomp(pair, Spi(cpis.inbound), (pair.remote, pair.remote_ts), (pair.local, pair.local_ts))
+    return values, [*attributes, *_inward(pair, directed=directed)]
 
 
-def compressing(pair: Pair, cpis: Cpis) -> Sa:
+def compressing(pair: Pair, cpis: Cpis, *, directed: bool = False) -> Sa:
     """What we compress, before it is protected."""
-    return _ipcomp(pair, Spi(cpis.outbound), (pair.local, pair.local_ts), (pair.remote, pair.remote_ts))
+    values, attributes = _ipcomp(pair, Spi(cpis.outbound), (pair.local, pair.local_ts), (pair.remote, pair.remote_ts))
+    return values, [*attributes, *_outward(pair, directed=directed)]
+
+
+def _inward(pair: Pair, *, directed: bool) -> list[Attribute]:
+    """Where and which way it goes."""
+    if_id, mark = pair.policy.kernel.lane.sides[0]
+    attributes = [*lane(if_id, ANY_MARK)]
+    if mark.mask:
+        attributes += [("XFRMA_SET_MARK", {"value": mark.value}), ("XFRMA_SET_MARK_MASK", {"value": mark.mask})]
+    return [*attributes, way(Way.IN)] if directed else attributes
+
+
+def _outward(pair: Pair, *, directed: bool) -> list[Attribute]:
+    """The same of what leaves."""
+    attributes = [*lane(*pair.policy.kernel.lane.sides[1])]
+    return [*attributes, way(Way.OUT)] if directed else attributes
 
 
 def _ipcomp(pair: Pair, cpi: Spi, source: tuple[Endpoint, Selectors], destination: tuple[Endpoint, Selectors]) -> Sa:
-    """No keys, no UDP, no sequence numbers; the end is that of the SA around it."""
+    """No keys, no UDP, no sequence numbers; the end is that of the SA around it, which alone counts."""
     from_ts, outer = source[1], family(destination[0].address)
     values, attributes = _sa(pair, cpi, source, destination)
     values |= {
+        **UNLIMITED,
         "id.proto": PROTOCOLS[ProtocolId.IPCOMP],
         "mode": MODES[pair.policy.mode],
         "flags": STATE_AF_UNSPEC if _is_open(pair, from_ts, outer) and _mixed(from_ts, outer) else 0,
@@ -128,6 +171,7 @@ def _sa(pair: Pair, spi: Spi, source: tuple[Endpoint, Selectors], destination: t
     outer = family(receiver.address)
     values: Values = {
         **UNLIMITED,
+        **_limits(pair),
         **_narrowed(pair, from_ts, to_ts, outer),
         "flags": _flags(pair, from_ts, outer),
         "id.daddr": receiver.address.packed,
@@ -135,12 +179,25 @@ def _sa(pair: Pair, spi: Spi, source: tuple[Endpoint, Selectors], destination: t
         "id.proto": PROTOCOLS[pair.suite.protocol],
         "saddr": sender.address.packed,
         "lft.hard_add_expires_seconds": pair.lifetime,
-        "reqid": pair.policy.number,
+        "reqid": pair.policy.reqid,
         "family": outer,
-        "mode": MODES[pair.policy.mode if pair.ipcomp is None else Mode.TRANSPORT],
+        "mode": mode(pair, pair.suite.protocol),
     }
     encap = {"type": UDP_ENCAP_ESPINUDP, "sport": sender.port.to_bytes(2), "dport": receiver.port.to_bytes(2)}
     return values, [("XFRMA_ENCAP", encap)] if pair.encap else []
+
+
+def _limits(pair: Pair) -> Values:
+    """Octets and packets after which a successor is asked for, and after which the SA ends.
+
+    Both ends count the same packets; the one with the lower inbound SPI asks well before the other.
+    """
+    share = _FIRST_ASKS if pair.spi_in < pair.spi_out else _SECOND_ASKS
+    limits: Values = {}
+    for unit, hard in (("byte", pair.policy.kernel.life_bytes), ("packet", pair.policy.kernel.life_packets)):
+        if hard is not None:
+            limits |= {f"lft.soft_{unit}_limit": hard * share // 100, f"lft.hard_{unit}_limit": hard}
+    return limits
 
 
 def _narrowed(pair: Pair, from_ts: Selectors, to_ts: Selectors, outer: int) -> Values:

@@ -26,11 +26,25 @@ class Direction(IntEnum):
     FWD = 2
 
 
+class KernelAction(IntEnum):
+    """XFRM_POLICY_ALLOW, _BLOCK. With templates, ALLOW requires what they say."""
+
+    ALLOW = 0
+    BLOCK = 1
+
+
 class KernelMode(IntEnum):
     """XFRM_MODE_TRANSPORT, _TUNNEL."""
 
     TRANSPORT = 0
     TUNNEL = 1
+
+
+class Way(IntEnum):
+    """XFRM_SA_DIR_IN, _OUT: of an SA, since Linux 6.10."""
+
+    IN = 1
+    OUT = 2
 
 
 INFINITE = 0xFFFFFFFFFFFFFFFF
@@ -267,6 +281,24 @@ class ReplayState(StructAttribute):
     )
 
 
+class MarkValue(StructAttribute):
+    """struct xfrm_mark: of a policy, the packets' marks; of an SA, what finds it besides its key."""
+
+    fields = (("value", "I"), ("mask", "I"))
+
+
+class Number(StructAttribute):
+    """An attribute of 32 bits."""
+
+    fields = (("value", "I"),)
+
+
+class SaDirection(StructAttribute):
+    """XFRM_SA_DIR_IN, _OUT."""
+
+    fields = (("value", "B"),)
+
+
 ATTRIBUTES: dict[str, tuple[int, type[StructAttribute]]] = {
     "XFRMA_ALG_CRYPT": (2, Crypt),
     "XFRMA_ALG_COMP": (3, Compression),
@@ -274,7 +306,12 @@ ATTRIBUTES: dict[str, tuple[int, type[StructAttribute]]] = {
     "XFRMA_TMPL": (5, Template),
     "XFRMA_ALG_AEAD": (18, Aead),
     "XFRMA_ALG_AUTH_TRUNC": (20, AuthTrunc),
+    "XFRMA_MARK": (21, MarkValue),
     "XFRMA_REPLAY_ESN_VAL": (23, ReplayState),
+    "XFRMA_SET_MARK": (29, Number),
+    "XFRMA_SET_MARK_MASK": (30, Number),
+    "XFRMA_IF_ID": (31, Number),
     "XFRMA_MTIMER_THRESH": (32, Seconds),
+    "XFRMA_SA_DIR": (33, SaDirection),
 }
 """XFRMA_*: number and struct of those that we use."""

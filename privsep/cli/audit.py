@@ -1,6 +1,7 @@
 """`audit`: the daemon says which processes it runs, the kernel how each is confined, the design how it should be.
 
-What the daemon says is not proof of anything, so all facts come from /proc (`privsep/audit.py`).
+What the daemon says is not proof of anything, so all facts come from /proc (`privsep/procfs.py`), and a process that it
+does not name is missing.
 """
 
 import argparse
@@ -8,24 +9,26 @@ import json
 import shutil
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import prctl
 
-from privsep.audit import Facts, Finding, Kind, inspect, judge
+from privsep.audit import Finding, Kind, judge
 from privsep.cli.control import Message, ask
 from privsep.cli.exits import Exit
 from privsep.cli.operate import STATUS_SECONDS, add_asking
 from privsep.cli.render import Style, cell, table
 from privsep.config.model import Layer, Users
 from privsep.errors import OperatorError
+from privsep.procfs import AuditError, Facts, inspect
 
 SCHEMA_VERSION = 1
 MAX_PROCESSES = 16
 SETTLE_SECONDS = 3.0
 """A child that has just been started is not confined yet; it needs a part of a second."""
-_Seen = list[tuple[Kind, Facts, tuple[Finding, ...]]]
+_ALWAYS = (Kind.MONITOR, Kind.WORKER, Kind.KEYD)
+"""Those that every daemon has."""
 _NAMES = {number: name for name, number in vars(prctl).items() if name.startswith("CAP_") and isinstance(number, int)}
 _SECCOMP = ("off", "strict", "filter")
 _HEADERS = [
@@ -48,49 +51,75 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser = commands.add_parser(
         "audit",
         help="is each running process confined as designed? (root)",
-        description="Compare each running process with its design; exit 1 if any is weaker.",
+        description="Compare each running process with its design; exit 1 if any is weaker or missing.",
     )
     add_asking(parser)
     parser.set_defaults(run=run)
 
 
+@dataclass(slots=True, frozen=True, kw_only=True)
+class _Look:
+    """What one look at all processes found."""
+
+    seen: list[tuple[Kind, Facts, tuple[Finding, ...]]]
+    missing: tuple[Kind, ...]
+    absent: frozenset[Layer]
+
+    @property
+    def as_designed(self) -> bool:
+        """Nothing weaker, nothing missing."""
+        return not self.missing and not any(findings for _, _, findings in self.seen)
+
+
 def run(arguments: argparse.Namespace) -> int:
-    """Inspect and judge every process that the daemon names; again for a while if one is weaker."""
+    """Inspect and judge every process that the daemon names; again for a while if one is weaker, ends or is missing."""
     deadline = time.monotonic() + SETTLE_SECONDS
     while True:
-        seen, absent = _look(arguments.run_dir)
-        if time.monotonic() > deadline or not any(findings for _, _, findings in seen):
-            break
+        last = time.monotonic() > deadline
+        try:
+            look = _look(arguments.run_dir)
+        except AuditError:
+            if last:
+                raise
+        else:
+            if last or look.as_designed:
+                break
         time.sleep(0.2)
     if arguments.json:
-        sys.stdout.write(json.dumps(_document(seen, absent), indent=2) + "\n")
+        sys.stdout.write(json.dumps(_document(look), indent=2) + "\n")
     else:
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-        sys.stdout.write(_text(seen, absent, Style.of(sys.stdout), width))
-    return Exit.FAILED if any(findings for _, _, findings in seen) else Exit.DONE
+        sys.stdout.write(_text(look, Style.of(sys.stdout), width))
+    return Exit.DONE if look.as_designed else Exit.FAILED
 
 
-def _look(run_dir: str) -> tuple[_Seen, frozenset[Layer]]:
+def _look(run_dir: str) -> _Look:
     result = ask(run_dir, {"command": "audit"}, seconds=STATUS_SECONDS)
     if result["code"] != Exit.DONE:
         raise OperatorError(f"audit: {cell(result.get('text'))}")
     processes, users, absent = _parse(result)
-    return [(kind, facts := inspect(pid), judge(kind, facts, users, absent)) for kind, pid in processes], absent
+    facts = {kind: inspect(pid, processes.get(Kind.MONITOR, pid)) for kind, pid in processes.items()}
+    seen = [
+        (kind, its, judge(kind, its, users, absent, {other: facts[other] for other in facts if other is not kind}))
+        for kind, its in facts.items()
+    ]
+    return _Look(seen=seen, missing=tuple(kind for kind in _ALWAYS if kind not in facts), absent=absent)
 
 
-def _parse(result: Message) -> tuple[list[tuple[Kind, int]], Users, frozenset[Layer]]:
+def _parse(result: Message) -> tuple[dict[Kind, int], Users, frozenset[Layer]]:
     try:
-        listed = [(Kind(each["name"]), int(each["pid"])) for each in result["processes"][:MAX_PROCESSES]]
+        listed = {Kind(each["name"]): int(each["pid"]) for each in result["processes"][:MAX_PROCESSES]}
         users = Users(**{name: (int(uid), int(gid)) for name, (uid, gid) in result["users"].items()})
         return listed, users, frozenset(Layer(layer) for layer in result["absent"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise OperatorError(f"audit: the daemon's answer is of another release ({error})") from None
 
 
-def _document(seen: _Seen, absent: frozenset[Layer]) -> dict[str, Any]:
+def _document(look: _Look) -> dict[str, Any]:
     return {
         "schema_version": SCHEMA_VERSION,
-        "absent": sorted(layer.value for layer in absent),
+        "absent": sorted(layer.value for layer in look.absent),
+        "missing": [kind.value for kind in look.missing],
         "processes": [
             {
                 "name": kind.value,
@@ -98,7 +127,7 @@ def _document(seen: _Seen, absent: frozenset[Layer]) -> dict[str, Any]:
                 "credentials": [_thread(thread) for thread in asdict(facts)["credentials"]],
                 "weaker": [asdict(finding) for finding in findings],
             }
-            for kind, facts, findings in seen
+            for kind, facts, findings in look.seen
         ],
     }
 
@@ -114,15 +143,14 @@ def _capabilities(mask: int) -> list[str]:
     return [_NAMES.get(number, f"CAP_{number}") for number in numbers]
 
 
-def _text(seen: _Seen, absent: frozenset[Layer], style: Style, width: int | None) -> str:
-    parts = [table(_HEADERS, [_row(kind, facts, findings) for kind, facts, findings in seen], style, width)]
-    for kind, _, findings in seen:
+def _text(look: _Look, style: Style, width: int | None) -> str:
+    parts = [table(_HEADERS, [_row(*each) for each in look.seen], style, width)]
+    for kind, _, findings in look.seen:
         lines = [f"{kind.value}: {each.what} is {each.found}, designed is {each.expected}" for each in findings]
         parts.extend(f"{cell(line)}\n" for line in lines)
-    missing = {Kind.MONITOR, Kind.WORKER, Kind.KEYD} - {kind for kind, _, _ in seen}
-    parts.extend(f"{kind.value} is not running\n" for kind in sorted(missing, key=lambda kind: kind.value))
-    if absent:
-        parts.append(f"named as absent by the configuration: {cell(sorted(layer.value for layer in absent))}\n")
+    parts.extend(f"{kind.value} is not running\n" for kind in look.missing)
+    if look.absent:
+        parts.append(f"named as absent by the configuration: {cell(sorted(layer.value for layer in look.absent))}\n")
     return "".join(parts)
 
 

@@ -84,17 +84,19 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def check(arguments: argparse.Namespace) -> int:
-    """0 without a problem, 3 with any."""
+    """0 without a problem, 3 with any. What this machine can do is told and counts for nothing."""
     config, secrets = _files(arguments)
     gateway, found, notes = _judge(config, secrets)
+    dataplane = _dataplane(config) if gateway is not None and not found else None
     if arguments.json:
         problems = [{"file": file, "line": line, "text": text} for file, line, text in found]
-        sys.stdout.write(json.dumps({"schema_version": SCHEMA_VERSION, "problems": problems}, indent=2) + "\n")
+        document = {"schema_version": SCHEMA_VERSION, "problems": problems, "dataplane": dataplane}
+        sys.stdout.write(json.dumps(document, indent=2) + "\n")
         return Exit.CONFIGURATION_INVALID if found else Exit.DONE
     sys.stderr.writelines(f"{note}\n" for note in notes)
     if gateway is None or found:
         return _tell(found)
-    sys.stdout.write(f"{config}: {_summary(gateway)}, no problem found\n")
+    sys.stdout.write(f"{config}: {_summary(gateway)}, no problem found\ndataplane: {dataplane}\n")
     return Exit.DONE
 
 
@@ -155,7 +157,15 @@ def _check_secrets(config: str, secrets: str) -> tuple[list[_Found], list[str]]:
     return problems, []
 
 
+def _dataplane(config: str) -> str:
+    """Which one `run` would choose here, and why."""
+    words = [sys.executable, *_ISOLATED, "monitor.check", "--config", config]
+    done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == Exit.DONE else "cannot be told, because asking the kernel failed"
+
+
 def _summary(gateway: Gateway) -> str:
     connections, children = len(gateway.connections), sum(len(each.children) for each in gateway.connections)
     many, more = "" if connections == 1 else "s", "" if children == 1 else "ren"
-    return f"{connections} connection{many}, {children} child{more}"
+    shunts = f", {len(gateway.shunts)} shunt{'' if len(gateway.shunts) == 1 else 's'}" if gateway.shunts else ""
+    return f"{connections} connection{many}, {children} child{more}{shunts}"

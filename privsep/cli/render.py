@@ -38,6 +38,8 @@ def status_text(document: dict[str, Any], style: Style, width: int | None = None
     parts = [heading + "\n"]
     for headers, rows in (_ike_sas(document), _children(document)):
         parts.append(table(headers, rows, style, width) if rows else f"no {headers[0].lower()}\n")
+    if document.get("shunts"):
+        parts.append(table(*_shunts(document), style, width))
     return "\n".join(parts)
 
 
@@ -113,6 +115,12 @@ def _children(document: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         for connection, child in pairs
     ]
     return headers, sorted(rows)
+
+
+def _shunts(document: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    keys = ("name", "action", "order", "local_ts", "remote_ts")
+    rows = [[cell(shunt.get(key)) for key in keys] for shunt in document["shunts"]]
+    return ["SHUNT", "ACTION", "ORDER", "LOCAL TS", "REMOTE TS"], rows
 
 
 def cell(value: object) -> str:

@@ -1,10 +1,13 @@
 """What only the whole configuration shows: values that are each right and together cannot work."""
 
 import itertools
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from privsep.algorithms import ChildSuite
+from privsep.config import kernel, shunts
+from privsep.config.lanes import MAX_U32
 from privsep.config.model import Child, Connection, DataplaneChoice, Encap, Gateway
 from privsep.config.reader import Reader, Section
 from privsep.iana import ProtocolId
@@ -12,6 +15,8 @@ from privsep.types import Mode, Network, TrafficSelector
 
 MAX_POLICIES = 65535
 """Children of all connections; each has a number of 16 bits (`monitor.dataplane.Policy`)."""
+
+_Remote = tuple[TrafficSelector, Connection, Child]
 
 
 def check_groups(section: Section, key: str, suites: tuple[ChildSuite, ...]) -> None:
@@ -51,6 +56,7 @@ def check(gateway: Gateway, reader: Reader) -> None:
     if gateway.dataplane is DataplaneChoice.USERSPACE:
         _check_userspace(gateway, reader)
     _check_duplicates(gateway, reader)
+    kernel.check(gateway, reader)
     _check_overlaps(gateway, reader)
 
 
@@ -128,31 +134,65 @@ def _check_userspace(gateway: Gateway, reader: Reader) -> None:
             ("connection", each.connection.name, "child", each.child.name, *each.where),
             f'the userspace data plane cannot carry {each.what}; dataplane = "kernel" or {each.right} would be right',
         )
+    for shunt, reason in shunts.beyond_userspace(gateway):
+        reader.problem(
+            ("shunt", shunt.name, "remote_ts"),
+            f'the userspace data plane cannot tell this traffic apart: {reason}; dataplane = "kernel" would be right',
+        )
+    for connection, child, name in kernel.beyond_userspace(gateway):
+        reader.problem(
+            ("connection", connection.name, "child", child.name, name),
+            f'the userspace data plane has no {name}; dataplane = "kernel" would be right',
+        )
 
 
 def _check_overlaps(gateway: Gateway, reader: Reader) -> None:
-    """A packet must belong to one connection. Networks nest or are disjoint, so those that contain one another meet on
-    a stack when they are visited in order of address."""
-    stack: list[tuple[TrafficSelector, Connection, Child]] = []
+    """A packet must belong to one connection, by its lane or by selectors."""
     reported: set[tuple[str, str]] = set()
-    for selector, connection, child in sorted(_remotes(gateway), key=lambda entry: _order(entry[0])):
+    for remotes in _by_lane(list(_remotes(gateway))):
+        _check_nested(remotes, reader, reported)
+
+
+def _by_lane(remotes: list[_Remote]) -> Iterator[Iterable[_Remote]]:
+    """Those whose lanes meet are together somewhere, inbound or outbound; of those that do not, few are.
+
+    Marks tell apart as far as all of one if_id look at the same bits.
+    """
+    for side in (0, 1):
+        masks: dict[int, int] = defaultdict(lambda: MAX_U32)
+        for _, _, child in remotes:
+            if_id, mark = child.kernel.lane.sides[side]
+            masks[if_id] &= mark.mask
+        lanes: dict[tuple[int, int], list[_Remote]] = defaultdict(list)
+        for remote in remotes:
+            if_id, mark = remote[2].kernel.lane.sides[side]
+            lanes[if_id, mark.value & masks[if_id]].append(remote)
+        yield from lanes.values()
+
+
+def _check_nested(remotes: Iterable[_Remote], reader: Reader, reported: set[tuple[str, str]]) -> None:
+    """Networks nest or are disjoint, so those that contain one another meet on a stack in order of address."""
+    stack: list[_Remote] = []
+    for selector, connection, child in sorted(remotes, key=lambda entry: _order(entry[0])):
         while stack and not _nested(stack[-1][0].network, selector.network):
             stack.pop()
         for enclosing, other, others_child in stack:
             pair = (other.name, connection.name)
             if other is connection or pair in reported or not _overlap(enclosing, selector):
                 continue
+            if not others_child.kernel.lane.meets(child.kernel.lane):
+                continue
             if any(_overlap(a, b) for a in others_child.local_ts for b in child.local_ts):
                 reported.add(pair)
                 reader.problem(
                     ("connection", connection.name, "child", child.name, "remote_ts"),
                     f"{selector} overlaps {enclosing} of [connection.{other.name}.child.{others_child.name}]; "
-                    f"selectors of one connection only would be right",
+                    f"selectors of one connection only, or an if_id for each, would be right",
                 )
         stack.append((selector, connection, child))
 
 
-def _remotes(gateway: Gateway) -> Iterator[tuple[TrafficSelector, Connection, Child]]:
+def _remotes(gateway: Gateway) -> Iterator[_Remote]:
     for connection in gateway.connections:
         for child in connection.children:
             for selector in child.remote_ts:

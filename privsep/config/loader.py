@@ -7,7 +7,7 @@ from enum import Enum
 from typing import TypeVar
 
 from privsep.algorithms import ChildSuite, IkeSuite
-from privsep.config import checks
+from privsep.config import checks, kernel, shunts
 from privsep.config.durations import between
 from privsep.config.identities import parse_identity
 from privsep.config.model import (
@@ -15,6 +15,7 @@ from privsep.config.model import (
     Child,
     Connection,
     DataplaneChoice,
+    Egress,
     Encap,
     Gateway,
     Layer,
@@ -106,12 +107,14 @@ class _Loader:
         if section.has("listen"):
             self._listen = section.many("listen", parse_address, limit=MAX_LISTEN) or ()
         dataplane = section.choice("dataplane", DataplaneChoice, DataplaneChoice.AUTO)
+        egress = section.choice("egress", Egress, Egress.OPEN)
         absent: tuple[Layer, ...] = ()
         if section.has("absent"):
             absent = section.many("absent", one_of(Layer), limit=len(Layer)) or ()
         users = self._users(section)
         section.close()
         connections = [self._connection(name, each) for name, each in root.named("connection", limit=MAX_CONNECTIONS)]
+        found = [shunts.read(name, each) for name, each in root.named("shunt", limit=shunts.MAX_SHUNTS)]
         root.close()
         gateway = Gateway(
             listen=self._listen,
@@ -119,8 +122,11 @@ class _Loader:
             users=users,
             absent=frozenset(absent),
             connections=tuple(connection for connection in connections if connection is not None),
+            egress=egress,
+            shunts=tuple(shunt for shunt in found if shunt is not None),
         )
         checks.check(gateway, self._reader)
+        shunts.check(gateway, self._reader)
         return gateway
 
     def _users(self, gateway: Section) -> Users:
@@ -233,6 +239,7 @@ def _child(name: str, section: Section, local: Address | None, remote: Remote | 
     replay_window = section.number("replay_window", DEFAULT_REPLAY_WINDOW, low=low, high=high)
     ipcomp = section.flag("ipcomp", default=False)
     start = section.choice("start", Start, Start.WAIT)
+    options = kernel.read(section, remote)
     local_ts = _selectors(section, "local_ts", "10.1.0.0/16", mode, local)
     remote_ts = _selectors(section, "remote_ts", "10.2.0.0/16", mode, remote)
     section.close()
@@ -253,6 +260,7 @@ def _child(name: str, section: Section, local: Address | None, remote: Remote | 
         start=start,
         replay_window=replay_window,
         ipcomp=ipcomp,
+        kernel=options,
     )
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from privsep.algorithms import ChildSuite, IkeSuite
+from privsep.config.lanes import UNSAID, KernelOptions
 from privsep.iana import ProtocolId
 from privsep.types import Address, Auth, Identity, Mode, Network, TrafficSelector
 
@@ -22,6 +23,13 @@ class DataplaneChoice(Enum):
     AUTO = "auto"
     KERNEL = "kernel"
     USERSPACE = "userspace"
+
+
+class Egress(Enum):
+    """`gateway.egress`: whether the kernel holds the worker's packets to the two ports and the configured remotes."""
+
+    OPEN = "open"
+    RESTRICTED = "restricted"
 
 
 class Encap(Enum):
@@ -38,6 +46,20 @@ class Start(Enum):
     UP = "up"
     TRAP = "trap"
     WAIT = "wait"
+
+
+class Action(Enum):
+    """`shunt.action`: let the traffic through in clear, or refuse it."""
+
+    PASS = "pass"  # noqa: S105 - no password
+    DROP = "drop"
+
+
+class Order(Enum):
+    """`shunt.order`: before all children or after them."""
+
+    FIRST = "first"
+    LAST = "last"
 
 
 class Layer(Enum):
@@ -79,6 +101,7 @@ class Child:
     replay_window: int = DEFAULT_REPLAY_WINDOW
     ipcomp: bool = False
     """Compress before encrypting, where the peer does too (RFC 3173)."""
+    kernel: KernelOptions = UNSAID
 
     @property
     def protocol(self) -> ProtocolId:
@@ -112,6 +135,17 @@ class Connection:
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
+class Shunt:
+    """`[shunt.NAME]`: traffic without protection, by decision (RFC 4301 section 4.4.1: BYPASS and DISCARD)."""
+
+    name: str
+    local_ts: tuple[TrafficSelector, ...]
+    remote_ts: tuple[TrafficSelector, ...]
+    action: Action
+    order: Order
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
 class Gateway:
     """The whole of gateway.toml."""
 
@@ -121,6 +155,8 @@ class Gateway:
     users: Users
     absent: frozenset[Layer]
     connections: tuple[Connection, ...]
+    egress: Egress = Egress.OPEN
+    shunts: tuple[Shunt, ...] = ()
 
     def connection(self, name: str) -> Connection | None:
         """The connection of that name, or None."""

@@ -88,7 +88,6 @@ def become_user(confinement: Confinement, workplace: str | None = None) -> None:
 def _take(confinement: Confinement, workplace: str | None) -> None:
     parent, highest = os.getppid(), capabilities.last()
     outside, inside = (None, ".") if workplace is None else os.path.split(workplace)
-    memory.hide()
     if Layer.NETNS in confinement.layers:
         namespaces.leave_network()
     if Layer.MLOCK in confinement.layers:
@@ -109,7 +108,7 @@ def _take(confinement: Confinement, workplace: str | None) -> None:
         # /proc does not show a Landlock domain; the name does, and the filter lets nobody change it
         name = f"{name}:L{landlock.restrict(sockets_in=granted)}"
     prctl.set_name(name)
-    # a change of credentials resets both of these
+    # a change of credentials undoes it, and what follows
     memory.hide()
     if confinement.uid != 0:
         identity.refuse_return()
@@ -130,8 +129,8 @@ def _verify(confinement: Confinement, actual: status.Status) -> None:
         "permitted capabilities": (actual.permitted, permitted),
         "effective capabilities": (actual.effective, capabilities.mask(confinement.effective)),
         "bounding set": (actual.bounding, permitted),
+        # and so no ambient ones (capabilities(7))
         "inheritable capabilities": (actual.inheritable, 0),
-        "ambient capabilities": (actual.ambient, 0),
         "no_new_privs": (actual.no_new_privs, 1),
         "locked memory": (actual.locked_kb > 0, Layer.MLOCK in confinement.layers),
     }

@@ -8,6 +8,7 @@ class Status:
     """Credentials and confinement of one thread, in the kernel's words. Capability sets are bit masks."""
 
     name: str
+    parent: int
     uids: tuple[int, ...]
     """Real, effective, saved, file system."""
     gids: tuple[int, ...]
@@ -20,6 +21,8 @@ class Status:
     no_new_privs: int
     seccomp: int
     """0 off, 1 strict, 2 filter."""
+    filters: int | None
+    """How many; None before Linux 5.9."""
     threads: int
     locked_kb: int
 
@@ -33,6 +36,7 @@ def parse(text: str) -> Status:
 
     return Status(
         name=fields["Name"].strip(),
+        parent=numbers("PPid")[0],
         uids=numbers("Uid"),
         gids=numbers("Gid"),
         groups=numbers("Groups"),
@@ -43,6 +47,7 @@ def parse(text: str) -> Status:
         ambient=numbers("CapAmb", 16)[0],
         no_new_privs=numbers("NoNewPrivs")[0],
         seccomp=numbers("Seccomp")[0],
+        filters=numbers("Seccomp_filters")[0] if "Seccomp_filters" in fields else None,
         threads=numbers("Threads")[0],
         locked_kb=numbers("VmLck")[0],
     )

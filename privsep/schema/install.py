@@ -175,6 +175,8 @@ class Adopted:
     spi_out: SpiField
     local: Endpoint
     remote: Endpoint
+    left_s: U32
+    """Seconds that are left of its lifetime."""
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)

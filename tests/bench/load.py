@@ -47,6 +47,7 @@ EARLIER = install.Adopted(
     spi_out=256,
     local=Endpoint(ipaddress.ip_address("192.0.2.1"), IKE_PORT),
     remote=Endpoint(ipaddress.ip_address("192.0.2.2"), IKE_PORT),
+    left_s=3600,
 )
 """A pair that makes an engine believe that it is not the first contact."""
 

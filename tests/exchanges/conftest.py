@@ -315,8 +315,8 @@ class Pair(World):
         super().__init__(seed)
         ours = ours or connection()
         theirs = theirs or mirrored(ours)
-        self.left = self.add("left", gateway(ours), LEFT, psk=psks[0])
-        self.right = self.add("right", gateway(theirs), RIGHT, psk=psks[1])
+        self.left = self.add("left", gateway(ours), ours.local or LEFT, psk=psks[0])
+        self.right = self.add("right", gateway(theirs), theirs.local or RIGHT, psk=psks[1])
 
     def up(self, seconds: float = 120.0) -> install.Completed:
         sequence = self.left.up()

@@ -158,6 +158,57 @@ def test_traffic_brings_a_trap_up(make):
     assert world.mirror() == len(world.left.pairs) == 1
 
 
+@pytest.mark.parametrize("start", [Start.WAIT, Start.UP])
+def test_traffic_brings_nothing_else_up(make, start):
+    world = make.Pair(make.connection(children=(make.child(start=start),)))
+    world.run(10.0)
+    world.left.down()
+    world.run(10.0)
+    for _ in range(5):
+        world.left.event(Acquire(connection="paris", child="lan"))
+        world.run(10.0)
+    assert world.left.pairs == {}
+
+
+def test_a_trap_that_failed_or_was_taken_down_traps_again(make):
+    world = make.Pair(make.connection(children=(make.child(start=Start.TRAP),)))
+    fate, world.fate = world.fate, lambda site, send: []
+    world.left.event(Acquire(connection="paris", child="lan"))
+    world.run(300.0)
+    assert world.left.logged("child-failed")
+    world.fate = fate
+    for _ in range(2):
+        assert world.left.pairs == {}
+        world.left.event(Acquire(connection="paris", child="lan"))
+        world.run(2.0)
+        assert world.mirror() == 1
+        world.left.down()
+        world.run(10.0)
+
+
+def test_an_adopted_pair_that_expires_soon_shortens_the_pause_between_attempts(make):
+    """Lost datagrams cost a back-off that may be longer than what is left of the pair."""
+    world = make.Pair()
+    pair = Adopted(
+        connection="paris",
+        child="lan",
+        spi_in=0x1000,
+        spi_out=0x2000,
+        local=Endpoint(make.LEFT, 500),
+        remote=Endpoint(make.RIGHT, 500),
+        left_s=600,
+    )
+    fate, world.fate = world.fate, lambda site, send: []
+    world.left.event(pair)
+    world.run(900.0, lambda: len(world.left.logged("child-failed")) >= 4)
+    world.fate = fate
+    world.run(1.0)
+    assert world.left.pairs == {}
+    world.left.event(Expired(spi_in=0x1000, hard=False))
+    world.run(2.0)
+    assert world.mirror() == 1
+
+
 def test_adopted_pairs_are_replaced_and_then_removed(make):
     world = make.Pair()
     world.up()
@@ -174,6 +225,7 @@ def test_adopted_pairs_are_replaced_and_then_removed(make):
             spi_out=redeemed.spi_out,
             local=asked.local,
             remote=asked.remote,
+            left_s=3000,
         )
     )
     gaps = 0

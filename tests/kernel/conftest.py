@@ -1,14 +1,19 @@
 """Two gateways whose ESP is the kernel's. A kernel that has none skips them; `make test-kernel` boots one that has."""
 
-import importlib.util
 import re
 import signal
 import subprocess
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
 
+import peers
 import pytest
-from lab import Network, Ours, Site, Wiretap, made
+import star
+from cases import CASES
+from lab import Network, Ours, Site, Wiretap, made, made_directory
+from witness import Witness
 
 from monitor.xfrm.netlink import XfrmNetlink
 from monitor.xfrm.probe import lacking
@@ -19,21 +24,65 @@ from privsep.errors import OperatorError
 SECONDS = 60
 """For what takes less than one on a real processor."""
 PROBED = [ChildSuite.parse("aes256gcm16"), ChildSuite.parse("aes128-sha256")]
+ROWS = pytest.StashKey[list["Row"]]()
 
 
-def interoperability():
-    """The module beside us that knows how to run strongSwan."""
-    path = Path(__file__).parents[1] / "interop" / "conftest.py"
-    spec = importlib.util.spec_from_file_location("interop_conftest", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@dataclass
+class Row:
+    """A line of the table at the end; `result` is the test's."""
+
+    case: str
+    peer: str
+    initiator: str = ""
+    sent: int = 0
+    received: int = 0
+    protected: int = 0
+    clear: int = 0
+    result: str = "failed"
+
+    LINE = "{:48} {:11} {:9} {:>4} {:>8} {:>9} {:>5}  {}"
+
+    def __str__(self) -> str:
+        counts = self.sent, self.received, self.protected, self.clear
+        return self.LINE.format(self.case, self.peer, self.initiator, *counts, self.result)
+
+
+@pytest.fixture
+def row(request) -> Callable[..., Row]:
+    """Makes a line of the table for this test."""
+
+    def add(case: str, peer: str, initiator: str = "") -> Row:
+        request.node.stash[ROWS] = [*request.node.stash.get(ROWS, []), made := Row(case, peer, initiator)]
+        return made
+
+    return add
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    if report.when == "call":
+        for each in item.stash.get(ROWS, []):
+            each.result = report.outcome
+            item.config.stash.setdefault(ROWS, []).append(each)
+    return report
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    rows = config.stash.get(ROWS, [])
+    if rows:
+        terminalreporter.section("what passed through the kernel")
+        heads = "case", "peer", "initiator", "sent", "received", "protected", "clear", "result"
+        terminalreporter.write_line(Row.LINE.format(*heads))
+        for each in rows:
+            terminalreporter.write_line(str(each))
 
 
 class Gateway(Ours):
     """Our daemon over the kernel. Asked on its socket: a command of its own takes seconds in the virtual machine."""
 
     dataplane = "kernel"
+    patience = 180.0
 
     def ask(self, command: str, **fields) -> dict:
         return ask(str(self.run_dir), {"command": command, **fields}, seconds=SECONDS)
@@ -54,6 +103,23 @@ class Gateway(Ours):
         result = self.ask(command, connection="peer", child="net", timeout=SECONDS)
         assert result["code"] == 0, f"{command}: {result['text']}\n{self.text()}"
 
+    def write(self, gateway: str, secrets: str) -> None:
+        """The configuration, whatever it is."""
+        self.config.write_text(gateway)
+        self.secrets.touch(mode=0o600)
+        self.secrets.write_text(secrets)
+
+    def up(self, connection: str) -> str:
+        """Have it negotiate the only child; what went wrong, or nothing."""
+        result = self.ask("up", connection=connection, child="net", timeout=SECONDS)
+        return "" if result["code"] == 0 else result["text"]
+
+    def child(self, connection: str) -> dict | None:
+        """The only child, if it is up."""
+        status = self.ask("status", connection=connection)["status"]
+        children = [child for sa in status["ike_sas"] for child in sa["children"]]
+        return children[0] if len(children) == 1 and children[0]["state"] == "installed" else None
+
     def xfrm(self, what: str) -> str:
         """What the kernel has, `state` or `policy`; without the IKE sockets' own bypass."""
         words = ["ip", "-n", self.site.namespace, "xfrm", what, "list", *(["nosock"] if what == "policy" else [])]
@@ -63,10 +129,9 @@ class Gateway(Ours):
 class Pinging:
     """Ten a second until it ends."""
 
-    def __init__(self, site: Site, target: str) -> None:
-        self._process = subprocess.Popen(
-            site.command("ping", "-n", "-q", "-i", "0.1", "-I", site.inner, target), stdout=subprocess.PIPE, text=True
-        )
+    def __init__(self, site: Site, target: str, *options: str) -> None:
+        words = site.command("ping", "-n", "-q", "-i", "0.1", "-I", site.inner, *options, target)
+        self._process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
 
     def end(self) -> tuple[int, int]:
         """How many were sent, how many came back."""
@@ -83,15 +148,99 @@ def wire(tmp_path_factory) -> Iterator[Network]:
 
 @pytest.fixture
 def network(wire) -> Network:
+    need_esp(wire.left)
+    return wire
+
+
+def need_esp(site: Site) -> None:
+    """Skip where the kernel has none."""
     try:
-        netlink = wire.left.enter(XfrmNetlink)
+        netlink = site.enter(XfrmNetlink)
     except OperatorError as error:
         pytest.skip(f"{error}; make test-kernel boots a kernel that has it")
     reason = lacking(netlink, PROBED, [4])
     netlink.close()
     if reason is not None:
         pytest.skip(f"{reason}; make test-kernel boots a kernel that has it")
-    return wire
+
+
+class Matrix:
+    """The star with its daemons, each serving all of its cases."""
+
+    def __init__(self, network: star.Star) -> None:
+        self.star = network
+        self.ours = Gateway(network.left)
+        self.theirs = Gateway(network.sites["ourselves"])
+        self.strongswan = peers.StrongSwan(network.sites["strongSwan"])
+        self.libreswan = peers.Libreswan(network.sites["libreswan"])
+        self.witness = Witness(network.gateways)
+
+    def start(self) -> None:
+        """All at once."""
+        of = self.star.of
+        for gateway, words in (
+            (self.ours, star.ours(self.star.placed, 1, 62001)),
+            (self.theirs, star.ours(of("ourselves"), 2, 62011)),
+        ):
+            gateway.write(*words)
+        names = [each.name for each in of("libreswan")]
+        with ThreadPoolExecutor() as pool:
+            for started in [
+                pool.submit(self.ours.launch),
+                pool.submit(self.theirs.launch),
+                pool.submit(self.strongswan.launch, star.strongswan(of("strongSwan"))),
+                pool.submit(self.libreswan.launch, *star.libreswan(of("libreswan")), names),
+            ]:
+                started.result()
+
+    def initiate(self, placed: star.Placed) -> str:
+        """What went wrong, or nothing."""
+        initiator = self.ours if placed.case.initiator == "we" else self._peer(placed)
+        return initiator.up(placed.name)
+
+    def _peer(self, placed: star.Placed) -> Gateway | peers.Daemon:
+        return {"ourselves": self.theirs, "strongSwan": self.strongswan, "libreswan": self.libreswan}[placed.case.peer]
+
+    def text(self, placed: star.Placed) -> str:
+        """What both ends say."""
+        return f"{self.ours.text()}\n{'-' * 40}\n{self._peer(placed).text()}"
+
+    def ports(self, placed: star.Placed) -> set[int]:
+        """Of the end inside, as the kernel outside knows them: where packets are sent to."""
+        return {int(port) for port in re.findall(r"dport (\d+)", self._leading_to(placed, placed.inside))}
+
+    def is_up(self, placed: star.Placed) -> bool:
+        """At both ends."""
+        return self.ours.child(placed.name) is not None and "spi" in self._leading_to(placed, 1)
+
+    def _leading_to(self, placed: star.Placed, end: int) -> str:
+        """The SAs that the other end's kernel has for what goes to this one."""
+        other = self.star.site(placed, 3 - end)
+        words = ["ip", "-n", other.namespace, "xfrm", "state", "list", "dst", placed.seen(end)]
+        return subprocess.run(words, capture_output=True, text=True, check=True).stdout
+
+    def stop(self) -> None:
+        for daemon in (self.ours, self.theirs, self.strongswan, self.libreswan):
+            daemon.stop()
+        self.witness.close()
+
+
+@pytest.fixture(scope="module")
+def matrix(tmp_path_factory) -> Iterator[Matrix]:
+    for needed in (peers.CHARON, peers.LIBRESWAN):
+        if not needed.exists():
+            pytest.skip(f"{needed} is missing: make peers installs it")
+    directory = made_directory(tmp_path_factory)
+    placed = tuple(star.Placed(number, case) for number, case in enumerate(CASES, 1))
+    network = star.Star(directory, "mtx", placed)
+    with ExitStack() as stack:
+        stack.callback(network.down)
+        network.up()
+        need_esp(network.left)
+        built = Matrix(network)
+        stack.callback(built.stop)
+        built.start()
+        yield built
 
 
 @pytest.fixture
@@ -109,17 +258,6 @@ def theirs(network) -> Iterator[Gateway]:
 
 
 @pytest.fixture
-def strongswan(network):
-    module = interoperability()
-    if not module.CHARON.exists():
-        pytest.skip("strongSwan is missing: make peers installs it")
-    daemon = module.StrongSwan(network.right)
-    daemon.plugins = "kernel-netlink socket-default vici updown"
-    yield daemon
-    daemon.stop()
-
-
-@pytest.fixture
 def wiretap(network) -> Iterator[Wiretap]:
     tap = Wiretap(network)
     yield tap
@@ -131,8 +269,8 @@ def pinging(network) -> Iterator[Pinging]:
     """To be asked for after the tunnel is up: made by calling it."""
     started: list[Pinging] = []
 
-    def start() -> Pinging:
-        started.append(Pinging(network.left, network.right.inner))
+    def start(*options: str) -> Pinging:
+        started.append(Pinging(network.left, network.right.inner, *options))
         return started[-1]
 
     yield start

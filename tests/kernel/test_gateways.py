@@ -1,4 +1,4 @@
-"""The whole daemon with ESP in the kernel: raw and in UDP, counters, deletion, crashes, another daemon as the peer."""
+"""The whole daemon with ESP in the kernel: counters, deletion, crashes. The variety is in test_matrix.py."""
 
 import json
 import subprocess
@@ -7,15 +7,15 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.root, pytest.mark.timeout(400)]
 
 IKE = "aes256-sha256-modp2048"
-GCM, CBC = "aes256gcm16-modp2048", "aes128-sha256"
+GCM = "aes256gcm16-modp2048"
 
 
-def start_both(ours, theirs, esp, *, encap="auto"):
-    ours.configure(IKE, esp, encap=encap)
-    theirs.configure(IKE, esp, encap=encap, uid=62011)
+def start_both(ours, theirs, esp):
+    ours.configure(IKE, esp)
+    theirs.configure(IKE, esp, uid=62011)
     with ThreadPoolExecutor() as pool:
         for started in [pool.submit(gateway.launch) for gateway in (ours, theirs)]:
             started.result()
@@ -31,22 +31,17 @@ def test_the_demo_chooses_the_kernel_and_passes(network):
     assert document["traffic"]["encrypted_packets_seen"] == 12
 
 
-@pytest.mark.parametrize(("esp", "encap"), [(GCM, "auto"), (CBC, "force")])
-def test_pings_pass_until_down_and_a_clean_stop_leaves_nothing_rfc4303_rfc3948(
-    network, ours, theirs, wiretap, esp, encap
-):
-    start_both(ours, theirs, esp, encap=encap)
+def test_pings_pass_until_down_and_a_clean_stop_leaves_nothing_rfc4303(network, ours, theirs, wiretap):
+    start_both(ours, theirs, GCM)
     assert network.left.ping(network.right.inner, count=1) == 0
     ours.order("up")
     assert network.left.ping(network.right.inner) == 3
     assert network.right.ping(network.left.inner) == 3
     for gateway in (ours, theirs):
         (child,) = gateway.children()
-        assert child["proposal"] == esp
         assert (child["packets_in"], child["packets_out"]) == (6, 6)
         assert (child["bytes_in"], child["bytes_out"]) == (6 * 84, 6 * 84)
         assert gateway.xfrm("state").count("replay-window") == 2
-        assert gateway.xfrm("state").count("encap type espinudp") == (2 if encap == "force" else 0)
     ours.order("down")
     assert network.wait_for(lambda: not ours.xfrm("state") and not theirs.xfrm("state"))
     assert network.left.ping(network.right.inner, count=1) == 0
@@ -93,22 +88,3 @@ def test_a_killed_monitor_leaves_no_clear_text_and_its_successor_takes_over_unas
     assert ours.stop() == 0
     assert ours.xfrm("policy") == ""
     assert wiretap.counts()["cleartext"] == 0
-
-
-@pytest.mark.interop
-@pytest.mark.parametrize(("esp", "initiator"), [(GCM, "we"), (CBC, "strongSwan")])
-def test_strongswan_over_two_kernels_rfc2409_5_4(network, ours, strongswan, wiretap, esp, initiator):
-    strongswan.start(IKE, esp)
-    ours.start(IKE, esp)
-    if initiator == "we":
-        ours.order("up")
-    else:
-        strongswan.swanctl("--initiate", "--child", "net", "--timeout", "40")
-    assert network.left.ping(network.right.inner) == 3
-    assert network.right.ping(network.left.inner) == 3
-    assert wiretap.counts()["cleartext"] == 0
-    (child,) = ours.children()
-    assert child["packets_in"] == child["packets_out"] == 6
-    assert ours.stop() == 0
-    assert (ours.xfrm("state"), ours.xfrm("policy")) == ("", "")
-    assert network.wait_for(lambda: "ESTABLISHED" not in strongswan.swanctl("--list-sas"))

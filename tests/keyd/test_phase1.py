@@ -108,6 +108,15 @@ def test_a_forged_message_5_is_refused_and_the_true_one_still_accepted(world, bu
     assert world.right.do(ops.AuthOpen(ike=ike.right, ciphertext=fifth)).identity == build.LEFT_ID
 
 
+def test_what_does_not_parse_is_refused_as_late_as_a_wrong_hash(world, monkeypatch):
+    hash_i, made = phase1.ikev1.hash_i, []
+    monkeypatch.setattr(phase1.ikev1, "hash_i", lambda *args, **more: made.append(hash_i(*args, **more)) or made[-1])
+    ike = world.keyed()
+    forged = ops.AuthOpen(ike=ike.right, ciphertext=os.urandom(96))
+    assert world.right.do(forged) == refused(Refusal.AUTHENTICATION_FAILED)
+    assert len(made) == 1
+
+
 def test_our_own_message_5_sent_back_does_not_authenticate_rfc2409_5(world):
     ike = world.keyed()
     fifth = seal_auth(world.left, ike.left)

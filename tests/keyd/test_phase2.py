@@ -62,6 +62,16 @@ def test_a_forged_first_message_burns_neither_the_message_id_nor_the_chain(world
     assert isinstance(world.right.do(opening), ops.QuickOpened)
 
 
+@pytest.mark.parametrize("operation", [ops.QuickOpen, ops.InfoOpen])
+def test_what_does_not_parse_is_refused_as_late_as_a_wrong_hash(world, monkeypatch, operation):
+    ike = world.main_mode()
+    hash_1, made = phase2.ikev1.hash_1, []
+    monkeypatch.setattr(phase2.ikev1, "hash_1", lambda *args: made.append(hash_1(*args)) or made[-1])
+    forged = operation(ike=ike.right, message_id=7, ciphertext=os.urandom(96))
+    assert world.right.do(forged) == refused(Refusal.BAD_HASH)
+    assert len(made) == 1
+
+
 def test_forged_second_and_third_messages_do_not_end_a_quick_mode(world, build):
     ike = world.main_mode()
     first = world.left.do(world.quick_offer(ike.left, build.ESP))

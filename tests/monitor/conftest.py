@@ -212,6 +212,12 @@ class FakeDataplane:
     def remove_policy(self, policy):
         return self._call("remove_policy", policy)
 
+    def add_shunt(self, shunt):
+        return self._call("add_shunt", shunt)
+
+    def remove_shunt(self, shunt):
+        return self._call("remove_shunt", shunt)
+
     def install(self, pair):
         return self._call("install", pair)
 

@@ -11,6 +11,8 @@ from monitor.authorize import CHECKS, PASSED, authorize, outer_addresses
 from monitor.dataplane import Cpis, Pair
 from monitor.sadb import Allocation, Claim, Entry, Policies, Sadb
 from privsep.algorithms import ChildSuite
+from privsep.config.lanes import OPEN, KernelOptions, Lane, Mark
+from privsep.config.model import RemoteAny
 from privsep.iana import ProtocolId
 from privsep.schema.install import Denial
 from privsep.types import Endpoint, Mode, TrafficSelector
@@ -42,7 +44,7 @@ class Scene:
     def resident(self, identity, spi_out, **selectors):
         """A pair that is installed already."""
         pair = authorize_pair(self.kit, spi_out, **selectors)
-        claim = Claim(self.kit.identity(identity), pair.local_ts, pair.remote_ts)
+        claim = Claim(self.kit.identity(identity), pair.local_ts, pair.remote_ts, pair.policy.kernel.lane)
         self.sadb.reserve(Entry(connection="road", child="lan", claim=claim, pair=pair, since=0.0))
 
     def judge(self):
@@ -470,3 +472,100 @@ def test_the_traffic_of_a_fixed_peer_that_may_prove_any_identity_is_nobody_elses
     scene.of("road")
     scene.install(remote=kit.endpoint("192.0.2.77"))
     assert scene.judge() is Denial.OVERLAP
+
+
+HUB = {number: Lane(if_id_in=number, if_id_out=number) for number in (1, 2)}
+MARKS = {number: Lane(mark_in=Mark(number), mark_out=Mark(number)) for number in (1, 2)}
+EVERYTHING = {"local_ts": ("0.0.0.0/0",), "remote_ts": ("0.0.0.0/0",)}
+
+
+class Hub(Scene):
+    """Two peers, each of them with all traffic of a lane; nobody is up. `remote` as configured for the second."""
+
+    def __init__(self, kit, first, second, remote=None):
+        super().__init__(kit)
+        everything = {key: kit.selectors(*texts) for key, texts in EVERYTHING.items()}
+        self.gateway = replace(
+            self.gateway,
+            connections=tuple(
+                kit.connection(
+                    name=name,
+                    remote_id=kit.identity(name),
+                    remote=remote if name == "two" and remote else kit.remote,
+                    children=(kit.child(**everything, kernel=KernelOptions(lane=lane)),),
+                )
+                for name, lane in (("one", first), ("two", second))
+            ),
+        )
+        self.policies = Policies(self.gateway)
+        self.install(**everything)
+
+    def asks(self, name, spi):
+        self.of(name)
+        self.redeem(identity=self.kit.identity(name), spi_in=spi, spi_out=spi + 1)
+
+    def up(self, name, spi):
+        """That peer's pair, installed."""
+        self.asks(name, spi)
+        pair = self.judge()
+        assert isinstance(pair, Pair)
+        claim = Claim(self.redeemed.identity, pair.local_ts, pair.remote_ts, pair.policy.kernel.lane)
+        self.sadb.reserve(Entry(connection=name, child="lan", claim=claim, pair=pair, since=0.0))
+        return pair
+
+
+@pytest.mark.parametrize("lanes", [HUB, MARKS])
+def test_two_peers_may_have_all_traffic_each_of_a_lane_of_its_own(kit, lanes):
+    hub = Hub(kit, lanes[1], lanes[2])
+    pairs = [hub.up("one", 0x1000), hub.up("two", 0x2000)]
+    assert [pair.policy.kernel.lane for pair in pairs] == [lanes[1], lanes[2]]
+    assert len({pair.policy.reqid for pair in pairs}) == 2
+
+
+MEETING = {
+    "the same": (HUB[1], HUB[1]),
+    "none": (OPEN, OPEN),
+    "out only": (Lane(if_id_in=1, if_id_out=1), Lane(if_id_in=2, if_id_out=1)),
+    "in only": (Lane(if_id_in=1, if_id_out=1), Lane(if_id_in=1, if_id_out=2)),
+    "a mark, and none": (MARKS[1], OPEN),
+    "masks that overlap": (
+        Lane(mark_in=Mark(0x10, 0xF0), mark_out=Mark(0x10, 0xF0)),
+        Lane(mark_in=Mark(1, 0x0F), mark_out=Mark(1, 0x0F)),
+    ),
+    "a mark of one direction": (Lane(mark_out=Mark(1)), Lane(mark_out=Mark(2))),
+}
+
+
+@pytest.mark.parametrize("lanes", MEETING.values(), ids=MEETING)
+def test_no_peer_takes_anothers_traffic_where_their_lanes_meet_in_either_direction(kit, lanes, monkeypatch):
+    hub = Hub(kit, *lanes)
+    hub.up("one", 0x1000)
+    hub.asks("two", 0x2000)
+    assert hub.judge() is Denial.OVERLAP
+    monkeypatch.setattr(authorize_module, "CHECKS", tuple(c for c in CHECKS if c.__name__ != "_no_overlap"))
+    assert isinstance(hub.judge(), Pair)
+
+
+@pytest.mark.parametrize(("lane", "taken"), [(HUB[1], True), (HUB[2], False)])
+def test_whoever_comes_from_anywhere_gets_no_traffic_of_a_configured_peers_lane(kit, lane, taken):
+    hub = Hub(kit, HUB[1], lane, remote=RemoteAny())
+    hub.asks("two", 0x2000)
+    # the other's address would be described more closely
+    hub.install(remote=kit.endpoint("192.0.2.77"))
+    verdict = hub.judge()
+    assert verdict is Denial.OVERLAP if taken else isinstance(verdict, Pair)
+
+
+def test_what_the_kernel_does_with_a_pair_is_the_configurations(kit):
+    options = KernelOptions(lane=HUB[1], interface="ipsec0", priority=7, reqid=70000, life_bytes=1 << 20)
+    scene = Scene(kit)
+    child = kit.child(kernel=options)
+    scene.gateway = replace(scene.gateway, connections=(kit.connection(children=(child,)),))
+    scene.policies = Policies(scene.gateway)
+    policy = scene.judge().policy
+    assert (policy.kernel, policy.number, policy.reqid) == (options, 1, 70000)
+    assert scene.policies.static() == (policy,)
+    hub = Hub(kit, HUB[1], HUB[2], remote=RemoteAny())
+    hub.asks("two", 0x2000)
+    hub.install(remote=kit.endpoint("192.0.2.77"))
+    assert hub.judge().policy.kernel.lane == HUB[2], "also where the policy comes with its peer"

@@ -108,3 +108,9 @@ def test_close_reads_what_is_left_and_may_be_repeated(child):
     child.pipe.close()
     child.pipe.close()
     assert child.lines == ["worker: last", "worker: words"]
+
+
+def test_the_last_words_of_a_child_that_has_ended_are_read_when_the_pipe_is_closed(child):
+    child.say(b"last words\n").end()
+    child.pipe.close()
+    assert child.lines == ["worker: last words"]

@@ -7,6 +7,7 @@ import pytest
 from monitor import plane
 from monitor.dataplane import Events
 from privsep.algorithms import ChildSuite, Integrity
+from privsep.config.lanes import KernelOptions, Lane
 from privsep.config.model import DataplaneChoice
 from privsep.errors import OperatorError
 from privsep.iana import ProtocolId
@@ -49,6 +50,7 @@ def kernel(monkeypatch):
     Kernel.opened = []
     monkeypatch.setattr(plane, "XfrmNetlink", Kernel)
     monkeypatch.setattr(plane, "probe", lambda netlink, gateway: netlink.lacking)
+    monkeypatch.setattr(plane, "knows_direction", lambda netlink: False)
     monkeypatch.setattr(plane, "Routes", FakeRoutes)
     return Kernel
 
@@ -134,3 +136,41 @@ def test_many_suites_that_cannot_be_carried_are_counted(kernel, choose):
 def test_userspace_asks_no_kernel(kernel, choose):
     choice = choose(DataplaneChoice.USERSPACE)
     assert (choice.dataplane.name, kernel.opened) == ("userspace", [])
+
+
+LANE = KernelOptions(lane=Lane(if_id_in=7, if_id_out=7), interface="ipsec0", reqid=70000)
+
+
+@pytest.fixture
+def in_a_lane(kit, monkeypatch):
+    """The configuration's one child has an interface."""
+    gateway = kit.gateway()
+    connections = (kit.connection(children=(kit.child(kernel=LANE),)),)
+    monkeypatch.setattr(kit, "gateway", lambda: replace(gateway, connections=connections))
+
+
+def test_auto_does_not_fall_back_to_what_has_no_lanes(kernel, choose, in_a_lane):
+    kernel.lacking = "the kernel has no XFRM interfaces (CONFIG_XFRM_INTERFACE)"
+    with pytest.raises(OperatorError) as caught:
+        choose(DataplaneChoice.AUTO)
+    assert str(caught.value) == (
+        f'dataplane = "auto": {kernel.lacking}; the userspace data plane cannot carry if_id of paris/lan, '
+        "interface of paris/lan, reqid of paris/lan; doing without them would work"
+    )
+
+
+def test_interfaces_are_there_before_policies_and_go_with_a_clean_end(kernel, choose, in_a_lane, monkeypatch):
+    done = []
+
+    class FakeInterfaces:
+        def __init__(self, wanted):
+            done.append(wanted)
+
+        def close(self):
+            done.append("closed")
+
+    monkeypatch.setattr(plane, "Interfaces", FakeInterfaces)
+    choice = choose(DataplaneChoice.KERNEL)
+    assert (choice.dataplane.name, done) == ("kernel", [{"ipsec0": 7}])
+    choice.close()
+    assert done == [{"ipsec0": 7}, "closed"]

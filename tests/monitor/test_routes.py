@@ -10,6 +10,7 @@ import pytest
 
 from monitor.dataplane import Policy
 from monitor.routes import OUTER_MARK, TABLE, TUN_MTU, Routes
+from privsep.config.model import Action, Order, Shunt
 from privsep.iana import ProtocolId
 from privsep.types import Endpoint, Mode, TrafficSelector
 
@@ -67,6 +68,13 @@ def policy(local, remote, number=1):
         local_ts=selectors(local),
         remote_ts=selectors(remote),
     )
+
+
+def shunt(remote, action=Action.PASS):
+    both = (
+        tuple(TrafficSelector(ipaddress.ip_network(each)) for each in text) for text in (("10.1.0.0/16",), (remote,))
+    )
+    return Shunt(name="spare", local_ts=next(both), remote_ts=next(both), action=action, order=Order.FIRST)
 
 
 def table(*family):
@@ -194,3 +202,26 @@ def test_what_a_killed_one_left_is_removed_whatever_its_networks():
     routes.settle()
     assert [ip(*words) for words in tables] == ["", ""]
     routes.close()
+
+
+def test_shunts_inside_a_policy_go_past_the_device_or_nowhere(routes):
+    routes.add(policy("10.1.0.0/16", "10.2.0.0/16"))
+    spare, none = shunt("10.2.3.0/24"), shunt("10.2.4.0/24", Action.DROP)
+    routes.add_shunt(spare)
+    routes.add_shunt(none)
+    assert leads_to("10.2.0.9")["dev"] == routes.name
+    assert leads_to("10.2.3.9")["dev"] == "uplink"
+    with pytest.raises(subprocess.CalledProcessError, match="ip"):
+        leads_to("10.2.4.9")
+    for each in (spare, none):
+        routes.remove_shunt(each)
+        assert leads_to(str(each.remote_ts[0].network[9]))["dev"] == routes.name
+
+
+def test_a_shunts_leftover_route_goes_when_everything_is_placed(routes):
+    routes.add(policy("10.1.0.0/16", "10.2.0.0/16"))
+    ip("route", "add", "throw", "10.2.3.0/24", "table", str(TABLE), "metric", "2")
+    routes.add_shunt(shunt("10.2.4.0/24"))
+    routes.settle()
+    assert leads_to("10.2.3.9")["dev"] == routes.name
+    assert leads_to("10.2.4.9")["dev"] == "uplink"

@@ -7,12 +7,13 @@ from dataclasses import replace
 import pytest
 
 from monitor.sadb import Claim, Claims, Entry, Policies, Sadb, fixed
+from privsep.config.lanes import OPEN, Lane, Mark
 from privsep.config.model import RemoteAny
 from privsep.iana import ProtocolId
 
 
-def claim(kit, name, *remote):
-    return Claim(kit.identity(name), kit.selectors("10.1.0.0/16"), kit.selectors(*remote))
+def claim(kit, name, *remote, lane=OPEN):
+    return Claim(kit.identity(name), kit.selectors("10.1.0.0/16"), kit.selectors(*remote), lane)
 
 
 @pytest.mark.parametrize(
@@ -34,7 +35,7 @@ def test_claims_are_found_whether_they_hold_the_network_or_lie_in_it(kit, held, 
     claims = Claims()
     held_claim = claim(kit, "a", held)
     claims.add(held_claim)
-    assert list(claims.touching(ipaddress.ip_network(asked))) == ([held_claim] if touches else [])
+    assert list(claims.touching(ipaddress.ip_network(asked), OPEN)) == ([held_claim] if touches else [])
 
 
 def test_claims_agree_with_a_plain_search_over_random_networks(kit):
@@ -47,7 +48,7 @@ def test_claims_agree_with_a_plain_search_over_random_networks(kit):
         claims.remove(claim(kit, str(number), str(networks[number])))
     left = [network for number, network in enumerate(networks) if number % 3]
     for asked in networks:
-        found = sorted(str(each.remote_ts[0].network) for each in claims.touching(asked))
+        found = sorted(str(each.remote_ts[0].network) for each in claims.touching(asked, OPEN))
         assert found == sorted(str(network) for network in left if network.overlaps(asked))
 
 
@@ -57,9 +58,35 @@ def test_a_claim_made_twice_is_left_after_one_removal(kit):
     claims.add(twice)
     claims.add(twice)
     claims.remove(twice)
-    assert list(claims.touching(ipaddress.ip_network("10.2.0.0/16"))) == [twice]
+    assert list(claims.touching(ipaddress.ip_network("10.2.0.0/16"), OPEN)) == [twice]
     claims.remove(twice)
-    assert list(claims.touching(ipaddress.ip_network("10.2.0.0/16"))) == []
+    assert list(claims.touching(ipaddress.ip_network("10.2.0.0/16"), OPEN)) == []
+
+
+LANES = (
+    OPEN,
+    Lane(if_id_in=1, if_id_out=1),
+    Lane(if_id_in=1, if_id_out=2),
+    Lane(if_id_in=2, if_id_out=1),
+    Lane(mark_in=Mark(1), mark_out=Mark(1)),
+    Lane(mark_in=Mark(0x10, 0xF0), mark_out=Mark(2)),
+    Lane(mark_out=Mark(3)),
+)
+
+
+@pytest.mark.parametrize("asked", LANES)
+def test_claims_of_each_lane_that_meets_the_asked_one_are_found_and_no_others(kit, asked):
+    claims = Claims()
+    held = {lane: claim(kit, str(lane), "0.0.0.0/0", lane=lane) for lane in LANES}
+    for each in held.values():
+        claims.add(each)
+    found = set(claims.touching(ipaddress.ip_network("10.2.0.0/16"), asked))
+    assert found == {each for lane, each in held.items() if lane.meets(asked)}
+    assert held[asked] in found
+    for each in held.values():
+        claims.remove(each)
+    assert not claims._keys
+    assert not claims._held
 
 
 def test_a_forgotten_pair_leaves_no_trace(bench, kit):
@@ -70,7 +97,7 @@ def test_a_forgotten_pair_leaves_no_trace(bench, kit):
     entry = Entry(
         connection="paris",
         child="lan",
-        claim=Claim(kit.identity("a"), pair.local_ts, pair.remote_ts),
+        claim=Claim(kit.identity("a"), pair.local_ts, pair.remote_ts, OPEN),
         pair=pair,
         since=0,
     )
@@ -83,7 +110,7 @@ def test_a_forgotten_pair_leaves_no_trace(bench, kit):
     sadb.forget(entry)
     assert sadb.entries() == ()
     assert not sadb.has_outbound(kit.remote, ProtocolId.ESP, 0x2000)
-    assert list(sadb.claims.touching(pair.remote_ts[0].network)) == []
+    assert list(sadb.claims.touching(pair.remote_ts[0].network, OPEN)) == []
 
 
 def test_policies_take_our_address_from_the_connection_else_the_only_one_we_listen_on(kit):

@@ -2,6 +2,7 @@
 
 import ipaddress
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -383,6 +384,22 @@ def test_policy_numbers_are_bounded(bench, kit, monkeypatch):
     assert bench.install(redeemed, remote_ts=kit.selectors("10.4.0.0/16")) == Denied(why=Denial.QUOTA)
 
 
+def test_policies_of_one_connection_are_bounded_and_known_ones_stay_in_use(bench, kit, monkeypatch):
+    monkeypatch.setattr(sadb_module, "MAX_POLICIES_PER_CONNECTION", 2)
+    identity = kit.identity("wanderer.example.org")
+
+    def install(octet):
+        spi = allocate(bench, kit, "road").spi
+        redeemed = kit.redeemed(connection="road", identity=identity, spi_in=spi, spi_out=spi + 0x10000)
+        return bench.install(redeemed, remote_ts=kit.selectors(f"10.4.{octet}.0/24"))
+
+    assert [type(install(octet)) for octet in (1, 2)] == [Installed, Installed]
+    assert install(3) == Denied(why=Denial.QUOTA)
+    assert isinstance(install(1), Installed)
+    # nor do policies from the configuration count
+    assert isinstance(installed(bench, kit), int)
+
+
 @pytest.mark.parametrize("sequence", [0, 7])
 def test_a_request_without_a_number_of_its_own_is_a_violation(bench, kit, sequence):
     bench.service.from_worker(kit.install(), 7)
@@ -411,14 +428,14 @@ def test_an_answer_to_nothing_is_a_violation(bench, message):
 
 
 def test_an_answer_of_the_wrong_kind_is_a_violation(bench):
-    bench.service.describe()
+    bench.service.describe(3)
     _, sequence = asked(bench, Describe)
     with pytest.raises(Violation):
         bench.service.from_worker(Completed(outcome=Outcome.DONE, text=""), sequence)
 
 
 def test_a_second_answer_is_a_violation(bench):
-    bench.service.describe()
+    bench.service.describe(3)
     _, sequence = asked(bench, Describe)
     bench.service.from_worker(Described(cursor=0, ike_sas=()), sequence)
     with pytest.raises(Violation):
@@ -493,6 +510,7 @@ def test_a_new_worker_is_told_what_is_installed(bench, kit):
                 spi_out=spi + 0x10000,
                 local=kit.endpoint("192.0.2.1"),
                 remote=kit.endpoint("192.0.2.2"),
+                left_s=3600,
             ),
             0,
         )
@@ -606,13 +624,13 @@ def test_an_order_ends_with_its_worker_and_none_begins_without_one(bench):
 def test_a_stuck_worker_gets_a_bounded_number_of_questions(bench, monkeypatch):
     monkeypatch.setattr(epoch_module, "MAX_PENDING", 3)
     for _ in range(3):
-        assert not bench.service.describe().done
-    assert isinstance(answers_to(bench.service.describe()), epoch_module.WorkerBusy)
+        assert not bench.service.describe(3).done
+    assert isinstance(answers_to(bench.service.describe(3)), epoch_module.WorkerBusy)
     assert [type(message) for message, _ in bench.sent] == [Describe] * 3
 
 
 def test_pages_are_followed_to_their_end(bench):
-    future = bench.service.describe()
+    future = bench.service.describe(3)
     for cursor in (16, 32, 0):
         _, sequence = asked(bench, Describe)
         bench.service.from_worker(Described(cursor=cursor, ike_sas=()), sequence)
@@ -622,11 +640,40 @@ def test_pages_are_followed_to_their_end(bench):
 
 def test_a_worker_that_never_ends_its_pages_is_cut_off(bench, monkeypatch):
     monkeypatch.setattr(service_module, "MAX_PAGES", 5)
-    future = bench.service.describe()
+    future = bench.service.describe(3)
     while not future.done:
         _, sequence = asked(bench, Describe)
-        bench.service.from_worker(Described(cursor=1, ike_sas=()), sequence)
+        bench.service.from_worker(Described(cursor=len(bench.sent), ike_sas=()), sequence)
     assert len(bench.sent) == 5
+
+
+@pytest.mark.parametrize("cursor", [16, 15, 1])
+def test_a_page_that_does_not_go_on_is_a_violation(bench, cursor):
+    future = bench.service.describe(3)
+    bench.service.from_worker(Described(cursor=16, ike_sas=()), asked(bench, Describe)[1])
+    with pytest.raises(Violation):
+        bench.service.from_worker(Described(cursor=cursor, ike_sas=()), asked(bench, Describe)[1])
+    bench.service.epoch_ended()
+    assert isinstance(answers_to(future), ChannelClosed)
+
+
+def test_a_description_holds_a_bounded_number_of_sas_and_children(bench, monkeypatch):
+    monkeypatch.setattr(service_module, "MAX_DESCRIBED", 7)
+    sa = SimpleNamespace(children=(None, None))
+    future = bench.service.describe(3)
+    bench.service.from_worker(Described(cursor=1, ike_sas=(sa,)), asked(bench, Describe)[1])
+    bench.service.from_worker(Described(cursor=4, ike_sas=(sa, sa, sa)), asked(bench, Describe)[1])
+    assert answers_to(future) == (sa, sa)
+    assert len(bench.sent) == 2
+
+
+def test_pages_are_not_asked_for_when_nobody_waits_any_more(bench):
+    future = bench.service.describe(3)
+    _, sequence = asked(bench, Describe)
+    bench.clock.advance(3)
+    assert isinstance(answers_to(future), TimeoutError)
+    bench.service.from_worker(Described(cursor=1, ike_sas=()), sequence)
+    assert len(bench.sent) == 1
 
 
 # the end

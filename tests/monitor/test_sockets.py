@@ -17,6 +17,7 @@ from privsep.errors import OperatorError
 pytestmark = pytest.mark.root
 
 CLONE_NEWNET = 0x40000000
+WORKER = 64711
 LIBC = ctypes.CDLL(None, use_errno=True)
 HERE, HERE6 = ipaddress.ip_address("127.0.0.1"), ipaddress.ip_address("::1")
 
@@ -40,7 +41,7 @@ def listeners(request):
     made = []
 
     def make(listen, plane):
-        made.append(open_listeners(listen, plane))
+        made.append(open_listeners(listen, plane, WORKER))
         return made[-1]
 
     yield make
@@ -170,7 +171,7 @@ def test_a_taken_port_is_the_operators_to_free_and_nothing_stays_open(plane, por
     other.bind(("127.0.0.1", port))
     before = os.listdir("/proc/self/fd")
     with pytest.raises(OperatorError, match=rf"UDP port {port} on 127\.0\.0\.1 is in use; another IKE daemon"):
-        open_listeners((HERE,), plane)
+        open_listeners((HERE,), plane, WORKER)
     assert os.listdir("/proc/self/fd") == before
     other.close()
 
@@ -179,9 +180,9 @@ def test_a_taken_port_is_the_operators_to_free_and_nothing_stays_open(plane, por
 def test_a_second_daemon_of_ours_is_told_too(listeners, plane):
     listeners((HERE,), plane)
     with pytest.raises(OperatorError, match=r"UDP port 500 on 127\.0\.0\.1 is in use"):
-        open_listeners((HERE,), plane)
+        open_listeners((HERE,), plane, WORKER)
 
 
 def test_an_address_that_is_not_ours_is_named():
     with pytest.raises(OperatorError, match=r"192\.0\.2\.99 cannot be had: no interface has this address"):
-        open_listeners((ipaddress.ip_address("192.0.2.99"),), Plane.USERSPACE)
+        open_listeners((ipaddress.ip_address("192.0.2.99"),), Plane.USERSPACE, WORKER)

@@ -1,6 +1,7 @@
 """The document of ``status --json`` (CONTRACT.md)."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -8,6 +9,8 @@ from monitor.dataplane import Traffic
 from monitor.sadb import Entry
 from monitor.status import Facts, WorkerState, document
 from privsep.algorithms import ChildSuite, IkeSuite
+from privsep.config.lanes import KernelOptions, Lane, Mark
+from privsep.config.model import Action, Order, Shunt
 from privsep.schema.install import ChildStatus, IkeStatus
 from privsep.types import Role
 
@@ -102,6 +105,19 @@ def test_values_have_the_contracts_forms(facts):
     assert (child["replay_window"], child["ipcomp"]) == (64, False)
 
 
+def test_what_only_the_kernel_has_is_shown_as_configured(facts, kit):
+    options = KernelOptions(
+        lane=Lane(if_id_in=7, if_id_out=7, mark_out=Mark(16, 255)), interface="ipsec0", life_packets=1000
+    )
+    child = kit.child(kernel=options)
+    gateway = replace(facts.gateway, connections=(kit.connection(children=(child,)),))
+    ((shown,),) = (each["children"] for each in document(replace(facts, gateway=gateway))["connections"])
+    assert (shown["interface"], shown["if_id_in"], shown["if_id_out"]) == ("ipsec0", 7, 7)
+    assert (shown["mark_in"], shown["mark_out"]) == (None, "0x10/0xff")
+    assert (shown["life_bytes"], shown["life_packets"], shown["priority"]) == (None, 1000, None)
+    assert document(facts)["ike_sas"][0]["children"][0]["reqid"] == 1
+
+
 def test_pairs_of_an_earlier_worker_are_shown_apart(facts):
     (adopted,) = document(facts)["adopted"]
     assert (adopted["connection"], adopted["spi_in"], adopted["bytes_in"]) == ("paris", "0x00001001", None)
@@ -146,3 +162,24 @@ def test_a_child_that_the_monitor_does_not_know_has_no_counters_and_is_not_calle
     (child,) = status["ike_sas"][0]["children"]
     assert "bytes_in" not in child
     assert child["state"] == "unknown"
+
+
+def test_shunts_are_told_with_the_whole_and_not_with_a_connection(kit, facts):
+    shunt = Shunt(
+        name="spare",
+        local_ts=kit.selectors("10.1.0.0/16"),
+        remote_ts=kit.selectors("10.2.3.0/24"),
+        action=Action.PASS,
+        order=Order.FIRST,
+    )
+    told = kit.replace(facts, gateway=kit.replace(facts.gateway, shunts=(shunt,)))
+    assert document(told)["shunts"] == [
+        {
+            "name": "spare",
+            "action": "pass",
+            "order": "first",
+            "local_ts": ["10.1.0.0/16"],
+            "remote_ts": ["10.2.3.0/24"],
+        }
+    ]
+    assert document(told, "paris")["shunts"] == []

@@ -290,6 +290,17 @@ def test_the_end_of_userspace_esp_ends_the_daemon_as_failed(make_house, loop):
     assert house.supervisor.failed
 
 
+def test_a_userspace_esp_that_does_not_end_by_itself_is_ended_and_the_daemon_with_it(make_house, loop):
+    house = make_house(with_userspace=True).run_epoch()
+    house.supervisor.end_userspace()
+    loop.until(lambda: "drain" in house.happened)
+    house.drained.set_result(None)
+    loop.until(lambda: house.happened[-1] == "stopped")
+    assert house.supervisor.failed
+    house.supervisor.end_userspace()
+    assert house.happened[-1] == "stopped"
+
+
 def test_only_its_own_children_are_killed_and_all_of_them_are_reaped(house, loop):
     bystander = Process()
     house.run_epoch()

@@ -32,7 +32,7 @@ def tunnel(network, ours, theirs) -> Ours:
     """Our daemon, with a tunnel to the other one that pings pass."""
     ours.start(IKE, ESP)
     theirs.start(IKE, ESP, uid=62011)
-    ours.cli("up", "peer/net")
+    ours.up(theirs)
     assert network.left.ping(network.right.inner, count=1) == 1
     return ours
 

@@ -69,7 +69,7 @@ def chance() -> random.Random:
 
 
 @pytest.fixture
-def unharmed(network, tunnel, stranger):
+def unharmed(network, tunnel, theirs, stranger):
     """Afterwards: all was read; the same processes, SAs and traffic; bounded memory and log; `up` still works."""
     site = network.left
     pids, child = tunnel.processes(), tunnel.children()[0]
@@ -91,7 +91,7 @@ def unharmed(network, tunnel, stranger):
     assert growth < MAX_GROWTH_KB
     assert log < MAX_LOG_OCTETS
     tunnel.cli("down", "peer")
-    tunnel.cli("up", "peer/net")
+    tunnel.up(theirs)
     assert network.left.ping(network.right.inner) == 3
     assert tunnel.processes() == pids
 

@@ -65,7 +65,7 @@ def restarted(daemon, victim: str, pid: int) -> bool:
     return len(processes) == 4 and processes[victim] != pid
 
 
-def test_children_that_crash_are_restarted_with_growing_pauses_and_traffic_never_stops(network, tunnel):
+def test_children_that_crash_are_restarted_with_growing_pauses_and_traffic_never_stops(network, tunnel, theirs):
     monitor = tunnel.processes()["monitor"]
     cwds = {os.readlink(f"/proc/{pid}/cwd") for pid in tunnel.pids()}
     before = set(core_files(tunnel, cwds))
@@ -87,11 +87,13 @@ def test_children_that_crash_are_restarted_with_growing_pauses_and_traffic_never
     assert set(core_files(tunnel, cwds)) == before
     # the new worker knows what is installed, and negotiates anew
     assert len(tunnel.status()["adopted"]) == 1
-    tunnel.cli("up", "peer/net")
+    tunnel.up(theirs)
     assert network.left.ping(network.right.inner) == 3
 
 
-def test_the_end_of_the_userspace_esp_process_ends_the_daemon_and_no_clear_text_leaves(network, tunnel, wiretap):
+def test_the_end_of_the_userspace_esp_process_ends_the_daemon_and_no_clear_text_leaves(
+    network, tunnel, theirs, wiretap
+):
     pids = tunnel.processes()
     pings = Pings(network)
     os.kill(pids["userspace"], signal.SIGKILL)
@@ -106,11 +108,11 @@ def test_the_end_of_the_userspace_esp_process_ends_the_daemon_and_no_clear_text_
     assert wait_for(lambda: not any(network.alive(pid) for pid in pids.values()))
     # the next one takes over what was left
     tunnel.launch()
-    tunnel.cli("up", "peer/net")
+    tunnel.up(theirs)
     assert network.left.ping(network.right.inner) == 3
 
 
-def test_a_killed_monitor_takes_its_children_along_and_no_clear_text_leaves(network, tunnel, wiretap):
+def test_a_killed_monitor_takes_its_children_along_and_no_clear_text_leaves(network, tunnel, theirs, wiretap):
     pids = tunnel.processes()
     os.kill(pids["monitor"], signal.SIGKILL)
     tunnel.process.wait(5)
@@ -121,7 +123,7 @@ def test_a_killed_monitor_takes_its_children_along_and_no_clear_text_leaves(netw
     sent, received = pings.count()
     assert (sent > 10, received) == (True, 0)
     assert wiretap.counts()["cleartext"] == 0
-    tunnel.cli("up", "peer/net")
+    tunnel.up(theirs)
     assert network.left.ping(network.right.inner) == 3
 
 

@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -167,6 +168,8 @@ class Ours:
     dataplane = "userspace"
     when = "wait"
     """`start` of the child."""
+    patience = 60.0
+    """Seconds until it serves."""
 
     def __init__(self, site: Site) -> None:
         self.site = site
@@ -201,14 +204,14 @@ class Ours:
         self.secrets.touch(mode=0o600)
         self.secrets.write_text(f'[[psk]]\nids = ["{LEFT}", "{RIGHT}"]\nsecret = "{psk}"\n')
 
-    def launch(self, seconds: float = 60) -> None:
+    def launch(self) -> None:
         """Start with the configuration that is there, and wait until it serves."""
         self.run_dir.mkdir(exist_ok=True)
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 self.words("run", "--config", str(self.config), "--secrets", str(self.secrets)), stdout=log, stderr=log
             )
-        ready = wait_for(lambda: self.process.poll() is not None or self.is_ready(), seconds)
+        ready = wait_for(lambda: self.process.poll() is not None or self.is_ready(), self.patience)
         assert ready, self.text()
         assert self.process.poll() is None, self.text()
 
@@ -223,6 +226,12 @@ class Ours:
         done = subprocess.run(self.words(*words), capture_output=True, text=True, timeout=60, check=False)
         assert not check or done.returncode == 0, f"{words}: {done.stdout}{done.stderr}\n{self.text()}"
         return done
+
+    def up(self, other: "Ours") -> None:
+        """The tunnel, at both ends: who initiated is done one message before the other (RFC 2409 section 5.5)."""
+        self.cli("up", "peer/net")
+        both = wait_for(lambda: {c["spi_out"] for c in self.children()} <= {c["spi_in"] for c in other.children()})
+        assert both, f"{self.text()}\n{other.text()}"
 
     def status(self) -> dict:
         return json.loads(self.cli("status", "--json").stdout)
@@ -255,6 +264,14 @@ class Ours:
 
 def made(tmp_path_factory, mark: str) -> Iterator[Network]:
     """Two sites on one wire; `mark` begins the names of the namespaces."""
+    network = Network(made_directory(tmp_path_factory), mark)
+    network.up()
+    yield network
+    network.down()
+
+
+def made_directory(tmp_path_factory) -> Path:
+    """For daemons in namespaces; skips the test where there can be none."""
     if os.geteuid() != 0:
         pytest.skip("root is missing: namespaces need it")
     for tool in ("ip", "ping"):
@@ -262,9 +279,6 @@ def made(tmp_path_factory, mark: str) -> Iterator[Network]:
             pytest.skip(f"{tool} is missing")
     directory = tmp_path_factory.mktemp("site")
     for parent in (directory, directory.parent, directory.parent.parent):
-        # the daemon's unprivileged users must pass through
-        parent.chmod(0o755)
-    network = Network(directory, mark)
-    network.up()
-    yield network
-    network.down()
+        # the daemon's unprivileged users must pass through; the last may be /tmp, which has more bits than these
+        parent.chmod(stat.S_IMODE(parent.stat().st_mode) | 0o055)
+    return directory

@@ -22,6 +22,8 @@ from privsep.iana import ProtocolId
 from privsep.loop import Loop
 from privsep.types import Endpoint, Mode, Spi, TrafficSelector
 
+WORKER = 64711
+
 
 def main() -> None:
     wanted = json.loads(sys.argv[1])
@@ -30,7 +32,7 @@ def main() -> None:
     loop = Loop()
     routes = Routes()
     listen = tuple(map(ipaddress.ip_address, wanted["listen"]))
-    listeners = open_listeners(listen, Plane.USERSPACE)
+    listeners = open_listeners(listen, Plane.USERSPACE, WORKER)
 
     def say(**fields: object) -> None:
         sys.stdout.write(json.dumps(fields) + "\n")

@@ -5,6 +5,7 @@ import ipaddress
 import pytest
 
 from monitor.dataplane import DataplaneError, Events, Pair, Policy, Traffic
+from monitor.userspace import client as client_module
 from monitor.userspace.client import UserspaceDataplane
 from privsep.algorithms import ChildSuite
 from privsep.channel import Channel, pair
@@ -51,6 +52,14 @@ class FakeRoutes:
 
     def remove(self, policy):
         self.led.remove(policy.number)
+
+    def add_shunt(self, shunt):
+        if self.refuses:
+            raise DataplaneError("no")
+        self.led.append(shunt)
+
+    def remove_shunt(self, shunt):
+        self.led.remove(shunt)
 
 
 class Stage:
@@ -266,6 +275,22 @@ def test_events_reach_the_service_if_they_are_about_what_exists(stage):
     assert stage.events == [("acquired", 7), ("expired", made.spi_in, False), ("expired", made.spi_in, True)]
 
 
+def test_a_process_that_repeats_its_reports_is_heard_once(stage, monkeypatch):
+    stage.client.add_policy(POLICY)
+    stage.answer(Ok())
+    made = stage.installed()
+    reports = (Trapped(policy=7), PairWorn(spi_in=made.spi_in))
+    for event in reports * 10:
+        stage.process.send(event)
+    stage.turn()
+    assert stage.events == [("acquired", 7), ("expired", made.spi_in, False)]
+    monkeypatch.setattr(client_module, "TRAP_SECONDS", 0.0)
+    for event in reports:
+        stage.process.send(event)
+    stage.turn()
+    assert stage.events[2:] == [("acquired", 7)]
+
+
 def test_a_pair_that_we_removed_does_not_expire_as_well(stage):
     made = stage.installed()
     stage.client.remove(made)
@@ -304,3 +329,15 @@ def test_an_answer_to_nothing_ends_the_process(stage, message, sequence):
     stage.turn()
     assert len(stage.lost) == 1
     assert "violation" in stage.lost[0]
+
+
+def test_shunts_are_routes_and_nothing_to_the_process(stage):
+    assert outcome(stage.client.add_shunt("a shunt")) is None
+    assert stage.routes.led == ["a shunt"]
+    assert outcome(stage.client.remove_shunt("a shunt")) is None
+    assert stage.routes.led == []
+    stage.routes.refuses = True
+    with pytest.raises(DataplaneError):
+        outcome(stage.client.add_shunt("a shunt"))
+    stage.turn()
+    assert stage.seen == []

@@ -18,6 +18,8 @@ import pytest
 from monitor.dataplane import Cpis, Pair, Policy
 from monitor.xfrm import messages, policy, sa, structs
 from privsep.algorithms import ChildSuite
+from privsep.config.lanes import KernelOptions, Lane, Mark
+from privsep.config.model import Action, Order, Shunt
 from privsep.iana import ProtocolId
 from privsep.tasks import Task
 from privsep.types import Cpi, Endpoint, Mode, Spi, TrafficSelector
@@ -71,6 +73,24 @@ def make_pair(chosen=None, **changes):
     return Pair(**(values | changes))
 
 
+def make_shunt(**changes):
+    values = {
+        "name": "spare",
+        "local_ts": selectors("10.1.0.0/16"),
+        "remote_ts": selectors("10.2.3.0/24"),
+        "action": Action.PASS,
+        "order": Order.FIRST,
+    }
+    return Shunt(**(values | changes))
+
+
+DROP = {"action": Action.DROP}
+EVERYTHING = {
+    "local_ts": selectors("0.0.0.0/0"),
+    "remote_ts": selectors("0.0.0.0/0"),
+    "order": Order.LAST,
+    **DROP,
+}
 CBC = {
     "suite": ChildSuite.parse("aes128-sha256"),
     "encryption_in": AES_IN,
@@ -122,7 +142,12 @@ MIXED = make_policy(
 )
 COMPRESSED = make_policy(ipcomp=True)
 CPIS = Cpis(inbound=Cpi(0x400), outbound=Cpi(0x500))
+SIX_IN_FOUR = replace(MIXED, local_ts=MIXED.local_ts[1:], remote_ts=MIXED.remote_ts[1:])
 ADDRESS = ipaddress.ip_address("192.0.2.1")
+LANE = Lane(mark_in=Mark(0x20, 0xF0), mark_out=Mark(0x10, 0xFF), if_id_in=41, if_id_out=42)
+IN_LANE = make_policy(kernel=KernelOptions(lane=LANE, priority=77, reqid=70000))
+MARKED = sa.SaId(ADDRESS, ProtocolId.ESP, Spi(0x1000), LANE.mark_out)
+LIMITED = make_policy(kernel=KernelOptions(life_bytes=1 << 20, life_packets=1000))
 
 
 def _entry(chosen, direction):
@@ -134,8 +159,9 @@ def _policy(chosen, direction, kind=messages.NewPolicy, flags=0x600):
     return kind.request(flags, entry.values, entry.attributes)
 
 
-def _key(direction, kind):
-    return kind.request(0, _entry(make_policy(), direction).key)
+def _key(direction, kind, chosen=None):
+    entry = _entry(chosen or make_policy(), direction)
+    return kind.request(0, entry.key, entry.lane)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,6 +186,7 @@ _HARD = "limit time-hard 3600"
 _SOFT = f"limit time-soft 3240 {_HARD}"
 _FROM_US = "src 192.0.2.1 dst 192.0.2.2 proto esp spi 0x2000 reqid 7 mode"
 _TO_US = "src 192.0.2.2 dst 192.0.2.1 proto esp spi 0x1000 reqid 7 mode"
+_LIMITS = "limit byte-soft 838860 limit byte-hard 1048576 limit packet-soft 800 limit packet-hard 1000"
 _OUTWARD = "sel src 10.1.0.0/16 dst 10.2.0.0/16"
 _INWARD = "sel src 10.2.0.0/16 dst 10.1.0.0/16"
 _OUT_TMPL = "tmpl src 192.0.2.1 dst 192.0.2.2 proto esp reqid 7 mode tunnel"
@@ -304,14 +331,91 @@ CASES = {
         " tmpl proto esp reqid 7 mode transport",
     ),
     "newpolicy-in-ipv6-in-ipv4": Case(
-        ours=_policy(replace(MIXED, local_ts=MIXED.local_ts[1:], remote_ts=MIXED.remote_ts[1:]), IN),
+        ours=_policy(SIX_IN_FOUR, IN),
         ip=f"policy add src fd00:2::/64 dst fd00:1::/64 dir in priority {policy.PRIORITY_BASE - 4 * 128} {_IN_TMPL}",
+    ),
+    "newpolicy-out-pass": Case(
+        ours=_policy(make_shunt(), OUT),
+        ip=f"policy add src 10.1.0.0/16 dst 10.2.3.0/24 dir out priority {policy.SHUNT_BASES[Order.FIRST] - 4 * 40}",
+    ),
+    "newpolicy-in-drop": Case(
+        ours=_policy(make_shunt(**EVERYTHING), IN),
+        ip=f"policy add src 0.0.0.0/0 dst 0.0.0.0/0 dir in action block priority {policy.SHUNT_BASES[Order.LAST]}",
+    ),
+    "newpolicy-fwd-drop-ipv6": Case(
+        ours=_policy(make_shunt(local_ts=selectors("::/0"), remote_ts=selectors("::/0", protocol=58), **DROP), FWD),
+        ip="policy add src ::/0 dst ::/0 proto ipv6-icmp dir fwd action block"
+        f" priority {policy.SHUNT_BASES[Order.FIRST] - 2}",
+    ),
+    "delpolicy-pass": Case(
+        ours=messages.DelPolicy.request(0, _entry(make_shunt(), OUT).key),
+        ip="policy delete src 10.1.0.0/16 dst 10.2.3.0/24 dir out",
     ),
     "updpolicy-out": Case(
         ours=_policy(make_policy(), OUT, messages.UpdPolicy, 0),
         ip=f"policy update src 10.1.0.0/16 dst 10.2.0.0/16 dir out priority {_WIDE} {_OUT_TMPL}",
     ),
     "delpolicy": Case(ours=_key(IN, messages.DelPolicy), ip="policy delete src 10.2.0.0/16 dst 10.1.0.0/16 dir in"),
+    "newsa-out-lane": Case(
+        ours=messages.NewSa.request(0x600, *sa.outbound(make_pair(IN_LANE))),
+        ip=f"state add {_FROM_US.replace('reqid 7', 'reqid 70000')} tunnel mark 0x10 mask 0xff {_HARD} {_OUTWARD}"
+        f" if_id 42 aead rfc4106(gcm(aes)) 0x{GCM_OUT.hex()} 128",
+    ),
+    "updsa-in-lane": Case(
+        ours=messages.UpdSa.request(0, *sa.inbound(make_pair(IN_LANE))),
+        ip=f"state update {_TO_US.replace('reqid 7', 'reqid 70000')} tunnel replay-window 64 {_SOFT} {_INWARD}"
+        f" if_id 41 output-mark 0x20 mask 0xf0 aead rfc4106(gcm(aes)) 0x{GCM_IN.hex()} 128",
+    ),
+    "newsa-out-limits": Case(
+        ours=messages.NewSa.request(0x600, *sa.outbound(make_pair(LIMITED))),
+        ip=f"state add {_FROM_US} tunnel {_HARD} {_LIMITS} {_OUTWARD} aead rfc4106(gcm(aes)) 0x{GCM_OUT.hex()} 128",
+    ),
+    "updsa-in-limits": Case(
+        ours=messages.UpdSa.request(0, *sa.inbound(make_pair(LIMITED))),
+        ip=f"state update {_TO_US} tunnel replay-window 64 {_SOFT} {_LIMITS} {_INWARD}"
+        f" aead rfc4106(gcm(aes)) 0x{GCM_IN.hex()} 128",
+    ),
+    "delsa-mark": Case(
+        ours=messages.DelSa.request(0, sa.key(MARKED), sa.marked(MARKED)),
+        ip="state delete dst 192.0.2.1 proto esp spi 0x1000 mark 0x10 mask 0xff",
+    ),
+    "getsa-mark": Case(
+        ours=messages.GetSa.request(0, sa.key(MARKED), sa.marked(MARKED)),
+        ip="state get dst 192.0.2.1 proto esp spi 0x1000 mark 0x10 mask 0xff",
+    ),
+    "newpolicy-out-lane": Case(
+        ours=_policy(IN_LANE, OUT),
+        ip="policy add src 10.1.0.0/16 dst 10.2.0.0/16 dir out mark 0x10 mask 0xff priority 77 if_id 42 "
+        + _OUT_TMPL.replace("reqid 7", "reqid 70000"),
+    ),
+    "newpolicy-fwd-lane": Case(
+        ours=_policy(IN_LANE, FWD),
+        ip="policy add src 10.2.0.0/16 dst 10.1.0.0/16 dir fwd mark 0x20 mask 0xf0 priority 77 if_id 41 "
+        + _IN_TMPL.replace("reqid 7", "reqid 70000"),
+    ),
+    "updpolicy-out-lane": Case(
+        ours=_policy(IN_LANE, OUT, messages.UpdPolicy, 0),
+        ip="policy update src 10.1.0.0/16 dst 10.2.0.0/16 dir out mark 0x10 mask 0xff priority 77 if_id 42 "
+        + _OUT_TMPL.replace("reqid 7", "reqid 70000"),
+    ),
+    "delpolicy-lane": Case(
+        ours=_key(IN, messages.DelPolicy, IN_LANE),
+        ip="policy delete src 10.2.0.0/16 dst 10.1.0.0/16 dir in mark 0x20 mask 0xf0 if_id 41",
+    ),
+    "getpolicy-lane": Case(
+        ours=_key(OUT, messages.GetPolicy, IN_LANE),
+        ip="policy get src 10.1.0.0/16 dst 10.2.0.0/16 dir out mark 0x10 mask 0xff if_id 42",
+    ),
+    "newpolicy-out-ipv4-in-ipv6": Case(
+        ours=_policy(OVER_IPV6, OUT),
+        ip=f"policy add src 10.1.0.0/16 dst 10.2.0.0/16 dir out priority {_WIDE}"
+        " tmpl src 2001:db8::1 dst 2001:db8::2 proto esp reqid 7 mode tunnel",
+    ),
+    "newsa-out-ipv6-in-ipv4": Case(
+        ours=messages.NewSa.request(0x600, *sa.outbound(make_pair(SIX_IN_FOUR))),
+        ip=f"state add {_FROM_US} tunnel {_HARD} sel src fd00:1::/64 dst fd00:2::/64"
+        f" aead rfc4106(gcm(aes)) 0x{GCM_OUT.hex()} 128",
+    ),
     "getpolicy": Case(ours=_key(IN, messages.GetPolicy), ip="policy get src 10.2.0.0/16 dst 10.1.0.0/16 dir in"),
 }
 
@@ -412,9 +516,10 @@ class Kit:
 
     cases, kinds, requests = CASES, KINDS, REQUESTS
     keyed = staticmethod(keyed)
-    ah = AH_POLICY
+    ah, in_lane, limited = AH_POLICY, IN_LANE, LIMITED
     cbc, hosts, mixed, over_ipv6, natted = CBC, HOSTS, MIXED, OVER_IPV6, NATTED
     policy = staticmethod(make_policy)
+    shunt = staticmethod(make_shunt)
     pair = staticmethod(make_pair)
     selectors = staticmethod(selectors)
     endpoint = staticmethod(endpoint)

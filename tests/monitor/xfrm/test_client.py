@@ -9,13 +9,16 @@ from dataclasses import replace
 import pytest
 
 from monitor.dataplane import Cpis, DataplaneError, Traffic
-from monitor.xfrm.client import Ends, KernelDataplane
+from monitor.xfrm import sa
+from monitor.xfrm.client import HOLD_SECONDS, Ends, KernelDataplane, Later
 from monitor.xfrm.messages import Type
 from monitor.xfrm.netlink import KernelError
+from monitor.xfrm.policy import DISCOVERY_PRIORITY, PRIORITY_BASE, SHUNT_BASES
 from monitor.xfrm.sa import SaId
 from privsep.algorithms import ChildSuite
+from privsep.config.model import Action, Order, Shunt
 from privsep.iana import ProtocolId
-from privsep.types import Spi
+from privsep.types import Mode, Role, Spi
 
 
 class FakeKernel:
@@ -120,8 +123,8 @@ def test_ipcomp_makes_the_tunnel_and_esp_is_around_it_rfc3173(kit, kernel, plane
     kit.result(plane.install(compressed))
     assert kinds_and_protocols(kernel) == [
         (Type.UPDSA, 108, 1),
-        (Type.NEWSA, 108, 1),
         (Type.UPDSA, 50, 0),
+        (Type.NEWSA, 108, 1),
         (Type.NEWSA, 50, 0),
     ]
     assert [message["lft.hard_add_expires_seconds"] for message in kernel.done] == [3600] * 4
@@ -135,7 +138,7 @@ def test_a_cpi_that_was_not_allocated_is_not_installed(kit, kernel, plane, compr
     assert kernel.done == []
 
 
-@pytest.mark.parametrize(("accepted", "deleted"), [(0, [0x1000, CPI]), (1, [0x1000, CPI, PEERS_CPI])])
+@pytest.mark.parametrize(("accepted", "deleted"), [(0, [0x1000, CPI]), (1, [PEERS_CPI, 0x1000, CPI])])
 def test_a_refusal_takes_what_stands_and_nobody_elses(kit, kernel, plane, compressed, accepted, deleted):
     kernel.refuse[Type.NEWSA], kernel.allow[Type.NEWSA] = errno.EEXIST, accepted
     with pytest.raises(DataplaneError, match="EEXIST"):
@@ -148,7 +151,7 @@ def test_when_one_sa_of_a_bundle_ends_the_others_go_too(kit, kernel, plane, comp
     kit.result(plane.install(compressed))
     kernel.done.clear()
     assert plane.ended(getattr(Ends.of(compressed), which)) == compressed.spi_in
-    assert kernel.spis(Type.DELSA) == [0x1000, 0x2000, CPI, PEERS_CPI]
+    assert kernel.spis(Type.DELSA) == [0x1000, CPI, 0x2000, PEERS_CPI]
     assert plane.ended(getattr(Ends.of(compressed), which)) is None
 
 
@@ -181,10 +184,26 @@ def test_in_transport_mode_both_are(kit, kernel, plane):
     }
 
 
-@pytest.mark.parametrize(("last", "ours"), [(0, True), (1, False)])
-def test_a_policy_of_two_templates_is_ours_if_one_is_required(kit, kernel, plane, last, ours):
+COMPRESSES, MAY_COMPRESS, PROTECTS, MAY_PROTECT = (
+    {"id.proto": protocol, "optional": optional, "reqid": 7} for protocol in (108, 50) for optional in (0, 1)
+)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "ours"),
+    [
+        (MAY_COMPRESS, PROTECTS, True),
+        (COMPRESSES, PROTECTS, True),
+        (PROTECTS, None, True),
+        (MAY_COMPRESS, MAY_PROTECT, False),
+        (COMPRESSES, MAY_PROTECT, False),
+        (COMPRESSES, None, False),
+        (COMPRESSES, COMPRESSES, False),
+    ],
+)
+def test_a_policy_is_ours_if_it_requires_protection_whatever_it_compresses(kit, kernel, plane, first, second, ours):
     kernel.refuse[Type.NEWPOLICY] = errno.EEXIST
-    template = {"optional": 1, "next": {"optional": last}}
+    template = first | ({} if second is None else {"next": second})
     kernel.present = {"priority": 0x494B45 - 128, "attrs": [("XFRMA_TMPL", template)]}
     try:
         kit.result(plane.add_policy(kit.policy()))
@@ -348,6 +367,42 @@ def test_transport_mode_forwards_nothing_rfc4301_4_1(kit, kernel, plane):
     assert (template["saddr"], template["id.daddr"]) == (b"", b"")
 
 
+def between_hosts(kit, **changes):
+    ends = {"local": kit.endpoint("2001:db8::1"), "remote": kit.endpoint("2001:db8::2")}
+    hosts = {"local_ts": kit.selectors("2001:db8::1/128"), "remote_ts": kit.selectors("2001:db8::2/128")}
+    return kit.policy(**(ends | hosts | changes))
+
+
+def test_neighbours_find_each_other_in_clear_both_ways_and_nothing_else_does_rfc4861(kit, kernel, plane):
+    kit.result(plane.add_policy(between_hosts(kit)))
+    protected = [message["priority"] for message in kernel.done if message["attrs"]]
+    clear = [message for message in kernel.done if not message["attrs"]]
+    assert [(each["dir"], int.from_bytes(each["sel.sport"])) for each in clear] == [
+        (1, 135),
+        (0, 135),
+        (1, 136),
+        (0, 136),
+    ]
+    assert {each["sel.proto"] for each in clear} == {58}
+    assert {each["sel.sport_mask"] for each in clear} == {b"\xff\xff"}
+    assert {(each["sel.prefixlen_s"], each["sel.prefixlen_d"]) for each in clear} == {(128, 128)}
+    assert max(each["priority"] for each in clear) < min(protected)
+    kit.result(plane.remove_policy(between_hosts(kit)))
+    kinds = kernel.kinds()
+    assert kinds.count(Type.DELPOLICY) == kinds.count(Type.NEWPOLICY)
+
+
+def test_where_the_gateways_themselves_are_not_in_the_selectors_nothing_is_in_clear(kit, kernel, plane):
+    for chosen in (
+        between_hosts(kit, local_ts=kit.selectors("fd00:1::/64"), remote_ts=kit.selectors("fd00:2::/64")),
+        between_hosts(kit, remote_ts=kit.selectors("2001:db8::2/128", protocol=6)),
+        kit.hosts,
+        kit.policy(),
+    ):
+        kit.result(plane.add_policy(chosen))
+    assert all(message["attrs"] for message in kernel.done)
+
+
 def test_each_local_selector_meets_each_remote_of_its_family(kit, kernel, plane):
     chosen = kit.policy(
         local_ts=kit.selectors("10.1.0.0/16", "10.3.0.0/16", "fd00:1::/64"),
@@ -390,13 +445,21 @@ def test_a_policy_that_is_refused_half_way_leaves_nothing(kit, kernel, plane):
 
 def leave(kernel, priority, optional):
     kernel.refuse[Type.NEWPOLICY] = errno.EEXIST
-    kernel.present = {"priority": priority, "attrs": [("XFRMA_TMPL", {"optional": optional})]}
+    kernel.present = {"priority": priority, "attrs": [("XFRMA_TMPL", {"id.proto": 50, "optional": optional})]}
 
 
 def test_a_policy_that_an_earlier_instance_left_is_replaced_in_one_step(kit, kernel, plane):
     leave(kernel, 0x494B45 - 128, optional=0)
     kit.result(plane.add_policy(kit.policy()))
     assert kernel.kinds() == [Type.NEWPOLICY, Type.GETPOLICY, Type.UPDPOLICY] * 3
+
+
+def test_what_an_earlier_instance_left_for_neighbours_is_replaced(kit, kernel, plane):
+    kernel.refuse[Type.NEWPOLICY] = errno.EEXIST
+    kernel.allow[Type.NEWPOLICY] = 3
+    kernel.present = {"priority": DISCOVERY_PRIORITY}
+    kit.result(plane.add_policy(between_hosts(kit)))
+    assert kernel.kinds() == [Type.NEWPOLICY] * 3 + [Type.NEWPOLICY, Type.GETPOLICY, Type.UPDPOLICY] * 4
 
 
 @pytest.mark.parametrize(("priority", "optional"), [(0, 0), (0x494B45 + 1, 0), (0x494B45 - 128, 1)])
@@ -479,3 +542,519 @@ def test_nothing_that_is_kept_holds_a_key(plane, installed):
     kept = [getattr(ends, name) for ends in plane._installed.values() for name in ends.__slots__]
     assert kept
     assert not any(isinstance(value, bytes) for value in kept)
+
+
+# what an earlier instance left
+
+
+def described(pair, *, outbound=False, **changes):
+    """What the kernel has of one of the pair's SAs."""
+    source, destination = (pair.local, pair.remote) if outbound else (pair.remote, pair.local)
+    encap = {"type": 2, "sport": source.port.to_bytes(2), "dport": destination.port.to_bytes(2)}
+    values = {
+        "saddr": source.address.packed.ljust(16, b"\0"),
+        "family": socket.AF_INET if source.address.version == 4 else socket.AF_INET6,
+        "reqid": pair.policy.number,
+        "mode": 1 if pair.policy.mode is Mode.TUNNEL else 0,
+        "lft.hard_add_expires_seconds": pair.lifetime,
+        "encap": encap if pair.encap else None,
+    }
+    return values | changes
+
+
+@pytest.fixture
+def having(kernel):
+    """Let the kernel have SAs, by SPI."""
+
+    def having(**sas):
+        ask = kernel.ask
+
+        def answer(message, kind):
+            if message.kind is not Type.GETSA:
+                return ask(message, kind)
+            spi = int.from_bytes(message["spi"])
+            kernel.done.append(message)
+            if f"spi_{spi:x}" not in sas:
+                raise KernelError("GETSA", errno.ESRCH)
+            found = kind()
+            found.update(sas[f"spi_{spi:x}"])
+            return found
+
+        kernel.ask = answer
+
+    return having
+
+
+@pytest.mark.parametrize("way", ["esp", "natted", "ipv6", "transport"])
+def test_a_pair_that_the_kernel_has_as_described_is_adopted_and_reported_on(kit, plane, having, way):
+    chosen = {"ipv6": kit.over_ipv6, "transport": kit.hosts}.get(way)
+    pair = kit.pair(chosen, **(kit.natted if way == "natted" else {}))
+    having(spi_1000=described(pair), spi_2000=described(pair, outbound=True))
+    kit.result(plane.adopt(pair))
+    inbound = SaId(pair.local.address, ProtocolId.ESP, Spi(0x1000))
+    assert plane.owner(SaId(pair.remote.address, ProtocolId.ESP, Spi(0x2000))) == 0x1000
+    assert plane.ended(inbound) == 0x1000
+    assert plane.owner(inbound) is None
+
+
+OTHERS = {
+    "another peer": {"saddr": bytes(16)},
+    "another policy": {"reqid": 8},
+    "larval": {"reqid": 0, "lft.hard_add_expires_seconds": 30},
+    "another mode": {"mode": 0},
+    "another lifetime": {"lft.hard_add_expires_seconds": 60},
+    "in UDP": {"encap": {"type": 2, "sport": b"\x11\x94", "dport": b"\x11\x94"}},
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+@pytest.mark.parametrize("side", ["inbound", "outbound"])
+def test_an_sa_that_is_not_as_described_is_neither_adopted_nor_removed(kit, kernel, plane, having, other, side):
+    pair = kit.pair()
+    sas = {"spi_1000": described(pair), "spi_2000": described(pair, outbound=True)}
+    foreign, own = ("spi_1000", 0x2000) if side == "inbound" else ("spi_2000", 0x1000)
+    sas[foreign] |= OTHERS[other]
+    having(**sas)
+    with pytest.raises(DataplaneError, match="all"):
+        kit.result(plane.adopt(pair))
+    assert plane.owner(SaId(pair.local.address, ProtocolId.ESP, Spi(0x1000))) is None
+    assert kit.result(plane.discard(pair)) is True
+    assert kernel.spis(Type.DELSA) == [own]
+
+
+def test_ports_of_encapsulated_sas_count(kit, plane, having):
+    pair = kit.pair(**kit.natted)
+    moved = described(pair)
+    moved["encap"] = moved["encap"] | {"sport": b"\0\1"}
+    having(spi_1000=moved, spi_2000=described(pair, outbound=True))
+    with pytest.raises(DataplaneError, match="all"):
+        kit.result(plane.adopt(pair))
+
+
+def test_a_pair_of_which_nothing_is_left_is_nothing_to_discard(kit, kernel, plane, having):
+    having()
+    assert kit.result(plane.discard(kit.pair())) is False
+    assert Type.DELSA not in kernel.kinds()
+
+
+def leftover(**changes):
+    """A policy as the kernel has it: by default ours."""
+    template = {"id.proto": 50, "reqid": 7, "optional": 0}
+    return {"priority": PRIORITY_BASE - 4 * 32, "attrs": [("XFRMA_TMPL", template | changes.pop("template", {}))]} | (
+        changes
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "removed"),
+    [
+        ({}, 3),
+        ({"template": {"reqid": 8}}, 0),
+        ({"priority": 1}, 0),
+        ({"template": {"optional": 1}}, 0),
+        ({"attrs": []}, 0),
+    ],
+)
+def test_of_leftover_policies_only_what_is_provably_ours_is_cleared(kit, kernel, plane, changes, removed):
+    kernel.present = leftover(**changes)
+    kit.result(plane.clear(kit.policy()))
+    assert kernel.kinds().count(Type.DELPOLICY) == removed
+
+
+def test_a_leftover_policy_in_whose_place_another_stands_is_not_cleared(kit, kernel, plane):
+    kernel.present = leftover()
+    kit.result(plane.add_policy(kit.policy()))
+    kit.result(plane.clear(kit.policy()))
+    assert Type.DELPOLICY not in kernel.kinds()
+    kit.result(plane.remove_policy(kit.policy()))
+    kernel.done.clear()
+    kit.result(plane.clear(kit.policy()))
+    assert kernel.kinds().count(Type.DELPOLICY) == 3
+
+
+def test_a_leftover_policy_that_is_gone_is_no_error(kit, kernel, plane):
+    kernel.refuse[Type.GETPOLICY] = errno.ENOENT
+    kit.result(plane.clear(kit.policy()))
+    kernel.refuse[Type.GETPOLICY] = errno.EPERM
+    with pytest.raises(KernelError):
+        kit.result(plane.clear(kit.policy()))
+
+
+# shunts
+
+
+def priorities(kernel):
+    return [message["priority"] for message in kernel.done if message.kind is Type.NEWPOLICY]
+
+
+def test_shunts_go_before_or_after_all_children_whatever_their_prefixes(kit, kernel, plane):
+    hosts = {"local_ts": kit.selectors("fd01::1/128"), "remote_ts": kit.selectors("fd02::1/128", protocol=6, port=80)}
+    everything = {"local_ts": kit.selectors("::/0"), "remote_ts": kit.selectors("::/0")}
+    for rule in (
+        kit.shunt(**hosts),
+        kit.shunt(**everything),
+        kit.policy(**hosts),
+        kit.policy(**everything),
+        kit.shunt(**hosts, order=Order.LAST),
+        kit.shunt(**everything, order=Order.LAST),
+    ):
+        kit.result(plane.add_shunt(rule) if isinstance(rule, Shunt) else plane.add_policy(rule))
+        kit.result(plane.remove_shunt(rule) if isinstance(rule, Shunt) else plane.remove_policy(rule))
+    found = priorities(kernel)
+    assert len(found) == 18
+    assert found == sorted(found)
+    assert len(set(found)) == 6
+
+
+def test_a_shunt_covers_every_direction_and_goes_away(kit, kernel, plane):
+    shunt = kit.shunt(action=Action.DROP)
+    kit.result(plane.add_shunt(shunt))
+    assert [(message["dir"], message["action"]) for message in kernel.done] == [(1, 1), (0, 1), (2, 1)]
+    kit.result(plane.remove_shunt(shunt))
+    assert [message["dir"] for message in kernel.done[3:]] == [1, 0, 2]
+
+
+def test_a_peers_selectors_do_not_take_a_shunts_place(kit, kernel, plane):
+    shunt = kit.shunt(action=Action.DROP)
+    kit.result(plane.add_shunt(shunt))
+    kernel.done.clear()
+    with pytest.raises(DataplaneError, match="a shunt stands there"):
+        kit.result(plane.add_policy(kit.policy(local_ts=shunt.local_ts, remote_ts=shunt.remote_ts)))
+    assert kernel.kinds() == []
+    kit.result(plane.add_policy(kit.policy(local_ts=shunt.local_ts)))
+
+
+def left_shunt(shunt, **changes):
+    """A policy without a template as the kernel has it."""
+    base = SHUNT_BASES[shunt.order]
+    return {"priority": base - 4 * 40, "action": 0 if shunt.action is Action.PASS else 1, "attrs": []} | changes
+
+
+@pytest.mark.parametrize(
+    ("changes", "removed"),
+    [({}, 3), ({"priority": 0}, 0), ({"priority": PRIORITY_BASE}, 0), ({"action": 1}, 0), (leftover(), 0)],
+)
+def test_of_leftover_shunts_only_what_is_provably_ours_is_cleared(kit, kernel, plane, changes, removed):
+    kernel.present = left_shunt(kit.shunt(), **changes)
+    kit.result(plane.clear(kit.shunt()))
+    assert kernel.kinds().count(Type.DELPOLICY) == removed
+
+
+@pytest.mark.parametrize(("priority", "replaced"), [(SHUNT_BASES[Order.FIRST], True), (1, False)])
+def test_a_shunt_takes_over_an_earlier_instances_and_nobody_elses(kit, kernel, plane, priority, replaced):
+    kernel.refuse[Type.NEWPOLICY] = errno.EEXIST
+    kernel.present = left_shunt(kit.shunt(), priority=priority)
+    if replaced:
+        kit.result(plane.add_shunt(kit.shunt()))
+    else:
+        with pytest.raises(KernelError):
+            kit.result(plane.add_shunt(kit.shunt()))
+    assert (Type.UPDPOLICY in kernel.kinds()) is replaced
+
+
+# replacing a pair that sends
+
+
+@pytest.fixture
+def replacing(kit, kernel, clock):
+    """A data plane with a pair; what it reports as ended; a function that installs another pair."""
+    ended = []
+    plane = KernelDataplane(kernel, Later(clock, lambda spi, hard: ended.append((spi, hard))))
+
+    def install(role, number=7, **changes):
+        spi = plane.allocate_spi(kit.policy().local, kit.policy().remote, ProtocolId.ESP)
+        pair = kit.pair(kit.policy(number=number), spi_in=spi, spi_out=Spi(spi + 0x1000), role=role, **changes)
+        kernel.done.clear()
+        kit.result(plane.install(pair))
+        return pair
+
+    install(Role.INITIATOR)
+    return plane, install, ended
+
+
+def test_an_initiators_new_pair_sends_once_the_peer_can_take_it(kit, kernel, clock, replacing):
+    plane, install, ended = replacing
+    pair = install(Role.INITIATOR)
+    assert kernel.kinds() == [Type.UPDSA]
+    clock.advance(HOLD_SECONDS)
+    assert kernel.kinds() == [Type.UPDSA, Type.NEWSA]
+    assert kernel.done[1]["id.spi"] == pair.spi_out.to_bytes(4)
+    assert plane.owner(SaId(pair.remote.address, ProtocolId.ESP, pair.spi_out)) == pair.spi_in
+    assert ended == []
+
+
+@pytest.mark.parametrize(
+    ("role", "number", "remote"),
+    [(Role.RESPONDER, 7, "10.2.0.0/16"), (Role.INITIATOR, 8, "10.2.0.0/16"), (Role.INITIATOR, 7, "10.3.0.0/16")],
+)
+def test_a_responders_pair_and_a_flows_first_one_send_at_once(kit, kernel, replacing, role, number, remote):
+    _, install, _ = replacing
+    install(role, number, remote_ts=kit.selectors(remote))
+    assert kernel.kinds() == [Type.UPDSA, Type.NEWSA]
+
+
+def test_after_the_old_pair_is_gone_the_next_sends_at_once(kit, kernel, clock, replacing):
+    plane, install, _ = replacing
+    pair = install(Role.INITIATOR)
+    clock.advance(HOLD_SECONDS)
+    for each in (pair, kit.pair()):
+        kit.result(plane.remove(each))
+    install(Role.INITIATOR)
+    assert kernel.kinds() == [Type.UPDSA, Type.NEWSA]
+
+
+def test_a_pair_that_is_removed_while_it_waits_never_sends(kit, kernel, clock, replacing):
+    plane, install, ended = replacing
+    kit.result(plane.remove(install(Role.INITIATOR)))
+    clock.advance(HOLD_SECONDS)
+    assert Type.NEWSA not in kernel.kinds()
+    assert ended == []
+
+
+def test_a_pair_whose_outbound_sa_fails_is_removed_and_reported(kit, kernel, clock, replacing):
+    plane, install, ended = replacing
+    pair = install(Role.INITIATOR)
+    kernel.refuse[Type.NEWSA] = errno.EEXIST
+    clock.advance(HOLD_SECONDS)
+    assert ended == [(pair.spi_in, True)]
+    assert pair.spi_in in kernel.spis(Type.DELSA)
+    assert plane.owner(SaId(pair.local.address, ProtocolId.ESP, pair.spi_in)) is None
+
+
+def lanes(message):
+    """What of a message's attributes is no template and no key."""
+    return {name: values for name, values in message["attrs"] if name in ("XFRMA_MARK", "XFRMA_IF_ID")}
+
+
+OUTWARD = {"XFRMA_MARK": {"value": 0x10, "mask": 0xFF}, "XFRMA_IF_ID": {"value": 42}}
+INWARD = {"XFRMA_MARK": {"value": 0x20, "mask": 0xF0}, "XFRMA_IF_ID": {"value": 41}}
+
+
+def test_a_policy_is_made_and_removed_in_its_lane(kit, kernel, plane):
+    kit.result(plane.add_policy(kit.in_lane))
+    kit.result(plane.remove_policy(kit.in_lane))
+    assert [lanes(message) for message in kernel.done] == [OUTWARD, INWARD, INWARD] * 2
+
+
+def test_a_policy_in_the_way_is_looked_for_in_the_lane(kit, kernel, plane):
+    leave(kernel, 0x494B45 - 128, optional=0)
+    kit.result(plane.add_policy(kit.in_lane))
+    assert kernel.kinds() == [Type.NEWPOLICY, Type.GETPOLICY, Type.UPDPOLICY] * 3
+    assert [lanes(message) for message in kernel.done] == [OUTWARD] * 3 + [INWARD] * 6
+
+
+@pytest.mark.parametrize(
+    ("priority", "reqid", "optional", "replaced"),
+    [(77, 70000, 0, True), (77, 70000, 1, False), (77, 7, 0, False), (78, 70000, 0, False)],
+)
+def test_a_configured_priority_and_reqid_together_tell_that_a_policy_is_ours(
+    kit, kernel, plane, priority, reqid, optional, replaced
+):
+    kernel.refuse[Type.NEWPOLICY] = errno.EEXIST
+    template = PROTECTS | {"optional": optional, "reqid": reqid}
+    kernel.present = {"priority": priority, "attrs": [("XFRMA_TMPL", template)]}
+    if replaced:
+        kit.result(plane.add_policy(kit.in_lane))
+    else:
+        with pytest.raises(DataplaneError, match="EEXIST"):
+            kit.result(plane.add_policy(kit.in_lane))
+    assert (Type.UPDPOLICY in kernel.kinds()) is replaced
+
+
+def test_an_sa_of_a_lane_is_found_by_its_mark_and_known_without(kit, kernel, plane):
+    pair = kit.pair(kit.in_lane)
+    plane.allocate_spi(pair.local, pair.remote, pair.suite.protocol)
+    kit.result(plane.install(pair))
+    kernel.done.clear()
+    kit.result(plane.traffic(pair))
+    kit.result(plane.remove(pair))
+    found = {"XFRMA_MARK": OUTWARD["XFRMA_MARK"]}
+    assert [lanes(message) for message in kernel.done] == [{}, found] * 2
+
+
+@pytest.mark.parametrize("which", ["inbound", "outbound"])
+def test_an_event_names_no_mark_and_the_other_sa_is_removed_by_its(kit, kernel, plane, which):
+    pair = kit.pair(kit.in_lane)
+    plane.allocate_spi(pair.local, pair.remote, pair.suite.protocol)
+    kit.result(plane.install(pair))
+    kernel.done.clear()
+    name = {
+        "inbound": SaId(pair.local.address, ProtocolId.ESP, pair.spi_in),
+        "outbound": SaId(pair.remote.address, ProtocolId.ESP, pair.spi_out),
+    }[which]
+    assert plane.owner(name) == pair.spi_in
+    assert plane.ended(name) == pair.spi_in
+    assert lanes(kernel.done[1]) == {"XFRMA_MARK": OUTWARD["XFRMA_MARK"]}
+
+
+def test_what_comes_in_gets_the_mark_that_its_policies_look_for(kit):
+    attributes = dict(sa.inbound(kit.pair(kit.in_lane))[1])
+    assert (attributes["XFRMA_SET_MARK"], attributes["XFRMA_SET_MARK_MASK"]) == ({"value": 0x20}, {"value": 0xF0})
+    assert "XFRMA_MARK" not in attributes, "the peer's packets have none yet when the SA is looked for"
+    assert "XFRMA_SET_MARK" not in dict(sa.outbound(kit.pair(kit.in_lane))[1])
+
+
+def test_an_acquire_is_for_the_policy_with_that_reqid_and_a_priority_of_ours(kit, plane):
+    kit.result(plane.add_policy(kit.in_lane))
+    kit.result(plane.add_policy(kit.policy(number=3)))
+    assert plane.requiring(70000, 77) == 7
+    assert plane.requiring(3, 0x494B45 - 128) == 3
+    for reqid, priority in ((70000, 78), (3, 77), (7, 77), (4, 0x494B45)):
+        assert plane.requiring(reqid, priority) is None
+    kit.result(plane.remove_policy(kit.in_lane))
+    assert plane.requiring(70000, 77) is None
+
+
+@pytest.mark.parametrize(("spi_in", "share"), [(0x1000, 80), (0x3000, 92)])
+def test_the_ends_ask_for_a_successor_one_before_the_other(kit, spi_in, share):
+    pair = kit.pair(kit.limited, spi_in=Spi(spi_in))
+    for values, _ in (sa.inbound(pair), sa.outbound(pair)):
+        assert (values["lft.soft_packet_limit"], values["lft.hard_packet_limit"]) == (10 * share, 1000)
+        assert (values["lft.soft_byte_limit"], values["lft.hard_byte_limit"]) == ((1 << 20) * share // 100, 1 << 20)
+
+
+def test_a_kernel_that_knows_directions_is_told_them(kit, kernel):
+    for directed, ways in ((False, [None] * 3), (True, [1, 1, 2])):
+        kernel.done.clear()
+        plane = KernelDataplane(kernel, directed=directed)
+        spi = plane.allocate_spi(kit.pair().local, kit.pair().remote, ProtocolId.ESP)
+        kit.result(plane.install(kit.pair(spi_in=spi, suite=ChildSuite.parse("aes256gcm16-esn"))))
+        assert [dict(message["attrs"]).get("XFRMA_SA_DIR", {}).get("value") for message in kernel.done] == ways
+        window = dict(kernel.done[2]["attrs"])["XFRMA_REPLAY_ESN_VAL"]
+        # Linux refuses a window of what is told to be outbound, and none of what is not
+        assert (window["bmp_len"], window["replay_window"]) == ((0, 0) if directed else (1, 32))
+
+
+# IPComp with what else there is
+
+
+def bundle(pair):
+    """What the kernel has of a pair with IPComp, which makes the tunnel."""
+    outer, inner = {"mode": 0}, {"encap": None}
+    return {
+        "spi_1000": described(pair, **outer),
+        "spi_2000": described(pair, outbound=True, **outer),
+        f"spi_{CPI:x}": described(pair, **inner),
+        f"spi_{PEERS_CPI:x}": described(pair, outbound=True, **inner),
+    }
+
+
+@pytest.mark.parametrize("natted", [False, True])
+def test_of_a_pair_with_ipcomp_all_four_sas_are_adopted_and_removed(kit, kernel, plane, compressed, having, natted):
+    pair = replace(compressed, **(kit.natted if natted else {}))
+    having(**bundle(pair))
+    kit.result(plane.adopt(pair))
+    assert plane.owner(Ends.of(pair).compressing) == pair.spi_in
+    kernel.done.clear()
+    kit.result(plane.remove(pair))
+    assert kernel.spis(Type.DELSA) == [0x1000, CPI, 0x2000, PEERS_CPI]
+
+
+@pytest.mark.parametrize("lacking", ["spi_1000", "spi_2000", f"spi_{CPI:x}", f"spi_{PEERS_CPI:x}"])
+def test_of_a_pair_with_ipcomp_that_is_not_whole_the_rest_is_discarded(kit, kernel, plane, compressed, having, lacking):
+    left = bundle(compressed)
+    del left[lacking]
+    having(**left)
+    with pytest.raises(DataplaneError, match="all"):
+        kit.result(plane.adopt(compressed))
+    assert kit.result(plane.discard(compressed)) is True
+    assert sorted(f"spi_{spi:x}" for spi in kernel.spis(Type.DELSA)) == sorted(left)
+
+
+def test_esp_in_tunnel_mode_is_not_the_one_around_ipcomp(kit, plane, compressed, having):
+    having(**(bundle(compressed) | {"spi_1000": described(compressed)}))
+    with pytest.raises(DataplaneError, match="all"):
+        kit.result(plane.adopt(compressed))
+
+
+def compressing_install(kit, kernel, plane):
+    """An initiator's pair with IPComp in the place of another."""
+    policy = kit.policy(ipcomp=True)
+    spi = plane.allocate_spi(policy.local, policy.remote, ProtocolId.ESP)
+    cpi = plane.allocate_spi(policy.local, policy.remote, ProtocolId.IPCOMP)
+    cpis = Cpis(inbound=cpi, outbound=PEERS_CPI + spi)
+    pair = kit.pair(policy, spi_in=spi, spi_out=Spi(spi + 0x1000), role=Role.INITIATOR, ipcomp=cpis)
+    kernel.done.clear()
+    kit.result(plane.install(pair))
+    return pair
+
+
+def test_what_compresses_is_held_with_what_protects(kit, kernel, clock, replacing):
+    plane, _, _ = replacing
+    compressing_install(kit, kernel, plane)
+    assert kernel.kinds() == [Type.UPDSA, Type.UPDSA, Type.NEWSA, Type.NEWSA], "what did not compress cannot send"
+    pair = compressing_install(kit, kernel, plane)
+    assert kernel.kinds() == [Type.UPDSA, Type.UPDSA]
+    clock.advance(HOLD_SECONDS)
+    assert [message["id.proto"] for message in kernel.done] == [108, 50, 108, 50]
+    assert plane.owner(Ends.of(pair).compressing) == pair.spi_in
+
+
+@pytest.mark.parametrize(("accepted", "outward"), [(0, 0), (1, 1)])
+def test_of_a_pair_that_cannot_begin_to_send_only_what_stands_is_removed(
+    kit, kernel, clock, replacing, accepted, outward
+):
+    plane, _, ended = replacing
+    compressing_install(kit, kernel, plane)
+    pair = compressing_install(kit, kernel, plane)
+    kernel.refuse[Type.NEWSA], kernel.allow[Type.NEWSA] = errno.EEXIST, accepted
+    clock.advance(HOLD_SECONDS)
+    expected = [pair.ipcomp.outbound] * outward + [pair.spi_in, pair.ipcomp.inbound]
+    assert kernel.spis(Type.DELSA) == expected
+    assert ended == [(pair.spi_in, True)]
+
+
+def test_a_pair_that_is_removed_while_it_waits_leaves_somebody_elses_sa(kit, kernel, replacing):
+    plane, install, _ = replacing
+    pair = install(Role.INITIATOR)
+    kit.result(plane.remove(pair))
+    assert kernel.spis(Type.DELSA) == [pair.spi_in]
+
+
+def test_a_pair_that_waits_begins_with_the_port_to_which_its_peer_moved(kit, kernel, clock, replacing):
+    plane, install, ended = replacing
+    pair = install(Role.INITIATOR, **kit.natted)
+    kernel.done.clear()
+    moved = kit.endpoint("192.0.2.2", 40001)
+    kit.result(plane.follow(replace(pair, remote=moved, encryption_in=b"", encryption_out=b"")))
+    assert kernel.kinds() == [Type.UPDSA]
+    clock.advance(HOLD_SECONDS)
+    inbound, outbound = (dict(message["attrs"]) for message in kernel.done)
+    assert inbound["XFRMA_ENCAP"]["sport"] == outbound["XFRMA_ENCAP"]["dport"] == (40001).to_bytes(2)
+    assert outbound["XFRMA_ALG_AEAD"]["key"] == pair.encryption_out, "its own keys, not those that follow"
+    assert ended == []
+
+
+def test_what_compresses_is_in_its_lane_and_told_its_way(kit, kernel):
+    plane = KernelDataplane(kernel, directed=True)
+    policy = replace(kit.in_lane, ipcomp=True)
+    spi = plane.allocate_spi(policy.local, policy.remote, ProtocolId.ESP)
+    cpi = plane.allocate_spi(policy.local, policy.remote, ProtocolId.IPCOMP)
+    kit.result(plane.install(kit.pair(policy, spi_in=spi, ipcomp=Cpis(inbound=cpi, outbound=PEERS_CPI))))
+    ways = [dict(message["attrs"])["XFRMA_SA_DIR"]["value"] for message in kernel.done]
+    assert ways == [1, 1, 1, 1, 2, 2]
+    decompressing, inbound, compressing, outbound = kernel.done[2:]
+    assert lanes(decompressing) == lanes(inbound) == {"XFRMA_IF_ID": {"value": 41}}
+    assert dict(decompressing["attrs"])["XFRMA_SET_MARK"] == {"value": 0x20}
+    assert lanes(compressing) == lanes(outbound) == OUTWARD
+    kernel.done.clear()
+    plane.ended(SaId(policy.local.address, ProtocolId.ESP, spi))
+    assert [lanes(message) for message in kernel.done] == [{}, {}] + [{"XFRMA_MARK": OUTWARD["XFRMA_MARK"]}] * 2
+
+
+def test_limits_are_of_what_protects_and_not_of_what_compresses(kit):
+    cpis = Cpis(inbound=CPI, outbound=PEERS_CPI)
+    pair = kit.pair(replace(kit.limited, ipcomp=True), ipcomp=cpis)
+    for values, _ in (sa.compressing(pair, cpis), sa.decompressing(pair, cpis)):
+        assert values["lft.hard_packet_limit"] == values["lft.hard_byte_limit"] == 0xFFFFFFFFFFFFFFFF
+    assert sa.outbound(pair)[0]["lft.hard_packet_limit"] == 1000
+
+
+def test_a_policy_in_a_lane_that_compresses_is_known_by_its_priority_and_reqid(kit, kernel, plane):
+    kernel.refuse[Type.NEWPOLICY] = errno.EEXIST
+    template = MAY_COMPRESS | {"reqid": 70000, "next": PROTECTS | {"reqid": 70000}}
+    kernel.present = {"priority": 77, "attrs": [("XFRMA_TMPL", template)]}
+    kit.result(plane.add_policy(kit.in_lane))
+    kernel.present = {"priority": 77, "attrs": [("XFRMA_TMPL", COMPRESSES | {"reqid": 70000})]}
+    with pytest.raises(DataplaneError, match="EEXIST"):
+        kit.result(plane.add_policy(kit.in_lane))

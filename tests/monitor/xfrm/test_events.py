@@ -42,6 +42,7 @@ class FakePlane:
     def __init__(self):
         self.asked = []
         self.gone = []
+        self.numbers = {(7, 4803269): 3}
 
     def owner(self, name):
         self.asked.append(("owner", str(name.destination), name.spi))
@@ -55,6 +56,10 @@ class FakePlane:
 
     def vanished(self):
         return self.gone
+
+    def requiring(self, reqid, priority):
+        self.asked.append(("requiring", reqid, priority))
+        return self.numbers.get((reqid, priority))
 
 
 class Bench:
@@ -94,12 +99,22 @@ def changed(data, **fields):
 
 
 def test_an_acquire_is_reported_with_the_number_of_its_policy(kit, bench):
-    assert bench.read(kit.golden("acquire")) == [("acquired", 7)]
+    assert bench.read(kit.golden("acquire")) == [("acquired", 3)]
 
 
 def test_an_acquire_of_somebody_elses_policy_is_ignored(kit, bench):
     ours, theirs = (4803269).to_bytes(4, "little"), (100).to_bytes(4, "little")
     assert bench.read(kit.golden("acquire").replace(ours, theirs)) == []
+
+
+def test_an_acquire_in_a_lane_is_reported_with_the_number_of_its_policy(kit, bench):
+    marked = attribute(21, (0x10).to_bytes(4, "little") + (0xFF).to_bytes(4, "little"))
+    data = kit.golden("acquire") + marked + attribute(31, (42).to_bytes(4, "little"))
+    assert bench.read(len(data).to_bytes(4, "little") + data[4:]) == [("acquired", 3)]
+
+
+def attribute(number, value):
+    return (4 + len(value)).to_bytes(2, "little") + number.to_bytes(2, "little") + value
 
 
 def test_a_hard_expiry_ends_the_pair(kit, bench):
@@ -177,7 +192,7 @@ def test_one_call_reads_a_bounded_number(kit, bench):
 def test_after_an_overrun_pairs_that_vanished_are_reported(kit, bench):
     bench.plane.gone = [Spi(0x11), Spi(0x12)]
     reported = bench.read(OSError(errno.ENOBUFS, "No buffer space available"), kit.golden("acquire"))
-    assert reported == [("expired", 0x11, True), ("expired", 0x12, True), ("acquired", 7)]
+    assert reported == [("expired", 0x11, True), ("expired", 0x12, True), ("acquired", 3)]
 
 
 def test_another_error_of_the_socket_is_not_hidden(bench):

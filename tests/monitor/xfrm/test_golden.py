@@ -17,6 +17,13 @@ NO_SOURCE = {
 }
 """iproute2 adds an empty XFRMA_SRCADDR, which the kernel does not look at for ESP."""
 
+NO_SOURCE_BUT_A_MARK = {
+    "header.length": (72, 52),
+    "attribute 13.order": (0, None),
+    "attribute 13.rest": (bytes(16), None),
+    "XFRMA_MARK.order": (1, 0),
+}
+
 REPORTS = {
     "header.length": (492, 500),
     "XFRMA_MTIMER_THRESH.order": (None, 4),
@@ -26,8 +33,9 @@ REPORTS = {
 """iproute2 does not know the attribute."""
 
 DIFFERENCES = {"updsa-in-cbc-sha256-udp": REPORTS, "delsa": NO_SOURCE, "delsa-ah": NO_SOURCE, "getsa": NO_SOURCE}
+DIFFERENCES |= {"delsa-mark": NO_SOURCE_BUT_A_MARK, "getsa-mark": NO_SOURCE_BUT_A_MARK}
 REQUEST, ACK = 0x1, 0x4
-ANSWERED = ("allocspi", "allocspi-ah", "allocspi-ipcomp", "getsa", "getpolicy")
+ANSWERED = ("allocspi", "allocspi-ah", "allocspi-ipcomp", "getsa", "getsa-mark", "getpolicy", "getpolicy-lane")
 """Answered with a message, not with an ACK."""
 
 
@@ -37,18 +45,29 @@ def names():
         "allocspi-ah",
         "allocspi-ipcomp",
         "delpolicy",
+        "delpolicy-lane",
+        "delpolicy-pass",
         "delsa",
         "delsa-ah",
+        "delsa-mark",
         "getpolicy",
+        "getpolicy-lane",
         "getsa",
+        "getsa-mark",
         "newpolicy-fwd",
+        "newpolicy-fwd-drop-ipv6",
+        "newpolicy-fwd-lane",
         "newpolicy-in",
         "newpolicy-in-ah-transport",
+        "newpolicy-in-drop",
         "newpolicy-in-ipcomp",
         "newpolicy-in-ipv6-in-ipv4",
         "newpolicy-out",
         "newpolicy-out-ah",
         "newpolicy-out-ipcomp",
+        "newpolicy-out-ipv4-in-ipv6",
+        "newpolicy-out-lane",
+        "newpolicy-out-pass",
         "newpolicy-out-transport",
         "newsa-out-3des-aescmac",
         "newsa-out-aes128ccm8",
@@ -70,15 +89,21 @@ def names():
         "newsa-out-gcm",
         "newsa-out-ipcomp",
         "newsa-out-ipv6",
+        "newsa-out-ipv6-in-ipv4",
+        "newsa-out-lane",
+        "newsa-out-limits",
         "newsa-out-null-sha256",
         "newsa-out-transport",
         "newsa-out-within-ipcomp",
         "updpolicy-out",
+        "updpolicy-out-lane",
         "updsa-in-ah-ipv6",
         "updsa-in-cbc-sha256-udp",
         "updsa-in-esn-window-4096",
         "updsa-in-gcm",
         "updsa-in-ipcomp",
+        "updsa-in-lane",
+        "updsa-in-limits",
         "updsa-in-window-32",
     ]
 

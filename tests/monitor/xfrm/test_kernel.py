@@ -1,21 +1,29 @@
 """The same against this machine's kernel, in a network namespace of its own. Nothing may stay behind."""
 
+import os
 import select
 import socket
 import subprocess
 import time
+from dataclasses import replace
 
 import pytest
 
 from monitor.dataplane import DataplaneError, Events
+from monitor.inheritance import policy_record, shunt_record
+from monitor.journal import Journal
+from monitor.plane import leave_kernel
 from monitor.xfrm.bypass import bypass, udp_encap
 from monitor.xfrm.client import KernelDataplane
 from monitor.xfrm.events import XfrmEvents
 from monitor.xfrm.netlink import XfrmNetlink
-from monitor.xfrm.probe import lacking
+from monitor.xfrm.probe import knows_direction, lacking
 from privsep.algorithms import ChildSuite
+from privsep.config.lanes import KernelOptions, Lane, Mark
+from privsep.config.model import Action, Order
 from privsep.errors import OperatorError
 from privsep.iana import ProtocolId
+from privsep.types import Mode
 
 pytestmark = pytest.mark.root
 
@@ -74,9 +82,10 @@ def hasty(inside):
     )
 
 
-def knock():
+def knock(mark=0):
     """Send a packet from one protected network to the other; nobody is there."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
         sock.bind(("10.1.0.1", 0))
         sock.sendto(b"knock", ("10.2.0.9", 9))
 
@@ -133,6 +142,51 @@ def test_somebody_elses_policy_stays_and_ours_is_not_half_there(kit, bench):
     assert bench.ip("xfrm", "policy") == before
 
 
+def marked(kit, number, value):
+    return kit.policy(number=number, kernel=KernelOptions(lane=Lane(mark_in=Mark(value), mark_out=Mark(value))))
+
+
+def test_equal_selectors_in_several_lanes_are_several_policies(kit, bench):
+    lanes = [kit.policy(number=1), marked(kit, 2, 16), marked(kit, 3, 32)]
+    lanes.append(kit.policy(number=4, kernel=KernelOptions(lane=Lane(if_id_in=5, if_id_out=5))))
+    for policy in lanes:
+        kit.result(bench.plane.add_policy(policy))
+    shown = bench.ip("xfrm", "policy")
+    assert [shown.count(f"reqid {number} ") for number in (1, 2, 3, 4)] == [3] * 4
+    for policy in lanes[1::2]:
+        kit.result(bench.plane.remove_policy(policy))
+    shown = bench.ip("xfrm", "policy")
+    assert [shown.count(f"reqid {number} ") for number in (1, 2, 3, 4)] == [3, 0, 3, 0]
+
+
+def test_a_marked_packet_asks_for_an_sa_of_the_policy_with_its_mark(kit, bench):
+    for policy in (marked(kit, 2, 16), marked(kit, 3, 32)):
+        kit.result(bench.plane.add_policy(policy))
+    knock()
+    assert bench.wait(0.3) == [], "none has its mark"
+    knock(32)
+    assert bench.wait(2) == [("acquired", 3)]
+
+
+def test_a_policy_of_a_lane_that_was_left_behind_is_taken_over_in_that_lane(kit, bench):
+    old = replace(marked(kit, 3, 16), remote=kit.endpoint("192.0.2.99"))
+    for policy in (marked(kit, 2, 32), old, marked(kit, 7, 16)):
+        kit.result(bench.plane.add_policy(policy))
+    shown = bench.ip("xfrm", "policy")
+    assert "192.0.2.99" not in shown
+    assert [shown.count(f"reqid {number} ") for number in (2, 3, 7)] == [3, 0, 3]
+
+
+def test_the_kernel_takes_directions_exactly_if_it_knows_them(kit, bench):
+    plane = KernelDataplane(bench.netlink, directed=knows_direction(bench.netlink))
+    local, remote = kit.endpoint("192.0.2.1"), kit.endpoint("192.0.2.2")
+    spi = plane.allocate_spi(local, remote, ProtocolId.ESP)
+    release = tuple(int(part) for part in os.uname().release.split(".")[:2])
+    assert knows_direction(bench.netlink) is (release >= (6, 10))
+    plane.release_spi(spi, local, remote, ProtocolId.ESP)
+    assert bench.ip("xfrm", "state") == ""
+
+
 def test_a_packet_without_an_sa_asks_for_one_and_does_not_leave(kit, bench):
     kit.result(bench.plane.add_policy(kit.policy()))
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL)) as far:
@@ -148,6 +202,70 @@ def test_the_control_without_a_policy_lets_the_packet_out(bench):
         far.bind(("far", 0))
         knock()
         assert _left_in_clear(far, b"knock")
+
+
+@pytest.mark.parametrize(("action", "leaves"), [(Action.PASS, True), (Action.DROP, False)])
+def test_a_shunt_within_a_policy_lets_a_packet_out_or_refuses_it_and_asks_for_no_sa(kit, bench, action, leaves):
+    bench.ip("neigh", "add", "10.2.0.9", "lladdr", "02:00:00:00:00:01", "dev", "under")
+    kit.result(bench.plane.add_policy(kit.policy()))
+    kit.result(bench.plane.add_shunt(kit.shunt(remote_ts=kit.selectors("10.2.0.9/32"), action=action)))
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL)) as far:
+        far.bind(("far", 0))
+        try:
+            knock()
+        except PermissionError:
+            assert action is Action.DROP
+        assert _left_in_clear(far, b"knock") is leaves
+    assert bench.wait(0.2) == []
+
+
+def test_a_shunt_after_all_children_leaves_them_theirs(kit, bench):
+    kit.result(bench.plane.add_policy(kit.policy()))
+    everything = {"local_ts": kit.selectors("0.0.0.0/0"), "remote_ts": kit.selectors("0.0.0.0/0")}
+    kit.result(bench.plane.add_shunt(kit.shunt(**everything, action=Action.DROP, order=Order.LAST)))
+    knock()
+    assert bench.wait(2) == [("acquired", 7)]
+
+
+def test_a_successor_clears_what_is_provably_ours_and_leaves_what_is_not(kit, bench):
+    wide = {"local_ts": kit.selectors("10.5.0.0/16"), "remote_ts": kit.selectors("10.6.0.0/16")}
+    theirs = kit.policy(number=9, local_ts=kit.selectors("10.7.0.0/16"))
+    kept, gone = kit.policy(), kit.policy(number=8, **wide)
+    for each in (kept, gone, theirs):
+        kit.result(bench.plane.add_policy(each))
+    kit.result(bench.plane.add_shunt(kit.shunt()))
+    successor = KernelDataplane(bench.netlink)
+    kit.result(successor.add_policy(kept))
+    for each in (kept, gone, replace(theirs, number=1)):
+        kit.result(successor.clear(each))
+    kit.result(successor.clear(kit.shunt(action=Action.DROP)))
+    shown = bench.ip("xfrm", "policy")
+    assert [shown.count(f"reqid {number} ") for number in (7, 8, 9)] == [3, 0, 3]
+    assert shown.count("10.2.3.0/24") == 3
+    kit.result(successor.clear(kit.shunt()))
+    assert "10.2.3.0/24" not in bench.ip("xfrm", "policy")
+
+
+def test_an_instance_with_another_data_plane_leaves_nothing_of_ours_in_the_kernel(kit, bench, clock, tmp_path):
+    journal = Journal(tmp_path / "journal", clock, print)
+    for each in (kit.policy(), kit.mixed):
+        kit.result(bench.plane.add_policy(each))
+        journal.add(policy_record("paris", "lan", each))
+    kit.result(bench.plane.add_shunt(kit.shunt()))
+    journal.add(shunt_record(kit.shunt()))
+    bench.ip("xfrm", "policy", "add", "src", "10.8.0.0/16", "dst", "10.9.0.0/16", "dir", "out", "priority", "4803000")
+    leave_kernel(kit.gateway(), Journal(tmp_path / "journal", clock, print), print)
+    assert bench.ip("xfrm", "policy").count("dir ") == 1
+
+
+def test_a_larval_sa_is_no_pair_to_adopt_or_to_discard(kit, bench):
+    local, remote = kit.endpoint("192.0.2.1"), kit.endpoint("192.0.2.2")
+    pair = kit.pair(spi_in=bench.plane.allocate_spi(local, remote, ProtocolId.ESP))
+    before = bench.ip("xfrm", "state")
+    with pytest.raises(DataplaneError, match="all"):
+        kit.result(bench.plane.adopt(pair))
+    assert kit.result(bench.plane.discard(pair)) is False
+    assert bench.ip("xfrm", "state") == before != ""
 
 
 def _left_in_clear(far, payload):
@@ -259,3 +377,47 @@ def make(kit, bench, suite, **changes):
     spi = bench.plane.allocate_spi(kit.endpoint("192.0.2.1"), kit.endpoint("192.0.2.2"), ProtocolId.ESP)
     values |= {"suite": suite, "spi_in": spi} | changes
     return kit.pair(**values)
+
+
+@pytest.fixture
+def neighbours(kit):
+    """Two namespaces on one link, 2001:db8::1 and 2001:db8::2."""
+    with kit.network() as near, kit.network() as far:
+        link = ["ip", "link", "add", "wire", "netns", near, "type", "veth", "peer", "name", "wire", "netns", far]
+        subprocess.run(link, check=True)
+        for name, address in ((near, "2001:db8::1"), (far, "2001:db8::2")):
+            for command in (f"address add {address}/64 dev wire nodad", "link set wire up"):
+                subprocess.run(["ip", "-n", name, *command.split()], check=True)
+        yield near, far
+
+
+def protect_all_between(kit, local, remote):
+    """A socket that IKE could use, with a policy for everything else."""
+    netlink = XfrmNetlink()
+    hosts = {"local_ts": kit.selectors(f"{local}/128"), "remote_ts": kit.selectors(f"{remote}/128")}
+    ends = {"local": kit.endpoint(local), "remote": kit.endpoint(remote)}
+    kit.result(KernelDataplane(netlink).add_policy(kit.policy(mode=Mode.TRANSPORT, **hosts, **ends)))
+    netlink.close()
+    sock = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+    sock.settimeout(3)
+    bypass(sock)
+    sock.bind((local, 500))
+    return sock
+
+
+@pytest.mark.parametrize("found", [True, False])
+def test_neighbours_find_each_other_though_all_between_them_is_protected_rfc4861(kit, neighbours, monkeypatch, found):
+    if not found:
+        monkeypatch.setattr("monitor.xfrm.policy._discovery", lambda local, remote: ())
+    near, far = neighbours
+    with kit.entered(near):
+        ours = protect_all_between(kit, "2001:db8::1", "2001:db8::2")
+    with kit.entered(far):
+        theirs = protect_all_between(kit, "2001:db8::2", "2001:db8::1")
+    with ours, theirs:
+        ours.sendto(b"IKE", ("2001:db8::2", 500))
+        if found:
+            assert theirs.recv(10) == b"IKE"
+        else:
+            with pytest.raises(TimeoutError):
+                theirs.recv(10)

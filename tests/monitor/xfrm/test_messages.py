@@ -1,9 +1,13 @@
 """<linux/xfrm.h>: the structs' sizes, and that no key is where it need not be."""
 
+import sys
+
 import pytest
 from pyroute2.netlink import nla, nlmsg
 
 from monitor.xfrm import messages, policy, sa, structs
+from monitor.xfrm.present import PresentSa, is_as_described
+from privsep.iana import ProtocolId
 
 SIZES = {
     messages.NewSa: 224,
@@ -83,6 +87,30 @@ def test_the_answer_to_getsa_is_decoded_without_its_keys(kit):
     found.decode()
     assert "attrs" not in found
     assert not any(value == b"sesame" * 6 for value in found.values())
+
+
+@pytest.mark.parametrize("natted", [False, True])
+def test_of_an_sa_that_is_adopted_the_encapsulation_is_read_and_no_key(kit, natted):
+    pair = kit.pair(encryption_out=b"sesame" * 6, **(kit.natted if natted else {}))
+    message = messages.NewSa.request(0, *sa.outbound(pair))
+    message.encode()
+    found = PresentSa(message.data)
+    found.decode()
+    assert is_as_described(found, pair, ProtocolId.ESP, pair.local, pair.remote)
+    assert not is_as_described(found, pair, ProtocolId.ESP, pair.remote, pair.local)
+    assert (found["encap"] is not None) is natted
+    assert b"sesame" not in b"".join(value for value in found.values() if isinstance(value, bytes))
+    assert "attrs" not in found
+
+
+@pytest.mark.parametrize("length", [0, 1, 3, 5, 0xFFFF])
+def test_an_answer_with_attributes_of_any_length_ends(kit, length):
+    message = messages.NewSa.request(0, *sa.outbound(kit.pair()))
+    message.encode()
+    message.data[240:242] = length.to_bytes(2, sys.byteorder)
+    found = PresentSa(message.data)
+    found.decode()
+    assert found["encap"] is None
 
 
 def test_the_kernels_explanation_is_decoded():

@@ -6,11 +6,13 @@ from dataclasses import replace
 
 import pytest
 
+from monitor.xfrm import interfaces
 from monitor.xfrm.algorithms import CIPHERS, CONFIG, INTEGRITIES
 from monitor.xfrm.messages import Type
 from monitor.xfrm.netlink import KernelError
-from monitor.xfrm.probe import lacking, probe
+from monitor.xfrm.probe import knows_direction, lacking, probe
 from privsep.algorithms import ChildSuite, EspCipher, Integrity
+from privsep.config.lanes import KernelOptions, Lane
 from privsep.iana import ProtocolId
 
 GCM = ChildSuite.parse("aes256gcm16")
@@ -161,3 +163,26 @@ def test_the_ip_versions_are_those_that_the_configuration_names(kit):
     local = kit.connection(local=None, remote=ipaddress.ip_network("2001:db8::/32"))
     probe(kernel, replace(kit.gateway(), connections=(local,)))
     assert {message["id.daddr"] for message in kernel.done[::2]} == {ipaddress.ip_address("::1").packed}
+
+
+LANES = (KernelOptions(lane=Lane(if_id_in=1)), KernelOptions(lane=Lane(if_id_in=1, if_id_out=1), interface="ipsec0"))
+
+
+@pytest.mark.parametrize("options", LANES)
+def test_xfrm_interfaces_are_missed_where_a_child_has_an_if_id_and_nowhere_else(kit, monkeypatch, options):
+    monkeypatch.setattr(interfaces, "possible", lambda: False)
+    plain, lane = kit.connection(), kit.connection(children=(kit.child(kernel=options),))
+    assert probe(FakeKernel(), replace(kit.gateway(), connections=(plain,))) is None
+    gateway = replace(kit.gateway(), connections=(plain, lane))
+    lacks = "the kernel has no XFRM interfaces (CONFIG_XFRM_INTERFACE)"
+    assert probe(FakeKernel(), gateway) == lacks
+    assert probe(FakeKernel(errno.EPROTONOSUPPORT), gateway).endswith(f"(CONFIG_INET_ESP); {lacks}")
+    monkeypatch.setattr(interfaces, "possible", lambda: True)
+    assert probe(FakeKernel(), gateway) is None
+
+
+@pytest.mark.parametrize(("answer", "known"), [(errno.ERANGE, True), (errno.EINVAL, True), (errno.ESRCH, False)])
+def test_directions_are_known_where_a_wrong_one_is_refused(answer, known):
+    kernel = FakeKernel(answer)
+    assert knows_direction(kernel) is known
+    assert [message.kind for message in kernel.done] == [Type.GETSA], "nothing is changed"

@@ -8,9 +8,10 @@ import sys
 
 import pytest
 
-from privsep import audit as facts_of
+from privsep.audit import Kind, expected
 from privsep.cli import audit, main
 from privsep.config.model import Layer, Users
+from privsep.procfs import AuditError, Facts, Thread
 from privsep.sandbox.capabilities import mask
 
 DONE, FAILED, USAGE, INVALID, UNREACHABLE = range(5)
@@ -22,10 +23,11 @@ def answer(*processes: tuple[str, int], absent: tuple[str, ...] = (), **more: ob
     return {"kind": "result", "code": 0, "text": "", "processes": listed, "users": USERS, "absent": absent, **more}
 
 
-def as_designed(kind: facts_of.Kind, pid: int) -> facts_of.Facts:
-    """What a process looks like that is confined as it should be."""
-    want = facts_of.expected(kind, Users(**{name: tuple(ids) for name, ids in USERS.items()}), frozenset())
-    thread = facts_of.Thread(
+def as_designed(kind: Kind, pid: int) -> Facts:
+    """What a process looks like that is confined as it should be; the monitor is 101."""
+    want = expected(kind, Users(**{name: tuple(ids) for name, ids in USERS.items()}), frozenset())
+    child = kind is not Kind.MONITOR
+    thread = Thread(
         uids=(want.uid,) * 4,
         gids=(want.gid,) * 4,
         groups=(),
@@ -36,27 +38,34 @@ def as_designed(kind: facts_of.Kind, pid: int) -> facts_of.Facts:
         bounding=mask(want.permitted),
         no_new_privs=1,
         seccomp=2,
+        filters=2 if child else 1,
     )
-    return facts_of.Facts(
+    return Facts(
         pid=pid,
-        threads=1,
+        parent=101 if child else 1,
+        session=pid,
+        command=want.command.replace("( N)+", " N N"),
+        environment=0,
+        threads=want.threads,
         credentials=(thread,),
         dumpable=False,
-        core_limit=0,
+        limits=want.limits,
         landlock=7 if Layer.LANDLOCK in want.layers else None,
-        root="/run/empty" if want.empty_root else "/",
-        root_is_empty=want.empty_root,
-        empty_network=Layer.NETNS in want.layers,
+        root="/run/empty" if child else "/",
+        root_is_empty=child,
+        network=f"net:[{pid}]",
+        empty_network=child,
         locked_kb=4096 if Layer.MLOCK in want.layers else 0,
-        descriptors={0: "/dev/null", 2: "pipe", 3: "socket", 4: "socket"},
+        libraries=(),
+        descriptors={0: "/dev/null", 2: "pipe", 3: "unix"},
     )
 
 
 @pytest.fixture
 def confined(monkeypatch):
     """Process 101 is the monitor, 102 the worker, 103 keyd; all as designed."""
-    kinds = {101: facts_of.Kind.MONITOR, 102: facts_of.Kind.WORKER, 103: facts_of.Kind.KEYD}
-    monkeypatch.setattr(audit, "inspect", lambda pid: as_designed(kinds[pid], pid))
+    kinds = {101: Kind.MONITOR, 102: Kind.WORKER, 103: Kind.KEYD}
+    monkeypatch.setattr(audit, "inspect", lambda pid, _: as_designed(kinds[pid], pid))
     return answer(("monitor", 101), ("worker", 102), ("keyd", 103))
 
 
@@ -84,27 +93,52 @@ def test_the_document_names_capabilities_and_every_fact(confined, daemon, run_di
     assert keyd["credentials"][0]["permitted"] == ["CAP_IPC_LOCK"]
     assert monitor["credentials"][0]["effective"] == ["CAP_KILL", "CAP_NET_ADMIN"]
     assert {"uids", "gids", "groups", "seccomp", "no_new_privs"} <= worker["credentials"][0].keys()
-    assert {"dumpable", "core_limit", "landlock", "root", "empty_network", "locked_kb", "descriptors"} <= worker.keys()
+    assert {field.name for field in dataclasses.fields(Facts)} <= worker.keys()
+    assert worker["limits"]["nofile"] == 4
+    assert document["missing"] == []
 
 
-def test_a_process_that_does_not_run_is_mentioned(confined, daemon, run_dir, capsys):
-    confined["processes"].pop(1)
-    confined["absent"] = ["landlock"]
+@pytest.mark.parametrize("missing", [0, 1, 2])
+def test_a_process_that_does_not_run_is_a_failure(confined, daemon, run_dir, capsys, monkeypatch, missing):
+    monkeypatch.setattr(audit, "SETTLE_SECONDS", -1.0)
+    name = confined["processes"].pop(missing)["name"]
     daemon(confined)
-    main(["audit", "--run-dir", str(run_dir)])
+    assert main(["audit", "--json", "--run-dir", str(run_dir)]) == FAILED
+    assert json.loads(capsys.readouterr().out)["missing"] == [name]
+    (run_dir / "control.sock").unlink()
+    daemon(confined)
+    assert main(["audit", "--run-dir", str(run_dir)]) == FAILED
     printed = capsys.readouterr().out
-    assert "worker is not running\n" in printed
-    assert "named as absent by the configuration: landlock\n" in printed
+    assert f"{name} is not running\n" in printed
+    assert "WEAKER" not in printed
+
+
+def test_what_the_configuration_names_as_absent_is_mentioned(confined, daemon, run_dir, capsys):
+    daemon(confined | {"absent": ["landlock"]})
+    assert main(["audit", "--run-dir", str(run_dir)]) == DONE
+    assert "named as absent by the configuration: landlock\n" in capsys.readouterr().out
+
+
+def test_processes_are_judged_beside_each_other(confined, daemon, run_dir, capsys, monkeypatch):
+    monkeypatch.setattr(audit, "SETTLE_SECONDS", -1.0)
+    orphan = dataclasses.replace(as_designed(Kind.WORKER, 102), parent=1)
+    inspect = audit.inspect
+    monkeypatch.setattr(audit, "inspect", lambda pid, monitor: orphan if pid == 102 else inspect(pid, monitor))
+    daemon(confined)
+    assert main(["audit", "--run-dir", str(run_dir)]) == FAILED
+    printed = capsys.readouterr().out
+    assert "worker: parent is 1, designed is 101\n" in printed
+    assert printed.count("WEAKER") == 1
 
 
 def test_a_process_that_has_just_started_gets_time_to_confine_itself(confined, monkeypatch, capsys):
     answers, looks = [confined, confined], []
-    unfinished = as_designed(facts_of.Kind.WORKER, 102)
+    unfinished = as_designed(Kind.WORKER, 102)
 
-    def inspect(pid):
+    def inspect(pid, _):
         looks.append(pid)
         first = len(looks) <= 3
-        kind = {101: facts_of.Kind.MONITOR, 102: facts_of.Kind.WORKER, 103: facts_of.Kind.KEYD}[pid]
+        kind = {101: Kind.MONITOR, 102: Kind.WORKER, 103: Kind.KEYD}[pid]
         return dataclasses.replace(unfinished, root_is_empty=False) if first and pid == 102 else as_designed(kind, pid)
 
     monkeypatch.setattr(audit, "inspect", inspect)
@@ -112,6 +146,27 @@ def test_a_process_that_has_just_started_gets_time_to_confine_itself(confined, m
     assert main(["audit", "--run-dir", "unused"]) == DONE
     assert looks == [101, 102, 103] * 2
     assert "WEAKER" not in capsys.readouterr().out
+
+
+def test_a_process_that_ends_meanwhile_is_looked_for_again(confined, monkeypatch, capsys):
+    answers, gone = [confined, answer(("monitor", 101), ("worker", 104), ("keyd", 103))], []
+    kinds = {101: Kind.MONITOR, 102: Kind.WORKER, 103: Kind.KEYD}
+
+    def inspect(pid, _):
+        if pid not in kinds:
+            gone.append(pid)
+            raise AuditError(f"process {pid} cannot be inspected: gone")
+        return as_designed(kinds[pid], pid)
+
+    monkeypatch.setattr(audit, "inspect", inspect)
+    monkeypatch.setattr(audit, "ask", lambda *_, **__: answers.pop())
+    assert main(["audit", "--run-dir", "unused"]) == DONE
+    assert gone == [104]
+    # not for ever
+    monkeypatch.setattr(audit, "SETTLE_SECONDS", -1.0)
+    monkeypatch.setattr(audit, "ask", lambda *_, **__: answer(("monitor", 101), ("worker", 104), ("keyd", 103)))
+    assert main(["audit", "--run-dir", "unused"]) == FAILED
+    assert "process 104 cannot be inspected: gone" in capsys.readouterr().err
 
 
 @pytest.mark.root

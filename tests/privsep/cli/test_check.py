@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -27,7 +29,9 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, who must 
 @needs_root
 def test_the_shipped_samples_pass(cli, config):
     done = cli("check", "--config", config)
-    assert (done.returncode, done.stdout) == (DONE, f"{config}: 1 connection, 1 child, no problem found\n")
+    first, second = done.stdout.splitlines()
+    assert (done.returncode, first) == (DONE, f"{config}: 1 connection, 1 child, no problem found")
+    assert second.startswith("dataplane: ")
     assert cli("check", "--config", config, "--secrets", config.with_name("secrets.toml")).returncode == DONE
 
 
@@ -36,7 +40,40 @@ def test_the_shipped_samples_pass(cli, config):
 def test_check_json_is_one_document(cli, config):
     done = cli("check", "--config", config, "--json")
     assert done.returncode == DONE
-    assert json.loads(done.stdout) == {"schema_version": 1, "problems": []}
+    document = json.loads(done.stdout)
+    assert document.pop("dataplane") is not None
+    assert document == {"schema_version": 1, "problems": []}
+
+
+def asked(config, **changes):
+    """What this machine would do with a changed configuration, by the command behind `check`."""
+    text = config.read_text()
+    for old, new in changes.items():
+        assert old in text
+        text = text.replace(old, new)
+    config.write_text(text)
+    words = [sys.executable, "-I", "-B", "-m", "monitor.check", "--config", str(config)]
+    return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+
+
+@pytest.mark.root
+@needs_root
+def test_check_says_which_data_plane_this_machine_would_use_and_what_the_kernel_lacks(config):
+    told = asked(config)
+    assert told.startswith(("kernel, because the kernel carries", "userspace, because the kernel"))
+    assert told.startswith("kernel") or "CONFIG_" in told
+    insists = asked(config, **{'dataplane = "auto"': 'dataplane = "kernel"'})
+    assert insists == told if told.startswith("kernel") else insists.startswith("none, because dataplane = ")
+    assert asked(config, **{'"kernel"': '"userspace"'}) == "userspace, because the configuration says so"
+
+
+@pytest.mark.root
+@needs_root
+def test_check_without_the_privilege_says_that_it_cannot_tell(cli, config):
+    words = ["setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin"]
+    words += [sys.executable, "-I", "-B", "-m", "monitor.check", "--config", str(config)]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert done.stdout == "cannot be told, because only root with CAP_NET_ADMIN may ask the kernel\n"
 
 
 def test_every_problem_of_the_configuration_is_a_line(cli, config):

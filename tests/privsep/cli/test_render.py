@@ -53,6 +53,15 @@ def test_a_compressed_child_is_marked(status_document):
         assert (f"{child['proposal']} IPComp  " in status_text(status_document, PLAIN)) is shown
 
 
+def test_shunts_are_a_table_where_there_are_any(status_document):
+    status_document["shunts"] = [
+        {"name": "rest", "action": "drop", "order": "last", "local_ts": ["10.1.0.0/16"], "remote_ts": ["0.0.0.0/0"]}
+    ]
+    assert status_text(status_document, PLAIN).endswith(
+        "\n\nSHUNT  ACTION  ORDER  LOCAL TS     REMOTE TS\nrest   drop    last   10.1.0.0/16  0.0.0.0/0\n"
+    )
+
+
 def test_adopted_children_are_shown(status_document):
     status_document["adopted"] = [{"connection": "rome", "name": "net", "state": "installed", "bytes_in": 0}]
     assert "rome/net" in status_text(status_document, PLAIN)

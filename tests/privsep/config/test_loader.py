@@ -98,6 +98,7 @@ def test_what_is_left_away_has_the_documented_default(gateway):
     connection = loaded.connections[0]
     child = connection.children[0]
     assert (loaded.listen, loaded.dataplane, loaded.absent) == ((), model.DataplaneChoice.AUTO, frozenset())
+    assert loaded.egress is model.Egress.OPEN
     assert connection.local_id == Identity.of_address(ipaddress.ip_address("192.0.2.1"))
     assert connection.remote_id == Identity.of_address(ipaddress.ip_address("192.0.2.2"))
     assert connection.auth is Auth.PSK
@@ -173,11 +174,18 @@ def test_each_key_says_what_it_says(gateway, number, value, read, expected):
 def test_the_gateway_s_own_keys(gateway):
     loaded = gateway(
         "[gateway]\nlisten = ['192.0.2.1', '2001:db8::1']\nabsent = ['landlock', 'mlock', 'netns']\n"
+        "egress = 'restricted'\n"
         "users = { worker = 61001, keyd = '61002', userspace = 'alice' }\n"
     )
     assert loaded.listen == (ipaddress.ip_address("192.0.2.1"), ipaddress.ip_address("2001:db8::1"))
     assert loaded.absent == frozenset(model.Layer)
+    assert loaded.egress is model.Egress.RESTRICTED
     assert loaded.users == model.Users(worker=(61001, 61001), keyd=(61002, 61002), userspace=(1000, 1000))
+
+
+def test_a_misspelt_egress_is_refused_and_not_taken_for_open():
+    with pytest.raises(ConfigError, match=r"g:2: .*'restrict' is not known; did you mean 'restricted'\?"):
+        loader.load('[gateway]\negress = "restrict"\n' + SMALL, "g", Names({}))
 
 
 def test_a_name_resolves_to_the_ip_version_of_local(gateway):
@@ -507,7 +515,7 @@ def test_a_packet_belongs_to_one_connection(problems, one, other):
     ((line, told),) = problems(connection("a", "192.0.2.2", *one) + connection("b", "192.0.2.3", *other))
     assert line in (7, 14)
     assert " overlaps " in told
-    assert told.endswith("selectors of one connection only would be right")
+    assert told.endswith("selectors of one connection only, or an if_id for each, would be right")
 
 
 @pytest.mark.parametrize(

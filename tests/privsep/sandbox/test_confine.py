@@ -117,6 +117,91 @@ def test_a_step_that_cannot_be_applied_is_fatal(sandbox, spoil, complaint):
     assert result.stdout == ""
 
 
+SILENT = {
+    "user": (
+        "worker",
+        "identity.refuse_return = lambda: None\n"
+        "identity.become = lambda uid, gid: (os.setgroups([]), os.setresgid(gid, gid, gid))",
+    ),
+    "group": (
+        "worker",
+        "identity.refuse_return = lambda: None\n"
+        "identity.become = lambda uid, gid: (os.setgroups([]), os.setresuid(uid, uid, uid))",
+    ),
+    "supplementary groups": (
+        "worker",
+        "os.setgroups([7])\n"
+        "identity.become = lambda uid, gid: (os.setresgid(gid, gid, gid), os.setresuid(uid, uid, uid))",
+    ),
+    "permitted capabilities": ("worker", "capabilities.limit = lambda permitted, effective: limit({10}, set())"),
+    "effective capabilities": ("keyd", "capabilities.limit = lambda permitted, effective: limit(permitted, set())"),
+    "bounding set": ("worker", "capabilities.limit_bounding = lambda keep, highest: None"),
+    "inheritable capabilities": (
+        "keyd",
+        "def inherit(permitted, effective):\n"
+        "    low = struct.pack('=3I', 1 << 14, 1 << 14, 1 << 14)\n"
+        "    system.call('capset', struct.pack('=Ii', 0x20080522, 0), low + bytes(12))\n"
+        "capabilities.limit = inherit",
+    ),
+    "no_new_privs": ("worker", "without = {Layer.LANDLOCK}\nprctl.set_no_new_privs = lambda value: None"),
+    "locked memory": ("keyd", "memory.lock = lambda: None"),
+    "securebits are not locked": ("worker", "capabilities.lock_securebits = lambda: None"),
+    "root can be regained": ("worker", "identity.become = lambda uid, gid: os.setresuid(uid, uid, 0)"),
+    "still dumpable": ("monitor", "prctl.set_dumpable = lambda value: 0"),
+    "filter is not in force": ("worker", "seccomp.load = lambda compiled: None"),
+}
+
+
+@pytest.mark.parametrize("what", SILENT)
+def test_a_step_that_silently_does_not_take_effect_is_fatal(sandbox, what):
+    process, spoil = SILENT[what]
+    result = sandbox.run(
+        f"""
+import struct
+from privsep.sandbox import identity
+limit, without = capabilities.limit, set()
+{spoil}
+confined = policy({process!r}, frozenset(without))
+confine.become_user(confined)
+confine.lock_down(confined)
+print("confined")
+"""
+    )
+    assert (result.returncode, result.stdout) == (1, "")
+    assert what in result.stderr
+
+
+def test_who_begins_is_hidden_before_it_has_anything_to_hide(sandbox):
+    show = "print(prctl.get_dumpable(), resource.getrlimit(resource.RLIMIT_CORE)[1])"
+    assert sandbox.output(f"confine.begin()\n{show}") == "False 0"
+
+
+def test_a_parent_that_has_ended_already_is_noticed(sandbox):
+    result = sandbox.run("confine._end_with_parent(os.getppid() + 1)\nprint('goes on')")
+    assert (result.returncode, result.stdout) == (1, "")
+    assert "the monitor has ended" in result.stderr
+
+
+BIND = """
+try:
+    socket.socket(socket.AF_UNIX).bind("here.sock")
+    print("bound")
+except OSError as error:
+    print(errno.errorcode[error.errno])
+"""
+
+
+@pytest.mark.parametrize(("process", "outcome"), [("worker", "EACCES"), ("keyd", "bound")])
+def test_landlock_lets_keyd_alone_make_its_socket(sandbox, process, outcome):
+    """The directory is the user's own: without the domain both may."""
+    assert sandbox.output(f"become({process!r}, WORKPLACE)\n{BIND}") == outcome
+    without = f"confine.become_user(policy({process!r}, frozenset({{Layer.LANDLOCK}})), WORKPLACE)"
+    assert (
+        sandbox.output(f"try:\n    os.unlink(WORKPLACE + '/here.sock')\nexcept OSError:\n    pass\n{without}\n{BIND}")
+        == "bound"
+    )
+
+
 NO_LAYER = {
     "netns": "c = frozenset(range(41)) - {21, 24}; capabilities.limit(c, c)",
     "mlock": "c = frozenset(range(41)) - {14, 24}; capabilities.limit(c, c)",
@@ -143,8 +228,9 @@ print("confined")
     assert sandbox.output(accepted) == "confined"
 
 
-def test_a_child_ends_with_its_parent(sandbox):
-    """PR_SET_PDEATHSIG is lost when credentials change; it is set again after."""
+@pytest.mark.parametrize("confined", ["confine_as('worker')", "confine.begin()"])
+def test_a_child_ends_with_its_parent(sandbox, confined):
+    """From its first step on. PR_SET_PDEATHSIG is lost when credentials change; it is set again after."""
     printed = sandbox.output(
         """
 inner = os.fork()
@@ -153,14 +239,14 @@ if inner == 0:
     ready, write = os.pipe()
     leaf = os.fork()
     if leaf == 0:
-        confine_as("worker")
+        CONFINED
         os.write(write, b"x")
         time.sleep(30)
     os.read(ready, 1)
     print(leaf, flush=True)
     os._exit(0)
 os.waitpid(inner, 0)
-"""
+""".replace("CONFINED", confined)
     )
     for _ in range(100):
         if not _runs(int(printed)):

@@ -1,0 +1,157 @@
+"""Daemons that are killed while packets flow: none is lost, a successor adopts what is there, nothing is left over."""
+
+import re
+import signal
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
+
+IKE, ESP = "aes256-sha256-modp2048", "aes256gcm16-modp2048"
+PATIENCE = 60
+INTERVAL = "0.005"
+"""200 packets a second."""
+
+
+class Flow:
+    """Pings that count."""
+
+    def __init__(self, site, target):
+        words = site.command("ping", "-n", "-q", "-i", INTERVAL, "-W", "5", "-I", site.inner, target)
+        self._process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+
+    def end(self):
+        """How many were sent and how many were lost."""
+        self._process.send_signal(signal.SIGINT)
+        output, _ = self._process.communicate(timeout=20)
+        sent, received = map(int, re.search(r"(\d+) packets transmitted, (\d+) received", output).groups())
+        # the last may be on its way
+        return sent, max(0, sent - received - 1)
+
+
+@pytest.fixture
+def tunnel(network, ours, theirs):
+    """Between both daemons, up."""
+    ours.configure(IKE, ESP)
+    theirs.configure(IKE, ESP, uid=62011)
+    with ThreadPoolExecutor() as pool:
+        for started in [pool.submit(gateway.launch) for gateway in (ours, theirs)]:
+            started.result()
+    ours.order("up")
+    assert network.left.ping(network.right.inner) == 3
+
+
+@pytest.fixture
+def flowing(network, tunnel):
+    """A flow through it."""
+    flow = Flow(network.left, network.right.inner)
+    yield flow
+    if flow._process.poll() is None:
+        flow._process.kill()
+
+
+def spis(gateway):
+    return set(re.findall(r"proto esp spi (0x[0-9a-f]+)", gateway.xfrm("state")))
+
+
+def counts(gateway):
+    """SAs and policies."""
+    return len(spis(gateway)), gateway.xfrm("policy").count("dir ")
+
+
+def assert_journal_is_private(ours):
+    journal = ours.run_dir / "journal"
+    status = journal.stat()
+    assert (status.st_uid, status.st_mode & 0o777) == (0, 0o600)
+    written = journal.read_bytes()
+    keys = re.findall(r"aead \S+ 0x([0-9a-f]+)", ours.xfrm("state"))
+    assert len(set(keys)) == 2
+    for key in map(bytes.fromhex, keys):
+        assert not any(key[at : at + 4] in written for at in range(len(key) - 3))
+
+
+def kill_daemon(network, daemon):
+    pids = list(daemon.processes().values())
+    network.kill(daemon.processes()["monitor"])
+    daemon.process.wait(10)
+    assert network.wait_for(lambda: not any(network.alive(pid) for pid in pids))
+
+
+def settled(ours, theirs, before, old):
+    """What was adopted is replaced and removed at both ends; as many SAs and policies as before."""
+    return lambda: counts(ours) == counts(theirs) == before and not old & spis(ours)
+
+
+def test_killed_children_cost_no_packet_and_leave_nothing_over(network, ours, theirs, flowing):
+    before = counts(ours)
+    for victims in (("worker",), ("keyd",), ("worker", "keyd")):
+        old, present = spis(ours), ours.processes()
+        for victim in victims:
+            network.kill(present[victim])
+        restarted = network.wait_for(
+            lambda gone=present: ours.is_ready() and ours.processes()["keyd"] != gone["keyd"], ours.patience
+        )
+        assert restarted, ours.text()
+        assert network.wait_for(settled(ours, theirs, before, old), PATIENCE), (ours.xfrm("state"), ours.text())
+    sent, lost = flowing.end()
+    assert (sent > 1000, lost) == (True, 0)
+    assert ours.status()["adopted"] == []
+
+
+def test_a_killed_monitor_costs_no_packet_and_its_successor_adopts_replaces_and_leaves_nothing_over(
+    network, ours, theirs, flowing
+):
+    assert_journal_is_private(ours)
+    before, old = counts(ours), spis(ours)
+    kill_daemon(network, ours)
+    assert (counts(ours), spis(ours)) == (before, old)
+    ours.launch()
+    assert "notice earlier-pairs adopted=1 removed=0 forgotten=0" in ours.text()
+    assert network.wait_for(settled(ours, theirs, before, old), PATIENCE), (ours.xfrm("state"), ours.text())
+    sent, lost = flowing.end()
+    assert (sent > 1000, lost) == (True, 0)
+    assert ours.status()["adopted"] == []
+    assert ours.stop() == 0
+    assert (ours.xfrm("state"), ours.xfrm("policy")) == ("", "")
+    assert not (ours.run_dir / "journal").exists()
+
+
+def test_what_is_not_configured_any_more_is_removed_and_what_is_not_ours_stays(network, ours, tunnel):
+    def ip(*words):
+        network.ip(ours.site, "xfrm", *words)
+
+    foreign = ("src", "198.51.100.1", "dst", "198.51.100.2", "proto", "esp", "spi", "0x4711")
+    ip("state", "add", *foreign, "mode", "tunnel", "aead", "rfc4106(gcm(aes))", "0x" + "5a" * 20, "128")
+    template = ("tmpl", "src", "198.51.100.1", "dst", "198.51.100.2", "proto", "esp", "reqid", "1", "mode", "tunnel")
+    traffic = ("src", "10.77.0.0/16", "dst", "10.78.0.0/16", "dir", "out", "priority", "4803000")
+    ip("policy", "add", *traffic, *template)
+    kill_daemon(network, ours)
+    assert counts(ours) == (3, 4)
+    text = ours.config.read_text()
+    ours.config.write_text(text.replace(f"{network.right.inner}/32", "10.99.0.0/16"))
+    ours.launch()
+    assert "notice earlier-pairs adopted=0 removed=1 forgotten=0" in ours.text()
+    assert spis(ours) == {"0x00004711"}
+    policies = ours.xfrm("policy")
+    assert network.right.inner not in policies
+    assert "10.78.0.0/16" in policies
+    assert policies.count("10.99.0.0/16") == 3
+    assert ours.stop() == 0
+    assert counts(ours) == (1, 1)
+
+
+def test_half_a_pair_is_removed_and_larval_sas_expire_by_themselves(network, ours, tunnel):
+    subprocess.run(ours.site.command("sysctl", "-qw", "net.core.xfrm_acq_expires=5"), check=True)
+    larval = ("src", network.right.outer, "dst", network.left.outer, "proto", "esp", "mode", "tunnel")
+    network.ip(ours.site, "xfrm", "state", "allocspi", *larval, "min", "0x5000", "max", "0x5fff")
+    kill_daemon(network, ours)
+    (child,) = re.findall(rf"dst {network.right.outer}\s+proto esp spi (0x[0-9a-f]+)", ours.xfrm("state"))
+    network.ip(ours.site, "xfrm", "state", "delete", "dst", network.right.outer, "proto", "esp", "spi", child)
+    ours.launch()
+    assert "notice earlier-pairs adopted=0 removed=1 forgotten=0" in ours.text()
+    assert network.wait_for(lambda: counts(ours) == (0, 3), PATIENCE), ours.xfrm("state")
+    ours.order("up")
+    assert network.left.ping(network.right.inner) == 3
+    assert counts(ours) == (2, 3)

@@ -1,0 +1,373 @@
+"""What a captured worker with real keymat tells the monitor, and the gateways to which it tells it.
+
+`LIES` has one request for each way to be wrong, with the checks that say no to it, in order.
+"""
+
+import os
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from ipaddress import ip_address, ip_network
+from itertools import count
+
+from counterpart import GATEWAY, Peer, Session, Worker
+from lab import LEFT, LEFT_HOST, PSK, RIGHT, RIGHT_HOST
+from world import ATTACKER, ESP, IKE, SECOND, SECOND_PSK, Plan, World
+
+from keyd.service import Service
+from privsep.algorithms import ChildSuite, IkeSuite
+from privsep.iana import IdType
+from privsep.schema import install, keyd
+from privsep.schema.install import Denial
+from privsep.types import Endpoint, Identity, TrafficSelector
+
+EVERYONE = ("worker", "keyd", "monitor.userspace")
+"""keyd and the ESP process are honest until a control tells them otherwise; the latter says what it has."""
+SHIPPED = Plan(captured=EVERYONE).without(monitor="# a world of its own: what other scenarios install would be counted")
+SWITCHES = """
+import json
+import sys
+from pathlib import Path
+from monitor import authorize, sadb, service
+from monitor.userspace.client import UserspaceDataplane
+
+switches = Path(sys.argv[-1]).with_name("switches")
+
+def off(name):
+    return switches.exists() and name in json.loads(switches.read_text())
+
+def switchable(check):
+    return lambda case: authorize.PASSED if off(check.__name__) else check(case)
+
+authorize.CHECKS = tuple(map(switchable, authorize.CHECKS))
+judge, place = service.authorize, UserspaceDataplane.install
+shipped = sadb.MAX_INSTALLED_PER_CONNECTION, sadb.MAX_POLICIES_PER_CONNECTION
+
+def scaled(*arguments):
+    # sixteen thousand would take a while
+    sadb.MAX_INSTALLED_PER_CONNECTION = 2 if off("scale") else shipped[0]
+    sadb.MAX_POLICIES_PER_CONNECTION = 8 if off("scale") else shipped[1]
+    return judge(*arguments)
+
+def reserve(self, entry):
+    # without its checks the monitor would lose count, and later lies would meet what is left
+    if self.entry(entry.pair.spi_in) is not None:
+        self.forget(self.entry(entry.pair.spi_in))
+    count_in(self, entry)
+
+def unreserved(self, pair):
+    if off("reserved"):
+        self._spis.add(pair.spi_in)
+        self._installed.discard(pair.spi_in)
+    return place(self, pair)
+
+count_in, sadb.Sadb.reserve = sadb.Sadb.reserve, reserve
+service.authorize, UserspaceDataplane.install = scaled, unreserved
+"""
+SWITCHABLE = SHIPPED.without(monitor=SWITCHES)
+
+FEW_POLICIES = 8
+"""As `scaled` has it."""
+
+WEAK_ESP = """
+database = sys.modules["monitor.userspace.database"]
+if "honest" not in globals():
+    honest = database.Database.add_pair, database.transform
+
+def add_pair(self, order):
+    self._by_spi.pop(order.spi_in, None)
+    self._outbound.clear()
+    return honest[0](self, order)
+
+def transform(suite, encryption, integrity):
+    return sys.modules["monitor.userspace.esp"].Combined(suite.cipher, encryption)
+
+database.Database.add_pair, database.transform = (add_pair, transform) if weak else honest
+"""
+INSTALLED_THERE = "result = sorted(me.database._by_spi)"
+REMOVE_THERE = """
+for spi in spis:
+    me.forwarder._remove(me.database.remove_pair(spi))
+"""
+
+KEYD_ASKS_NOTHING = """
+honest = phase2._check
+phase2._check = lambda *_: None
+"""
+KEYD_ASKS_AGAIN = "phase2._check = honest"
+KEYD_BELIEVES = """
+honest = phase1.Phase1._select
+phase1.Phase1._select = lambda self, sa, main, identity: main.claimed
+"""
+KEYD_DOUBTS_AGAIN = "phase1.Phase1._select = honest"
+KEYD_CUTS = """
+honest = me.service._redeem
+
+def redeem(request):
+    whole = honest(request)
+    return dataclasses.replace(whole, **{name: getattr(whole, name)[:length] for name, length in lengths.items()})
+
+me.service._redeem = redeem
+"""
+KEYD_CUTS_NO_MORE = "me.service._redeem = honest"
+
+
+def selectors(text: str) -> tuple[TrafficSelector, ...]:
+    """10.1.0.0/24 or 10.1.0.0/24[6/443]."""
+    network, protocol, port = re.fullmatch(r"([^[]+)(?:\[(\d+)/(\d+)])?", text).groups(default="0")
+    return (TrafficSelector(ip_network(network), int(protocol), int(port)),)
+
+
+def endpoint(address: str, port: int = 500) -> Endpoint:
+    return Endpoint(ip_address(address), port)
+
+
+class Attacker:
+    """In the captured worker, with peers of his own to authenticate. Remembers what he got, to give it back."""
+
+    def __init__(self, world: World) -> None:
+        self.world, self.worker = world, Worker(world)
+        self.pairs: list[int] = []
+        self._sessions: dict[tuple[object, ...], Session] = {}
+
+    def session(self, lie: "Lie") -> Session | keyd.Refused:
+        connection = lie.child.split("/")[0]
+        key = (connection, lie.address, lie.identity, self.world.pid("keyd"))
+        if key not in self._sessions:
+            peer = Peer(connection, lie.address, SECOND_PSK if connection == "second" else PSK)
+            if lie.identity:
+                pretend(peer, lie.identity)
+            session = Session(self.worker, peer, IkeSuite.parse(IKE))
+            believed = session.initiate(connection)
+            if isinstance(believed, keyd.Refused):
+                return believed
+            self._sessions[key] = session
+        return self._sessions[key]
+
+    def keymat(self, session: Session, lie: "Lie", spis: tuple[int, int]) -> bytes | keyd.Refused:
+        """Of a Quick Mode with the peer, for the SPIs and the suite of the lie."""
+        first = self.worker.keyd(session.quick_offer(session.ours, child=lie.child.split("/")[1]))
+        theirs = session.peer.do(
+            keyd.QuickOpen(ike=session.theirs, message_id=first.message_id, ciphertext=first.ciphertext)
+        ).quick
+        second = session.peer.do(session.quick_answer(theirs)).ciphertext
+        session.peer.do(keyd.Drop(handle=theirs))
+        self.worker.keyd(keyd.QuickFinish(quick=first.quick, ciphertext=second))
+        accept = session.quick_accept(first.quick, *spis)
+        keyed = self.worker.keyd(replace(accept, suite=ChildSuite.parse(lie.suite)))
+        return keyed if isinstance(keyed, keyd.Refused) else keyed.keymat
+
+    def tell(self, lie: "Lie") -> str:
+        """What becomes of it: INSTALLED, or who said no."""
+        session = self.session(lie)
+        if isinstance(session, keyd.Refused):
+            return f"keyd: {session.why.name}"
+        spis = lie.spis(self, lie)
+        keymat = self.keymat(session, lie, spis)
+        if isinstance(keymat, keyd.Refused):
+            return f"keyd: {keymat.why.name}"
+        answer = self.worker.monitor(
+            install.Install(
+                keymat=keymat,
+                local=endpoint(lie.local, lie.local_port),
+                remote=endpoint(lie.remote or lie.address, lie.remote_port),
+                encap=lie.encap,
+                local_ts=selectors(lie.local_ts),
+                remote_ts=selectors(lie.remote_ts),
+            )
+        )
+        if isinstance(answer, install.Denied):
+            return answer.why.name
+        self.pairs.append(spis[0])
+        return "INSTALLED"
+
+    def allocate(self, child: str, address: str) -> int:
+        connection, name = child.split("/")
+        request = install.AllocateSpi(connection=connection, child=name, local=endpoint(LEFT), remote=endpoint(address))
+        return self.worker.monitor(request).spi
+
+    def remove(self, spi: int) -> install.MonitorReply:
+        return self.worker.monitor(install.Remove(spi_in=spi))
+
+    def withdraw(self) -> None:
+        """Leave nothing behind for the next lie."""
+        for spi in self.pairs:
+            self.remove(spi)
+        self.world.in_esp(REMOVE_THERE, spis=self.pairs)
+        self.pairs.clear()
+
+
+def pretend(peer: Peer, name: str) -> None:
+    """Claim another identity than the address, with the right secret."""
+    peer.connection = replace(peer.connection, local_id=Identity(IdType.FQDN, name.encode()))
+    gateway = replace(GATEWAY, connections=(peer.connection,))
+    peer.service = Service(gateway, peer, time.monotonic, os.urandom)
+
+
+OUTBOUND = count(0x51530000)
+
+
+def fresh_spis(attacker: Attacker, lie: "Lie") -> tuple[int, int]:
+    return attacker.allocate(lie.child, lie.address), next(OUTBOUND)
+
+
+def never_allocated(attacker: Attacker, lie: "Lie") -> tuple[int, int]:
+    return 0xBAD00001, next(OUTBOUND)
+
+
+def given_back(attacker: Attacker, lie: "Lie") -> tuple[int, int]:
+    spi, other = fresh_spis(attacker, lie)
+    assert attacker.remove(spi) == install.Removed()
+    return spi, other
+
+
+def of_another_child(attacker: Attacker, lie: "Lie") -> tuple[int, int]:
+    return attacker.allocate("second/port", lie.address), next(OUTBOUND)
+
+
+def of_another_connection(attacker: Attacker, lie: "Lie") -> tuple[int, int]:
+    return attacker.allocate("peer/net", RIGHT), next(OUTBOUND)
+
+
+def installed_already(attacker: Attacker, lie: "Lie") -> tuple[int, int]:
+    assert attacker.tell(replace(lie, spis=fresh_spis)) == "INSTALLED"
+    return attacker.pairs[-1], next(OUTBOUND)
+
+
+def outbound_of_another(attacker: Attacker, lie: "Lie") -> tuple[int, int]:
+    spi_in, spi_out = fresh_spis(attacker, lie)
+    assert attacker.tell(replace(lie, spis=lambda *_: (spi_in, spi_out))) == "INSTALLED"
+    return attacker.allocate(lie.child, lie.address), spi_out
+
+
+def both_the_same(attacker: Attacker, lie: "Lie") -> tuple[int, int]:
+    spi = attacker.allocate(lie.child, lie.address)
+    return spi, spi
+
+
+def after_another_identity(attacker: Attacker, lie: "Lie") -> tuple[int, int]:
+    assert attacker.tell(replace(lie, address="192.0.2.10", spis=fresh_spis)) == "INSTALLED"
+    return fresh_spis(attacker, lie)
+
+
+def after_two_more(attacker: Attacker, lie: "Lie") -> tuple[int, int]:
+    for _ in range(2):
+        assert attacker.tell(replace(lie, spis=fresh_spis)) == "INSTALLED"
+    return fresh_spis(attacker, lie)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lie:
+    """One request, true but for what is named, and who says no, in order: a check and its reason."""
+
+    layers: tuple[tuple[str, Denial], ...]
+    child: str = "second/net"
+    address: str = SECOND
+    identity: str = ""
+    suite: str = ESP
+    spis: Callable[[Attacker, "Lie"], tuple[int, int]] = fresh_spis
+    local: str = LEFT
+    local_port: int = 500
+    remote: str = ""
+    remote_port: int = 500
+    encap: bool = False
+    local_ts: str = "10.1.0.0/24"
+    remote_ts: str = "10.4.0.0/24"
+    keyd: str = ""
+    """Where an honest keyd refuses first: its refusal."""
+    weaken: tuple[str, str] = ("", "")
+    """To take keyd's check out, and back in."""
+    facts: dict[str, object] = field(default_factory=dict)
+    scaled: bool = False
+    """With a limit lowered, as the shipped one takes too long to reach."""
+
+
+def lax(**more: object) -> Lie:
+    return Lie(
+        **({"child": "lax/net", "address": "192.0.2.11", "local_ts": "10.1.7.0/24", "remote_ts": "10.8.7.0/24"} | more)
+    )
+
+
+def host(**more: object) -> Lie:
+    true = {"child": "host/net", "address": "198.51.100.7", "local_ts": f"{LEFT}/32", "remote_ts": "198.51.100.7/32"}
+    return Lie(**(true | more))
+
+
+D = Denial
+INSIDE = (("_selectors_inside", D.SELECTORS),)
+OUTER = (("_spi_addresses", D.ADDRESSES), ("_outer_addresses", D.ADDRESSES))
+NOT_OURS = (("_spi_is_ours", D.SPI), ("_spi_addresses", D.ADDRESSES), ("reserved", D.DATAPLANE))
+ESP_REFUSES = ("esp", D.DATAPLANE)
+
+LIES = {
+    "wider selectors of the peer": Lie(layers=INSIDE, remote_ts="10.4.0.0/16"),
+    "wider selectors of ours": Lie(layers=INSIDE, local_ts="10.1.0.0/23"),
+    "everything": Lie(layers=(*INSIDE, ("_no_overlap", D.OVERLAP)), local_ts="0.0.0.0/0", remote_ts="0.0.0.0/0"),
+    "the other family": Lie(layers=INSIDE, local_ts="fd01::/64", remote_ts="fd04::/64"),
+    "another port": Lie(
+        layers=INSIDE, child="second/port", local_ts=f"{LEFT_HOST}/32[6/22]", remote_ts="10.5.0.0/24[6/0]"
+    ),
+    "another protocol": Lie(
+        layers=INSIDE, child="second/port", local_ts=f"{LEFT_HOST}/32[17/443]", remote_ts="10.5.0.0/24[6/0]"
+    ),
+    "any protocol": Lie(layers=INSIDE, child="second/port", local_ts=f"{LEFT_HOST}/32[6/443]", remote_ts="10.5.0.0/24"),
+    "two families in one pair": Lie(layers=(*INSIDE, ("_families_agree", D.SELECTORS)), local_ts="fd01::/64"),
+    "a network in transport mode": host(
+        layers=(*INSIDE, ("_transport_selectors", D.SELECTORS)), remote_ts="198.51.100.0/24"
+    ),
+    "the bystander's addresses and selectors": Lie(
+        layers=(*OUTER, *INSIDE, ("_no_overlap", D.OVERLAP)),
+        remote=RIGHT,
+        local_ts=f"{LEFT_HOST}/32",
+        remote_ts=f"{RIGHT_HOST}/32",
+    ),
+    "an SPI that nobody allocated": Lie(layers=NOT_OURS, spis=never_allocated),
+    "an SPI that was given back": Lie(layers=NOT_OURS, spis=given_back),
+    "an SPI of another child": Lie(layers=NOT_OURS[:1], spis=of_another_child),
+    "an SPI of another connection": Lie(layers=NOT_OURS[:2], spis=of_another_connection),
+    "an SPI that is installed": Lie(layers=(*NOT_OURS, ESP_REFUSES), spis=installed_already),
+    "an outbound SA that exists": Lie(layers=(("_outbound_is_new", D.EXISTS), ESP_REFUSES), spis=outbound_of_another),
+    "one SPI for both directions": Lie(
+        layers=(("_spis_differ", D.SPI),),
+        spis=both_the_same,
+        keyd="BAD_PROPOSAL",
+        weaken=(KEYD_ASKS_NOTHING, KEYD_ASKS_AGAIN),
+    ),
+    "a suite that is not proposed": Lie(
+        layers=(("_suite", D.ALGORITHMS),),
+        suite="aes128-sha1-modp2048",
+        keyd="BAD_PROPOSAL",
+        weaken=(KEYD_ASKS_NOTHING, KEYD_ASKS_AGAIN),
+    ),
+    "a key cut short, with keyd's help": Lie(
+        layers=(("_key_lengths", D.ALGORITHMS), ESP_REFUSES),
+        weaken=(KEYD_CUTS, KEYD_CUTS_NO_MORE),
+        facts={"lengths": {"encryption_in": 20, "encryption_out": 20}},
+    ),
+    "an identity that is not the connection's": Lie(
+        layers=(("_identity", D.IDENTITY),),
+        identity="mallory.example.org",
+        keyd="UNKNOWN_IDENTITY",
+        weaken=(KEYD_BELIEVES, KEYD_DOUBTS_AGAIN),
+    ),
+    "a laxer connection than the peer's own": lax(layers=(("_most_specific", D.IDENTITY),), address=SECOND),
+    "the attacker's address": Lie(layers=OUTER, remote=ATTACKER),
+    "another peer of the same connection": lax(layers=OUTER[:1], remote=ATTACKER),
+    "another address of ours": Lie(layers=OUTER, local="10.1.0.1"),
+    "another port of ours": Lie(layers=(("_ports", D.ADDRESSES),), local_port=600),
+    "another port of the peer": Lie(layers=(("_ports", D.ADDRESSES),), remote_port=53),
+    "encapsulation from the wrong port": Lie(layers=(("_ports", D.ADDRESSES),), encap=True, remote_port=53),
+    "encapsulation where it is off": host(
+        layers=(("_encapsulation", D.ADDRESSES),), encap=True, local_port=4500, remote_port=4500
+    ),
+    "another identity's traffic": lax(layers=(("_no_overlap", D.OVERLAP),), spis=after_another_identity),
+    "a part of another identity's traffic": lax(
+        layers=(("_no_overlap", D.OVERLAP),),
+        spis=lambda attacker, lie: after_another_identity(attacker, replace(lie, remote_ts="10.8.0.0/16")),
+    ),
+    "the traffic of a peer that is down": lax(
+        layers=(*INSIDE, ("_not_reserved", D.OVERLAP)), local_ts="10.1.0.0/24", remote_ts="10.4.0.128/25"
+    ),
+    "more pairs than the quota": Lie(layers=(("_quota", D.QUOTA),), spis=after_two_more, scaled=True),
+}

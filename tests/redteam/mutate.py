@@ -1,0 +1,249 @@
+"""Takes one check out of the code at a time and looks whether a test notices.
+
+    make mutants                                  # every file of TARGETS; hours
+    .venv/bin/python tests/redteam/mutate.py monitor/authorize.py [--list] [--only 3,17]
+
+Each mutant is one edit of one file, in a copy of the checkout with a copy of the virtual environment, so that children
+that are started with `python -I` run it too. Stages of tests run from the fast to the real ones until one fails. What
+no stage notices is printed at the end: each survivor is a check that could be removed unseen.
+"""
+
+import argparse
+import ast
+import copy
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+CHECKOUT = Path(__file__).parents[2]
+STAGE_SECONDS = 600
+ADMIT = 0x7FFF0000
+"""SECCOMP_RET_ALLOW."""
+KEYD = (
+    "tests/keyd/test_states.py tests/keyd/test_phase1.py tests/keyd/test_phase2.py",
+    "tests/keyd/test_handle_machine.py",
+    "tests/redteam/test_fuzz.py",
+    "tests/redteam/test_forge.py tests/redteam/test_exhaust.py",
+)
+AUTHORIZE = (
+    "tests/monitor/test_authorize.py",
+    "tests/redteam/test_fuzz.py tests/monitor/test_service.py",
+    "tests/redteam/test_install.py tests/redteam/test_captured_keyd.py",
+)
+SANDBOX = (
+    "tests/privsep/sandbox",
+    "tests/privsep/test_audit.py",
+    "tests/process/test_sandbox_together.py tests/process/test_audit.py",
+    "tests/redteam/test_reach_out.py tests/redteam/test_steal.py tests/redteam/test_captured_esp.py",
+)
+TARGETS: dict[str, tuple[str, ...]] = {
+    "keyd/handles.py": KEYD,
+    "keyd/service.py": KEYD,
+    "monitor/authorize.py": AUTHORIZE,
+    **{
+        f"privsep/sandbox/{name}.py": SANDBOX
+        for name in ("confine", "identity", "memory", "namespaces", "landlock", "rlimits", "capabilities", "seccomp")
+    },
+    "privsep/sandbox/policy.py": SANDBOX,
+    "worker/sandbox.py": SANDBOX,
+    "keyd/sandbox.py": SANDBOX,
+    "monitor/sandbox.py": SANDBOX,
+    "monitor/userspace/sandbox.py": SANDBOX,
+}
+"""Files whose checks count, and the tests that should notice, in stages."""
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One edit: the node at this place of a file's syntax tree becomes something else."""
+
+    line: int
+    what: str
+    tree: ast.Module
+
+
+class Editor(ast.NodeTransformer):
+    """Applies the edit of one number, and counts how many there are. A check can be dropped, passed or turned."""
+
+    def __init__(self, wanted: int) -> None:
+        self.wanted = wanted
+        self.count = 0
+        self.done: tuple[int, str] | None = None
+
+    def _takes(self, node: ast.AST, what: str) -> bool:
+        """Whether this is the edit that was asked for."""
+        self.count += 1
+        if self.count - 1 != self.wanted:
+            return False
+        self.done = (node.lineno, what)
+        return True
+
+    def visit_If(self, node: ast.If) -> ast.AST:
+        if self._takes(node, "the condition never holds: " + ast.unparse(node.test)):
+            return ast.copy_location(ast.If(ast.Constant(False), node.body, node.orelse), node)
+        return self.generic_visit(node)
+
+    def visit_IfExp(self, node: ast.IfExp) -> ast.AST:
+        for value, word in ((node.body, "always"), (node.orelse, "never")):
+            if self._takes(node, f"the condition {word} holds: {ast.unparse(node.test)}"):
+                return value
+        return self.generic_visit(node)
+
+    def visit_BoolOp(self, node: ast.BoolOp) -> ast.AST:
+        for index, value in enumerate(node.values):
+            if self._takes(node, "a part is dropped: " + ast.unparse(value)):
+                rest = node.values[:index] + node.values[index + 1 :]
+                return rest[0] if len(rest) == 1 else ast.copy_location(ast.BoolOp(node.op, rest), node)
+        return self.generic_visit(node)
+
+    def visit_Compare(self, node: ast.Compare) -> ast.AST:
+        turned = {ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt}
+        for index, operator in enumerate(node.ops):
+            if type(operator) in turned and self._takes(node, "the bound moves: " + ast.unparse(node)):
+                operators = [*node.ops]
+                operators[index] = turned[type(operator)]()
+                return ast.copy_location(ast.Compare(node.left, operators, node.comparators), node)
+        return self.generic_visit(node)
+
+    def visit_Expr(self, node: ast.Expr) -> ast.AST:
+        if isinstance(node.value, ast.Call) and self._takes(node, "the call is dropped: " + ast.unparse(node)):
+            return ast.copy_location(ast.Pass(), node)
+        return self.generic_visit(node)
+
+    def visit_Raise(self, node: ast.Raise) -> ast.AST:
+        if self._takes(node, "nothing is raised: " + ast.unparse(node)):
+            return ast.copy_location(ast.Pass(), node)
+        return self.generic_visit(node)
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        """A filter's rule made laxer; `all` and `any` turned."""
+        name = node.func.id if isinstance(node.func, ast.Name) else ""
+        if name == "allow":
+            for index in range(1, len(node.args)):
+                if self._takes(node, "a condition is dropped: " + ast.unparse(node)):
+                    return _call("allow", node.args[:index] + node.args[index + 1 :], node)
+        if name == "refuse" and self._takes(node, "what was refused is admitted: " + ast.unparse(node)):
+            return _call("allow", node.args[:1], node)
+        if name == "_each" and ast.unparse(node.args[0]) == "kill" and self._takes(node, "what was fatal is admitted"):
+            return _call("_each", [ast.Name("allow", ast.Load()), *node.args[1:]], node)
+        if name in ("all", "any") and self._takes(node, f"{name} becomes its opposite: " + ast.unparse(node)):
+            return _call({"all": "any", "any": "all"}[name], node.args, node)
+        return self.generic_visit(node)
+
+    def visit_keyword(self, node: ast.keyword) -> ast.AST:
+        if node.arg == "otherwise" and self._takes(node.value, "what no rule admits is admitted"):
+            return ast.copy_location(ast.keyword(node.arg, ast.Constant(ADMIT)), node)
+        return self.generic_visit(node)
+
+    def visit_Set(self, node: ast.Set) -> ast.AST:
+        for index, element in enumerate(node.elts):
+            if self._takes(element, "an element is dropped: " + ast.unparse(element)):
+                rest = node.elts[:index] + node.elts[index + 1 :]
+                return ast.copy_location(ast.Set(rest), node) if rest else _call("set", [], node)
+        return self.generic_visit(node)
+
+    def visit_Dict(self, node: ast.Dict) -> ast.AST:
+        for index, key in enumerate(node.keys):
+            if key is not None and self._takes(node, "an entry is dropped: " + ast.unparse(key)):
+                keys, values = (
+                    node.keys[:index] + node.keys[index + 1 :],
+                    node.values[:index] + node.values[index + 1 :],
+                )
+                return ast.copy_location(ast.Dict(keys, values), node)
+        return self.generic_visit(node)
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
+        """A table of checks without one of them."""
+        if isinstance(node.target, ast.Name) and node.target.id == "CHECKS" and isinstance(node.value, ast.Tuple):
+            for index, element in enumerate(node.value.elts):
+                if self._takes(element, "the check is dropped: " + ast.unparse(element)):
+                    rest = node.value.elts[:index] + node.value.elts[index + 1 :]
+                    value = ast.copy_location(ast.Tuple(rest, ast.Load()), node.value)
+                    return ast.copy_location(ast.AnnAssign(node.target, node.annotation, value, node.simple), node)
+        node.value = None if node.value is None else self.visit(node.value)
+        return node
+
+
+def _call(name: str, arguments: list[ast.expr], place: ast.AST) -> ast.AST:
+    return ast.copy_location(ast.Call(ast.Name(name, ast.Load()), arguments, []), place)
+
+
+def mutants(text: str) -> Iterator[Mutant]:
+    """All of a file's."""
+    source = ast.parse(text)
+    number = 0
+    while True:
+        editor = Editor(number)
+        tree = ast.fix_missing_locations(editor.visit(copy.deepcopy(source)))
+        if editor.done is None:
+            return
+        line, what = editor.done
+        yield Mutant(line, re.sub(r"\s+", " ", what), tree)
+        number += 1
+
+
+def workshop(parent: Path) -> Path:
+    """A copy of the checkout and of the environment that runs it."""
+    place, here = parent / "checkout", CHECKOUT / ".venv"
+    shutil.copytree(CHECKOUT, place, symlinks=True, ignore=shutil.ignore_patterns(".git", ".venv", ".*_cache"))
+    shutil.copytree(here, place / ".venv", symlinks=True, ignore=shutil.ignore_patterns("kernel", "libreswan"))
+    for finder in (place / ".venv").glob("lib/*/site-packages/__editable__*"):
+        finder.write_text(finder.read_text().replace(str(CHECKOUT), str(place)))
+    parent.chmod(0o755)
+    return place
+
+
+def noticed(place: Path, stages: tuple[str, ...]) -> str | None:
+    """The first test that failed, or None."""
+    for stage in stages:
+        files = [word for word in stage.split() if (place / word).exists()]
+        words = [".venv/bin/python", "-m", "pytest", "-x", "-q", "--no-header", "-p", "no:cacheprovider", *files]
+        try:
+            done = subprocess.run(words, cwd=place, capture_output=True, text=True, timeout=STAGE_SECONDS, check=False)
+        except subprocess.TimeoutExpired:
+            return f"{stage} does not end"
+        if done.returncode:
+            found = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.M)
+            return found[1] if found else f"{stage} ends with {done.returncode}"
+    return None
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Remove one check at a time and see whether a test notices.")
+    parser.add_argument("files", nargs="*", metavar="FILE", help="of the checkout (default: all targets)")
+    parser.add_argument("--list", action="store_true", help="print the mutants and run nothing")
+    parser.add_argument("--only", metavar="N,N", help="these numbers only")
+    parser.add_argument("--stages", type=int, metavar="N", help="the first, fast stages only")
+    options = parser.parse_args()
+    only = {int(number) for number in options.only.split(",")} if options.only else None
+    survivors: list[str] = []
+    ran = 0
+    with tempfile.TemporaryDirectory(prefix="mutants-") as parent:
+        place = CHECKOUT if options.list else workshop(Path(parent))
+        for name in options.files or TARGETS:
+            text = (CHECKOUT / name).read_text()
+            for number, mutant in enumerate(mutants(text)):
+                if only is not None and number not in only:
+                    continue
+                label = f"{name}:{mutant.line} #{number} {mutant.what}"[:150]
+                if options.list:
+                    print(label)
+                    continue
+                (place / name).write_text(ast.unparse(mutant.tree))
+                by = noticed(place, TARGETS[name][: options.stages])
+                ran += 1
+                print(f"{label}\n    {by or 'SURVIVED'}", flush=True)
+                survivors += [] if by else [label]
+            (place / name).write_text(text)
+    if ran:
+        print(f"\n{ran} mutants, {ran - len(survivors)} noticed, {len(survivors)} survived", *survivors, sep="\n  ")
+    return 1 if survivors else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,249 @@
+"""keyd and monitor with layers taken out, for controls: each block names what it removes, each plan what it joins."""
+
+from world import Plan
+
+NO_ORDER = """
+from keyd import handles, phase1, phase2
+
+# any operation in any state; what has been used stays
+class Anything(dict):
+    def __contains__(self, key):
+        return True
+
+    def get(self, key, default=None):
+        return key[0] if key[0] is handles.State.REDEEMABLE else super().get(key, key[0])
+
+handles.TRANSITIONS = Anything(handles.TRANSITIONS)
+handles.Registry.drop = lambda self, entry: None
+
+# the address is proof enough of the identity
+new = phase1.Phase1._new
+
+def assumed(self, request, *arguments):
+    sa = new(self, request, *arguments)
+    sa.connection = self._context.gateway.candidates(request.local, request.remote)[0]
+    sa.identity = sa.connection.remote_id
+    return sa
+
+phase1.Phase1._new = assumed
+
+# keymat may be redeemed when it is derived
+derive = phase2.Phase2._derive
+phase2.Phase2._derive = lambda self, quick, role, state, request: derive(
+    self, quick, role, handles.State.REDEEMABLE, request
+)
+"""
+
+NO_LIST_OF_PAYLOADS = """
+from privsep.iana import PayloadType
+
+phase1.AUTH_EXTRAS = phase2.INFO_EXTRAS = phase2.QUICK_EXTRAS = frozenset(PayloadType)
+"""
+
+SIGNING = """
+from dataclasses import dataclass
+from keyd import ikev1
+from privsep.schema import keyd as ops
+from privsep.schema.codec import Blob, Handle, Table
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class Sign:
+    ike: Handle
+    digest: Blob
+
+ops.REQUESTS = Table({number: layout.make for number, layout in ops.REQUESTS._by_number.items()} | {15: Sign})
+made = entry.Service.__init__
+
+def more(self, *arguments):
+    def sign(request):
+        sa = self._registry.get(request.ike)
+        return ops.Sealed(ciphertext=ikev1.prf(sa.suite.hash, sa.skeyid_a, request.digest))
+
+    made(self, *arguments)
+    self._operations[Sign] = sign
+
+entry.Service.__init__ = more
+"""
+
+OWN_VALUES_COME_BACK = """
+phase1.Phase1._agree = lambda self, keypair, peer: keypair.agree(peer)
+"""
+
+NO_CHECK_OF_PUBLIC_VALUES = """
+from keyd import phase1, phase2
+from keyd.groups import ecp, modp, x25519
+from keyd.secret import Secret
+
+P256 = 2**256 - 2**224 + 2**192 + 2**96 - 1
+
+def add(p, q):
+    # the curve's b is in no formula, which is why a point off the curve must never get here
+    if None in (p, q):
+        return p or q
+    (x1, y1), (x2, y2) = p, q
+    if x1 == x2 and (y1 + y2) % P256 == 0:
+        return None
+    slope = (3 * x1 * x1 - 3) * pow(2 * y1, -1, P256) if p == q else (y2 - y1) * pow(x2 - x1, -1, P256)
+    x3 = (slope * slope - x1 - x2) % P256
+    return x3, (slope * (x1 - x3) - y1) % P256
+
+def times(scalar, point):
+    result = None
+    for bit in bin(scalar)[2:]:
+        result = add(result, result)
+        result = add(result, point) if bit == "1" else result
+    return result or (0, 0)
+
+def of_modp(pair, peer):
+    p = modp.PRIMES[pair._group]
+    return pow(int.from_bytes(peer, "big"), pair._private.private_numbers().x, p).to_bytes(256, "big")
+
+def of_ecp(pair, peer):
+    point = int.from_bytes(peer[:32], "big"), int.from_bytes(peer[32:], "big")
+    return times(pair._private.private_numbers().private_value, point)[0].to_bytes(32, "big")
+
+def of_x25519(pair, peer):
+    try:
+        return pair._private.exchange(x25519.X25519PublicKey.from_public_bytes(peer[:32].ljust(32, b"\\0")))
+    except ValueError:
+        return bytes(32)
+
+AGREE = {modp.ModpKeyPair: of_modp, ecp.EcpKeyPair: of_ecp, x25519.X25519KeyPair: of_x25519}
+phase1.Phase1._agree = lambda self, pair, peer: Secret(AGREE[type(pair)](pair, peer))
+"""
+
+NO_CHOICE_OF_CONNECTION = """
+from privsep.config.model import Gateway
+
+select, candidates = phase1.Phase1._select, Gateway.candidates
+phase1.Phase1._select = lambda self, sa, main, identity: (
+    select(self, sa, main, identity) or main.claimed or self._context.gateway.connection("lax")
+)
+Gateway.candidates = lambda self, local, remote: tuple(dict.fromkeys((*candidates(self, local, remote),
+                                                                     *self.connections)))
+"""
+
+NO_MEMORY = """
+# of message ids
+class Forgetful(set):
+    def add(self, each):
+        pass
+
+begun = phase1.IkeSa.__init__
+
+def begin(self, *arguments):
+    begun(self, *arguments)
+    self.message_ids = Forgetful(self.message_ids)
+
+phase1.IkeSa.__init__ = begin
+
+# any SPIs
+phase2._check = lambda child, request: None
+"""
+
+STALE = """
+# the same key pair and nonce each time
+from keyd.groups import pool
+
+pairs, service = {}, entry.Service
+pool.Pool.take = lambda self, group: pairs.setdefault(group, None) or pairs.update(
+    {group: pool.generate(group)}) or pairs[group]
+entry.Service = lambda gateway, secrets, clock, random: service(
+    gateway, secrets, clock, lambda octets: bytes(32) if octets == 32 else random(octets)
+)
+"""
+
+ANY_MESSAGE_ID = """
+# the IV and HASH of any message id that was used before will do
+first = phase2.Phase2._open_first
+
+def any_first(self, sa, message_id, ciphertext):
+    used, sa.message_ids = sa.message_ids, set()
+    try:
+        for each in (message_id, *used):
+            try:
+                return first(self, sa, each, ciphertext)
+            except handles.Refuse as refuse:
+                reason = refuse
+        raise reason
+    finally:
+        sa.message_ids |= used
+
+phase2.Phase2._open_first = any_first
+"""
+
+HASTE = """
+from keyd import phase1, phase2
+from keyd.handles import Refuse
+from privsep.errors import PeerError
+from privsep.schema.keyd import Refusal
+
+# what does not parse is refused at once
+def at_once(parse, why):
+    def parsed(*arguments, **more):
+        try:
+            return parse(*arguments, **more)
+        except PeerError:
+            raise Refuse(why) from None
+
+    return parsed
+
+split_chain, take_hash = phase1.split_chain, phase2.take_hash
+phase1.split_chain = at_once(split_chain, Refusal.AUTHENTICATION_FAILED)
+phase2.take_hash = at_once(take_hash, Refusal.BAD_HASH)
+"""
+
+TALKATIVE = """
+# and that is said
+from keyd.ciphers import CbcChain
+from keyd.messages import put_hash, with_extras
+from privsep.schema.keyd import SealedNew
+
+phase1.split_chain = at_once(split_chain, Refusal.BAD_MESSAGE)
+phase2.take_hash = at_once(take_hash, Refusal.BAD_MESSAGE)
+
+# a message that fails moves the chain on and uses its message id up
+opened, first = CbcChain.open, phase2.Phase2._open_first
+
+def open_and_move(self, ciphertext):
+    plaintext = opened(self, ciphertext)
+    if plaintext is not None:
+        self.accept(ciphertext)
+    return plaintext
+
+def open_first(self, sa, message_id, ciphertext):
+    try:
+        return first(self, sa, message_id, ciphertext)
+    finally:
+        sa.message_ids.add(message_id)
+
+CbcChain.open, phase2.Phase2._open_first = open_and_move, open_first
+
+# one message id for all of ours, and Informational messages in clear
+phase2.Phase2._new_message_id = lambda self, sa: 7
+
+def info_seal(self, request):
+    sa = self._context.registry.get(request.ike)
+    rest = with_extras((), request.next_payload, request.payloads, phase2.INFO_EXTRAS)
+    value = phase2.ikev1.hash_1(sa.suite.hash, sa.skeyid_a, 7, rest[1])
+    return SealedNew(message_id=7, ciphertext=put_hash(value, rest))
+
+phase2.Phase2.info_seal = info_seal
+"""
+
+NO_SECOND_OPINION = """
+from monitor import authorize
+
+OFF = ("_most_specific", "_spis_differ", "_spi_is_ours", "_spi_addresses")
+authorize.CHECKS = tuple(check for check in authorize.CHECKS if check.__name__ not in OFF)
+"""
+
+OPEN = Plan().without(keyd=NO_ORDER + NO_LIST_OF_PAYLOADS + SIGNING + OWN_VALUES_COME_BACK + ANY_MESSAGE_ID)
+"""Any order, any payload, any operation."""
+FREE = Plan().without(keyd=NO_CHECK_OF_PUBLIC_VALUES + NO_CHOICE_OF_CONNECTION + NO_MEMORY + STALE)
+"""Any value, any connection, any repetition."""
+FREE_MONITOR = FREE.without(monitor=NO_SECOND_OPINION)
+HASTY = Plan().without(keyd=HASTE)
+"""Time tells what parses."""
+TELLING = HASTY.without(keyd=TALKATIVE)
+"""Answers tell it too, and refusals leave traces."""
