@@ -30,7 +30,7 @@ test-kernel: $(VENV)/ready
 	.ci/system kernel
 	.ci/system peers
 	$(BIN)/python -m compileall -q privsep monitor worker keyd tests
-	tests/kernel/boot $(BIN)/pytest -v -p no:cacheprovider --tb=short --durations=10 tests/kernel
+	tests/kernel/boot $(BIN)/pytest -v --color=no -p no:cacheprovider --tb=short --durations=10 tests/kernel
 
 # attacks from inside captured processes, with a table of what stopped each; part of `make test`
 redteam: $(VENV)/ready

@@ -129,9 +129,10 @@ class Gateway(Ours):
 class Pinging:
     """Ten a second until it ends."""
 
-    def __init__(self, site: Site, target: str, *options: str) -> None:
-        words = site.command("ping", "-n", "-q", "-i", "0.1", "-I", site.inner, *options, target)
-        self._process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    def __init__(self, site: Site, target: str) -> None:
+        self._process = subprocess.Popen(
+            site.command("ping", "-n", "-q", "-i", "0.1", "-I", site.inner, target), stdout=subprocess.PIPE, text=True
+        )
 
     def end(self) -> tuple[int, int]:
         """How many were sent, how many came back."""
@@ -269,8 +270,8 @@ def pinging(network) -> Iterator[Pinging]:
     """To be asked for after the tunnel is up: made by calling it."""
     started: list[Pinging] = []
 
-    def start(*options: str) -> Pinging:
-        started.append(Pinging(network.left, network.right.inner, *options))
+    def start() -> Pinging:
+        started.append(Pinging(network.left, network.right.inner))
         return started[-1]
 
     yield start

@@ -33,7 +33,7 @@ def both(network):
     return network
 
 
-@pytest.mark.parametrize(("outer", "inner", "encap"), itertools.product((4, 6), (4, 6), ("auto", "force")))
+@pytest.mark.parametrize(("outer", "inner", "encap"), list(itertools.product((4, 6), (4, 6), ("auto", "force"))))
 def test_each_family_passes_through_a_tunnel_of_each(both, ours, theirs, outer, inner, encap):
     configure(ours, outer, inner, 62001, encap)
     configure(theirs, outer, inner, 62011, encap)
@@ -49,5 +49,6 @@ def test_each_family_passes_through_a_tunnel_of_each(both, ours, theirs, outer, 
         (child,) = gateway.children()
         assert (child["packets_in"], child["packets_out"]) == (3, 3)
         assert child["local"].startswith("fd00:9::") is (outer == 6)
+    for gateway in (ours, theirs):
         assert gateway.stop() == 0
         assert (gateway.xfrm("state"), gateway.xfrm("policy")) == ("", "")
