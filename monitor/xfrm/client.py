@@ -17,6 +17,7 @@ from pyroute2.netlink import NLM_F_CREATE, NLM_F_EXCL
 from monitor.dataplane import DataplaneError, Pair, Policy, Traffic
 from monitor.waiting import Clock
 from monitor.xfrm import sa
+from monitor.xfrm.ends import Ends, Flow
 from monitor.xfrm.messages import (
     AllocSpi,
     Counters,
@@ -33,7 +34,7 @@ from monitor.xfrm.messages import (
 from monitor.xfrm.netlink import KernelError, XfrmNetlink
 from monitor.xfrm.policy import Entry, entries, has_our_priority, is_ours, is_same, stands_for
 from monitor.xfrm.present import PresentSa, is_as_described
-from monitor.xfrm.sa import SaId, Selectors
+from monitor.xfrm.sa import SaId
 from monitor.xfrm.structs import Values, Way
 from privsep.config.model import Shunt
 from privsep.iana import ProtocolId
@@ -45,58 +46,11 @@ T = TypeVar("T")
 _Name = tuple[tuple[tuple[str, Any], ...], tuple[tuple[str, tuple[tuple[str, Any], ...]], ...]]
 """What finds a policy: its selectors and direction, its mark and if_id."""
 
-_Flow = tuple[int, Selectors, Selectors, bool]
-"""Number of the policy, what was negotiated, whether compressed: a successor that can take over has the same."""
-
 HOLD_SECONDS = 1.0
 """Before a new pair sends in an old one's place: for message 3 of a Quick Mode, and for a slow peer to install."""
 
 _NEW = NLM_F_CREATE | NLM_F_EXCL
 """Never in place of another. XFRM goes by the message's type, which says the same."""
-
-
-@dataclass(slots=True, frozen=True, kw_only=True)
-class Ends:
-    """What is kept of an installed pair: how the kernel knows its two SAs, and those of IPComp."""
-
-    inbound: SaId
-    outbound: SaId
-    flow: _Flow
-    decompressing: SaId | None = None
-    compressing: SaId | None = None
-
-    @classmethod
-    def of(cls, pair: Pair) -> "Ends":
-        """Those of a pair."""
-        protocol, cpis, mark = pair.suite.protocol, pair.ipcomp, pair.policy.kernel.lane.mark_out
-        local, remote = pair.local.address, pair.remote.address
-        return cls(
-            inbound=SaId(local, protocol, pair.spi_in),
-            outbound=SaId(remote, protocol, pair.spi_out, mark),
-            flow=(pair.policy.number, pair.local_ts, pair.remote_ts, cpis is not None),
-            decompressing=SaId(local, ProtocolId.IPCOMP, Spi(cpis.inbound)) if cpis is not None else None,
-            compressing=SaId(remote, ProtocolId.IPCOMP, Spi(cpis.outbound), mark) if cpis is not None else None,
-        )
-
-    @property
-    def both(self) -> tuple[SaId, SaId]:
-        """Inbound, outbound."""
-        return self.inbound, self.outbound
-
-    @property
-    def inward(self) -> tuple[SaId, ...]:
-        """Inbound, with IPComp's."""
-        return (self.inbound,) if self.decompressing is None else (self.inbound, self.decompressing)
-
-    @property
-    def outward(self) -> tuple[SaId, ...]:
-        """Outbound, with IPComp's."""
-        return (self.outbound,) if self.compressing is None else (self.outbound, self.compressing)
-
-    @property
-    def every(self) -> tuple[SaId, ...]:
-        """All of them."""
-        return self.inward + self.outward
 
 
 @dataclass(slots=True, repr=False)
@@ -132,7 +86,7 @@ class KernelDataplane:
         self._larval: set[SaId] = set()
         self._installed: dict[SaId, Ends] = {}
         """Each pair under all its SAs."""
-        self._pairs: Counter[_Flow] = Counter()
+        self._pairs: Counter[Flow] = Counter()
         """How many there are for each flow."""
         self._held: dict[SaId, _Held] = {}
         """Pairs whose outbound SA is not used yet, nor there, by its name."""

@@ -10,7 +10,8 @@ import pytest
 
 from monitor.dataplane import Cpis, DataplaneError, Traffic
 from monitor.xfrm import sa
-from monitor.xfrm.client import HOLD_SECONDS, Ends, KernelDataplane, Later
+from monitor.xfrm.client import HOLD_SECONDS, KernelDataplane, Later
+from monitor.xfrm.ends import Ends
 from monitor.xfrm.messages import Type
 from monitor.xfrm.netlink import KernelError
 from monitor.xfrm.policy import DISCOVERY_PRIORITY, PRIORITY_BASE, SHUNT_BASES
