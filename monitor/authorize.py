@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
 
-from monitor.dataplane import Pair
+from monitor.dataplane import Cpis, Pair
 from monitor.sadb import Claims, Policies, Sadb, fixed
 from privsep.config.model import Child, Connection, Encap, Gateway, Remote, RemoteAny
 from privsep.iana import ProtocolId
 from privsep.schema.install import Denial, Install
 from privsep.schema.keymat import Redeemed
-from privsep.types import Address, Mode, Spi, TrafficSelector
+from privsep.types import Address, Cpi, Mode, Spi, TrafficSelector
 
 IKE_PORT = 500
 NAT_PORT = 4500
@@ -78,8 +78,14 @@ def authorize(
         verdict = check(case)
         if verdict is not PASSED:
             return verdict
+    cpis = _cpis(case)
     policy = policies.propose(
-        connection, child, (install.local.address, install.remote.address), install.local_ts, install.remote_ts
+        connection,
+        child,
+        (install.local.address, install.remote.address),
+        install.local_ts,
+        install.remote_ts,
+        ipcomp=cpis is not None,
     )
     if policy is None:
         return Denial.QUOTA
@@ -99,8 +105,17 @@ def authorize(
         remote_ts=install.remote_ts,
         lifetime=child.lifetime,
         replay_window=child.replay_window,
+        ipcomp=cpis,
         role=redeemed.role,
     )
+
+
+def _cpis(case: Case) -> Cpis | None:
+    """The CPI that the monitor allocated with the SPI, and the peer's."""
+    allocation = case.sadb.allocation(Spi(case.redeemed.spi_in))
+    if allocation is None or allocation.cpi is None or case.install.cpi_out is None:
+        return None
+    return Cpis(inbound=allocation.cpi, outbound=Cpi(case.install.cpi_out))
 
 
 def find_child(gateway: Gateway, connection_name: str, child_name: str) -> tuple[Connection, Child] | None:
@@ -292,6 +307,18 @@ def _outbound_is_new(case: Case) -> Verdict:
     return Denial.EXISTS if taken else PASSED
 
 
+def _compression(case: Case) -> Verdict:
+    """IPComp where the child has it, and only there (RFC 3173 section 4: the default is none)."""
+    return Denial.IPCOMP if case.install.cpi_out is not None and not case.child.ipcomp else PASSED
+
+
+def _cpi_is_new(case: Case) -> Verdict:
+    """The same for IPComp: nobody takes part in another's compression."""
+    cpi = case.install.cpi_out
+    taken = cpi is not None and case.sadb.has_outbound(case.install.remote.address, ProtocolId.IPCOMP, Spi(cpi))
+    return Denial.EXISTS if taken else PASSED
+
+
 def _quota(case: Case) -> Verdict:
     """There is room for one more pair."""
     return PASSED if case.sadb.may_install(case.connection.name) else Denial.QUOTA
@@ -315,6 +342,8 @@ CHECKS: tuple[Check, ...] = (
     _no_overlap,
     _not_reserved,
     _outbound_is_new,
+    _compression,
+    _cpi_is_new,
     _quota,
 )
 """In the order in which a reason is reported."""

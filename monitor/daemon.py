@@ -34,7 +34,7 @@ from privsep.schema.install import MonitorReply, MonitorRequest, WorkerReply, Wo
 from privsep.schema.keymat import Redeem
 from privsep.spawn import Child, spawn
 from privsep.tasks import Future
-from privsep.types import Spi
+from privsep.types import Endpoint, Spi
 
 CHANNEL_FD, CONFIG_FD, FIRST_FD = 3, 4, 5
 """Descriptor numbers of a child: its channel to us, the configuration, then what it serves."""
@@ -59,7 +59,9 @@ class Daemon:
         self._keyd: Channel[keymat.Reply, Redeem] | None = None
         self._redeemer: Redeemer | None = None
 
-        self._plane = choose(gateway, self.loop, Events(acquired=self._acquired, expired=self._expired), self._lost)
+        self._plane = choose(
+            gateway, self.loop, Events(acquired=self._acquired, expired=self._expired, moved=self._moved), self._lost
+        )
         kind = Plane.USERSPACE if self._plane.userspace is not None else Plane.KERNEL
         self._listeners = open_listeners(gateway.listen, kind, gateway.users.worker[0])
         # in force while it is open, so until this process ends
@@ -238,6 +240,9 @@ class Daemon:
 
     def _expired(self, spi: Spi, hard: bool) -> None:
         self._service.expired(spi, hard)
+
+    def _moved(self, spi: Spi, remote: Endpoint) -> None:
+        self._service.moved(spi, remote)
 
     def _lost(self, reason: str) -> None:
         if self._supervisor.state not in (State.STOPPING, State.STOPPED):

@@ -13,7 +13,7 @@ from privsep.config.model import Shunt
 from privsep.errors import PrivsepError
 from privsep.iana import ProtocolId
 from privsep.tasks import Future
-from privsep.types import Endpoint, Mode, Role, Spi, TrafficSelector
+from privsep.types import Cpi, Endpoint, Mode, Role, Spi, TrafficSelector
 
 
 class DataplaneError(PrivsepError):
@@ -33,11 +33,21 @@ class Policy:
     local_ts: tuple[TrafficSelector, ...]
     remote_ts: tuple[TrafficSelector, ...]
     kernel: KernelOptions = UNSAID
+    ipcomp: bool = False
+    """Compress what leaves, before it is protected; `protocol` is required all the same (RFC 3173)."""
 
     @property
     def reqid(self) -> int:
         """What ties SAs to it in the kernel."""
         return self.kernel.reqid or self.number
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class Cpis:
+    """What IPComp has for SPIs; 16 bits."""
+
+    inbound: Cpi
+    outbound: Cpi
 
 
 @dataclass(slots=True, frozen=True, kw_only=True, repr=False)
@@ -62,6 +72,8 @@ class Pair:
     """Seconds until the data plane itself ends it, whatever the worker does."""
     replay_window: int
     """Packets (RFC 4303 section 3.4.3)."""
+    ipcomp: Cpis | None = None
+    """Where compression was agreed on."""
     role: Role = Role.RESPONDER
     """In the Quick Mode that made it: an initiator's peer has its own pair only after message 3."""
 
@@ -84,6 +96,8 @@ class Events:
     """A packet matched the policy of that number and found no SA."""
     expired: Callable[[Spi, bool], None]
     """(inbound SPI, hard): a lifetime ended; after a hard one the pair is gone."""
+    moved: Callable[[Spi, Endpoint], None]
+    """(inbound SPI, source): a UDP-encapsulated packet that verified came from elsewhere (RFC 3948 section 3)."""
 
 
 class Dataplane(Protocol):
@@ -93,7 +107,7 @@ class Dataplane(Protocol):
     """"kernel" or "userspace"."""
 
     def allocate_spi(self, local: Endpoint, remote: Endpoint, protocol: ProtocolId) -> Spi:
-        """Reserve an inbound SPI; DataplaneError if there is none."""
+        """Reserve an inbound SPI, or CPI for IPCOMP; DataplaneError if there is none."""
 
     def release_spi(self, spi: Spi, local: Endpoint, remote: Endpoint, protocol: ProtocolId) -> None:
         """Give an allocated SPI that was not installed back."""
@@ -121,6 +135,9 @@ class Dataplane(Protocol):
 
     def remove(self, pair: Pair) -> Future[None]:
         """Both SAs; harmless when they are gone. The policy stays."""
+
+    def follow(self, pair: Pair) -> Future[None]:
+        """The installed pair's peer has the port that stands here now; keys and counters stay, no keys are given."""
 
     def traffic(self, pair: Pair) -> Future[Traffic]:
         """Counters; DataplaneError when the pair is gone."""

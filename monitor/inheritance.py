@@ -38,6 +38,7 @@ def policy_record(connection: str, child: str, policy: Policy) -> PolicyRecord:
         local_ts=policy.local_ts,
         remote_ts=policy.remote_ts,
         kernel=OptionsRecord.of(policy.kernel),
+        ipcomp=policy.ipcomp,
     )
 
 
@@ -71,6 +72,8 @@ def pair_record(redeemed: Redeemed, pair: Pair, since: float) -> PairRecord:
         remote_ts=pair.remote_ts,
         since_ms=int(since * 1000),
         lifetime=pair.lifetime,
+        cpi_in=None if pair.ipcomp is None else pair.ipcomp.inbound,
+        cpi_out=None if pair.ipcomp is None else pair.ipcomp.outbound,
     )
 
 
@@ -141,6 +144,7 @@ class Inheritance:
             )
         )
         if allowed:
+            policy = dataclasses.replace(policy, ipcomp=policy.ipcomp and child.ipcomp)
             self._policies.restore(record.connection, record.child, policy)
 
     # pairs
@@ -178,6 +182,8 @@ class Inheritance:
             since=record.since_ms / 1000,
             phase=Phase.INSTALLED,
         )
+        # of two records of a pair that was moving the true one
+        self._journal.add(record)
         self._policies.record(record.connection, record.child, pair.policy)
         self._sadb.reserve(entry)
 
@@ -203,6 +209,7 @@ class Inheritance:
             encap=record.encap,
             local_ts=record.local_ts,
             remote_ts=record.remote_ts,
+            cpi_out=record.cpi_out,
         )
         pair = authorize(self._gateway, self._sadb, self._policies, redeemed, install, READMISSION)
         if isinstance(pair, Denial):
@@ -212,7 +219,8 @@ class Inheritance:
             return "its policy is another now"
         if self._sadb.entry(Spi(record.spi_in)) is not None:
             return "its SPI stands there twice"
-        return dataclasses.replace(pair, lifetime=record.lifetime)
+        policy = dataclasses.replace(pair.policy, ipcomp=record.cpis is not None)
+        return dataclasses.replace(pair, policy=policy, lifetime=record.lifetime, ipcomp=record.cpis)
 
 
 def _policy(record: PolicyRecord) -> Policy:
@@ -225,6 +233,7 @@ def _policy(record: PolicyRecord) -> Policy:
         local_ts=record.local_ts,
         remote_ts=record.remote_ts,
         kernel=record.kernel.options(),
+        ipcomp=record.ipcomp,
     )
 
 
@@ -250,6 +259,7 @@ def _described(record: PairRecord) -> Pair:
             local_ts=record.local_ts,
             remote_ts=record.remote_ts,
             kernel=record.kernel.options(),
+            ipcomp=record.cpis is not None,
         ),
         spi_in=Spi(record.spi_in),
         spi_out=Spi(record.spi_out),
@@ -265,4 +275,5 @@ def _described(record: PairRecord) -> Pair:
         remote_ts=record.remote_ts,
         lifetime=record.lifetime,
         replay_window=0,
+        ipcomp=record.cpis,
     )

@@ -17,15 +17,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, TypeVar
 
+from monitor.dataplane import Cpis
 from monitor.waiting import Clock, Log
 from privsep.algorithms import ChildSuite
 from privsep.config.lanes import KernelOptions, Lane, Mark
 from privsep.config.model import Action, Order
 from privsep.iana import ProtocolId
 from privsep.log import Level
-from privsep.schema.codec import MAX_FRAME, U32, U63, Length, Name, OptionalName, Range, SchemaError, SpiField, Table
+from privsep.schema.codec import (
+    MAX_FRAME,
+    U32,
+    U63,
+    CpiField,
+    Length,
+    Name,
+    OptionalName,
+    Range,
+    SchemaError,
+    SpiField,
+    Table,
+)
 from privsep.schema.install import Selectors
-from privsep.types import Endpoint, Identity, Mode, Spi
+from privsep.types import Cpi, Endpoint, Identity, Mode, Spi
 
 NAME = "journal"
 MAX_OCTETS = 128 << 20
@@ -122,6 +135,7 @@ class PolicyRecord:
     local_ts: Selectors
     remote_ts: Selectors
     kernel: OptionsRecord
+    ipcomp: bool
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -147,6 +161,16 @@ class PairRecord:
     since_ms: U63
     """By the monotonic clock, which all processes of one boot share."""
     lifetime: U32
+    cpi_in: CpiField | None
+    cpi_out: CpiField | None
+    """Both where there is IPComp, else neither."""
+
+    @property
+    def cpis(self) -> Cpis | None:
+        """Where there is IPComp."""
+        if self.cpi_in is None or self.cpi_out is None:
+            return None
+        return Cpis(inbound=Cpi(self.cpi_in), outbound=Cpi(self.cpi_out))
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -200,11 +224,11 @@ class Journal:
 
     def add(self, record: Record) -> None:
         """In force from now on; nothing if it is already."""
+        if isinstance(record, PairRecord):
+            self._pairs[record.spi_in] = record
         if record not in self._live:
             self._last += 1
             self._live[record] = self._last
-            if isinstance(record, PairRecord):
-                self._pairs[record.spi_in] = record
             self._append(_framed(record, self._last))
 
     def end(self, record: Record) -> None:
@@ -218,6 +242,10 @@ class Journal:
         record = self._pairs.pop(spi_in, None)
         if record is not None:
             self.end(record)
+
+    def pair(self, spi_in: Spi) -> PairRecord | None:
+        """What was said last of the pair of that SPI."""
+        return self._pairs.get(spi_in)
 
     def remove(self) -> None:
         """A clean end leaves nothing to adopt."""

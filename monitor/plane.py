@@ -102,17 +102,15 @@ def _instead(gateway: Gateway) -> str:
     """What would work without this kernel."""
     if not _beyond(gateway):
         return '"auto" or "userspace"'
-    return 'esp = ["aes256gcm16"] in their place' if any(beyond_userspace(gateway)) else "doing without them"
+    rights = dict.fromkeys(each.right for each in beyond_userspace(gateway))
+    return f"{' and '.join(rights)} in their place" if rights else "doing without them"
 
 
 def _beyond(gateway: Gateway) -> str:
-    """The suites, keys and shunts that userspace cannot carry, and whose they are; empty if there are none."""
-    suites = [
-        f"{child.suites[at].described} of {one.name}/{child.name}" for one, child, at in beyond_userspace(gateway)
-    ]
-    keys = [f"{key} of {one.name}/{child.name}" for one, child, key in kernel.beyond_userspace(gateway)]
-    refused = [f"shunt {shunt.name} ({reason})" for shunt, reason in shunts.beyond_userspace(gateway)]
-    found = suites + keys + refused
+    """What userspace cannot carry, keys and shunts too, and whose they are; empty if there are none."""
+    found = [f"{each.what} of {each.connection.name}/{each.child.name}" for each in beyond_userspace(gateway)]
+    found += [f"{key} of {one.name}/{child.name}" for one, child, key in kernel.beyond_userspace(gateway)]
+    found += [f"shunt {shunt.name} ({reason})" for shunt, reason in shunts.beyond_userspace(gateway)]
     return ", ".join(found[:MAX_TOLD]) + (f" and {len(found) - MAX_TOLD} more" if len(found) > MAX_TOLD else "")
 
 

@@ -7,14 +7,14 @@ import ipaddress
 from bisect import bisect_left, bisect_right, insort
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from monitor.dataplane import Pair, Policy
 from privsep.config.lanes import Lane
 from privsep.config.model import Child, Connection, Gateway, Remote, RemoteAny
 from privsep.iana import ProtocolId
-from privsep.types import Address, Endpoint, Identity, Network, Spi, TrafficSelector
+from privsep.types import Address, Cpi, Endpoint, Identity, Network, Spi, TrafficSelector
 
 MAX_ALLOCATED = 4096
 """SPIs that wait for their installation: exchanges in flight."""
@@ -49,6 +49,8 @@ class Allocation:
     protocol: ProtocolId
     local: Endpoint
     remote: Endpoint
+    cpi: Cpi | None = None
+    """Where the child has `ipcomp`."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -73,6 +75,8 @@ class Entry:
     pair: Pair
     since: float
     phase: Phase = Phase.INSTALLING
+    moved: float = float("-inf")
+    """When its peer last changed its port."""
 
 
 class Claims:
@@ -205,11 +209,13 @@ class Policies:
         addresses: tuple[Address, Address],
         local_ts: Selectors,
         remote_ts: Selectors,
+        *,
+        ipcomp: bool = False,
     ) -> Policy | None:
         """The policy under which a pair of this child belongs; None when numbers are used up. Changes nothing."""
         static = self._static.get((connection.name, child.name))
         if static is not None:
-            return static
+            return replace(static, ipcomp=ipcomp)
         known = self._dynamic.get((connection.name, child.name, local_ts, remote_ts))
         number = known.number if known is not None else len(self._owners) + 1
         if known is None and (
@@ -226,6 +232,7 @@ class Policies:
             local_ts=local_ts,
             remote_ts=remote_ts,
             kernel=child.kernel,
+            ipcomp=ipcomp,
         )
 
     def record(self, connection: str, child: str, policy: Policy) -> None:
@@ -288,7 +295,7 @@ class Sadb:
         return self._entries.get(spi)
 
     def has_outbound(self, remote: Address, protocol: ProtocolId, spi: Spi) -> bool:
-        """Whether a pair sends there with that protocol and SPI, which are an SA's key (RFC 4301 section 4.1)."""
+        """Whether a pair sends there with that protocol and SPI or CPI, an SA's key (RFC 4301 section 4.1)."""
         return (remote, protocol, spi) in self._outbound
 
     def allocations(self) -> tuple[Allocation, ...]:
@@ -315,7 +322,7 @@ class Sadb:
         """The SPI is no longer to be had: its pair is being installed."""
         self.release(entry.pair.spi_in)
         self._entries[entry.pair.spi_in] = entry
-        self._outbound.add(_outbound(entry.pair))
+        self._outbound.update(_outbound(entry.pair))
         self._installed_by_connection[entry.connection] += 1
         self.claims.add(entry.claim)
 
@@ -324,10 +331,12 @@ class Sadb:
         if self._entries.get(entry.pair.spi_in) is not entry:
             return
         del self._entries[entry.pair.spi_in]
-        self._outbound.discard(_outbound(entry.pair))
+        self._outbound.difference_update(_outbound(entry.pair))
         self._installed_by_connection[entry.connection] -= 1
         self.claims.remove(entry.claim)
 
 
-def _outbound(pair: Pair) -> tuple[Address, ProtocolId, Spi]:
-    return pair.remote.address, pair.suite.protocol, pair.spi_out
+def _outbound(pair: Pair) -> Iterator[tuple[Address, ProtocolId, Spi]]:
+    yield pair.remote.address, pair.suite.protocol, pair.spi_out
+    if pair.ipcomp is not None:
+        yield pair.remote.address, ProtocolId.IPCOMP, Spi(pair.ipcomp.outbound)

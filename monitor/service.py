@@ -15,11 +15,12 @@ from monitor.authorize import PASSED, authorize, find_child, outer_addresses
 from monitor.dataplane import Adopting, Dataplane, DataplaneError, Pair, Policy, Traffic
 from monitor.epoch import Epoch, WorkerBusy
 from monitor.inheritance import Inheritance, owners, pair_record, policy_record, shunt_record
-from monitor.journal import Journal
+from monitor.journal import Journal, PairRecord
 from monitor.sadb import MAX_INSTALLED_PER_CONNECTION, Allocation, Claim, Entry, Phase, Policies, Sadb
 from monitor.waiting import Clock, Log, begin, run, within
 from privsep.config.model import Gateway
 from privsep.errors import ChannelClosed, Violation
+from privsep.iana import ProtocolId
 from privsep.log import Level
 from privsep.rate import Rate
 from privsep.schema.install import (
@@ -39,6 +40,7 @@ from privsep.schema.install import (
     Installed,
     MonitorReply,
     MonitorRequest,
+    Moved,
     Progress,
     Remove,
     Removed,
@@ -49,7 +51,7 @@ from privsep.schema.install import (
 )
 from privsep.schema.keymat import NotRedeemable, Ready, Redeem, Redeemed, Reply
 from privsep.tasks import Future
-from privsep.types import Spi
+from privsep.types import Cpi, Endpoint, Spi
 
 MAX_PAGES = 4096
 """Pages of one description."""
@@ -60,6 +62,8 @@ STOP_SECONDS = 5.0
 """For the worker's DELETE messages at the end."""
 ADOPTED_AT_ONCE = 512
 ADOPT_SECONDS = 0.1
+MOVE_SECONDS = 1.0
+"""Between two moves of a pair: packets in another order than they were sent must not make it swing."""
 LOGGED_PER_SECOND = 20
 """Denials and acquires that are logged; the rest is counted. A captured worker must not drown the log."""
 
@@ -127,8 +131,11 @@ class Service:
             self._log(Level.WARNING, "journal-ignored", reason=self._journal.problem)
         if self._inheritance is not None:
             await self._inheritance.adopt()
+        # an adopted pair sends by the policy that it was installed with, compressed or not
+        entries = sorted(self.sadb.entries(), key=lambda entry: entry.since)
+        adopted = {entry.pair.policy.number: entry.pair.policy for entry in entries}
         for policy in self._policies.all():
-            await self._place(policy)
+            await self._place(adopted.get(policy.number, policy))
         for shunt in self.gateway.shunts:
             self._journal.add(shunt_record(shunt))
             await self.dataplane.add_shunt(shunt)
@@ -255,9 +262,9 @@ class Service:
             self._denied(answer, connection=message.connection, child=message.child, remote=message.remote)
             self._answer(epoch, sequence, Denied(why=answer))
         else:
-            self._answer(epoch, sequence, Allocated(spi=answer))
+            self._answer(epoch, sequence, answer)
 
-    def _allocate(self, message: AllocateSpi) -> Spi | Denial:
+    def _allocate(self, message: AllocateSpi) -> Allocated | Denial:
         named = find_child(self.gateway, message.connection, message.child)
         if named is None:
             return Denial.NO_SUCH_CHILD
@@ -282,14 +289,29 @@ class Service:
             # the kernel's SPIs are unique for each address only; ours for all
             self._release(allocation)
             return Denial.DATAPLANE
+        if named[1].ipcomp:
+            try:
+                cpi = self.dataplane.allocate_spi(message.local, message.remote, ProtocolId.IPCOMP)
+            except DataplaneError:
+                self._release(allocation)
+                return Denial.DATAPLANE
+            allocation = dataclasses.replace(allocation, cpi=Cpi(cpi))
         self.sadb.allocate(allocation)
-        return spi
+        return Allocated(spi=spi, cpi=allocation.cpi)
 
     def _release(self, allocation: Allocation) -> None:
         if self.sadb.allocation(allocation.spi) is allocation:
             self.sadb.release(allocation.spi)
+        self._give_back(allocation, allocation.spi, allocation.protocol)
+        self._give_back_cpi(allocation)
+
+    def _give_back_cpi(self, allocation: Allocation) -> None:
+        if allocation.cpi is not None:
+            self._give_back(allocation, Spi(allocation.cpi), ProtocolId.IPCOMP)
+
+    def _give_back(self, allocation: Allocation, spi: Spi, protocol: ProtocolId) -> None:
         try:
-            self.dataplane.release_spi(allocation.spi, allocation.local, allocation.remote, allocation.protocol)
+            self.dataplane.release_spi(spi, allocation.local, allocation.remote, protocol)
         except DataplaneError as error:
             self._log(Level.WARNING, "cleanup-failed", error=error)
 
@@ -340,6 +362,7 @@ class Service:
             pair=_without_keys(pair),
             since=self._clock.now(),
         )
+        allocation = self.sadb.allocation(pair.spi_in)
         self.sadb.reserve(entry)
         self._policies.record(redeemed.connection, redeemed.child, policy)
         try:
@@ -352,17 +375,14 @@ class Service:
         except DataplaneError as error:
             self._log(Level.ERROR, "install-failed", connection=redeemed.connection, error=error)
             self._forget(entry)
-            self._give_back(pair)
+            if allocation is not None:
+                self._release(allocation)
             return Denial.DATAPLANE
+        if allocation is not None and pair.ipcomp is None:
+            self._give_back_cpi(allocation)
         entry.phase = Phase.INSTALLED
         self._log(Level.NOTICE, "installed", **_describe(entry), identity=redeemed.identity, suite=pair.suite.described)
         return None
-
-    def _give_back(self, pair: Pair) -> None:
-        try:
-            self.dataplane.release_spi(pair.spi_in, pair.local, pair.remote, pair.suite.protocol)
-        except DataplaneError as error:
-            self._log(Level.WARNING, "cleanup-failed", error=error)
 
     def _on_remove(self, epoch: Epoch, message: Remove, sequence: int) -> None:
         epoch.opened(sequence)
@@ -477,6 +497,45 @@ class Service:
         self._log(Level.NOTICE if hard else Level.INFO, "expired" if hard else "expires", **_describe(entry))
         if self._epoch is not None:
             self._send(Expired(spi_in=spi, hard=hard))
+
+    def moved(self, spi: Spi, remote: Endpoint) -> None:
+        """ESP in UDP that verified came from elsewhere: a NAT gave the peer another port (RFC 3948 section 3).
+
+        The address stays: whoever relays a packet shall not redirect the traffic. A peer at another address is believed
+        when it says something in IKE, and then everything is negotiated anew.
+        """
+        entry = self.sadb.entry(spi)
+        if entry is None or entry.phase is not Phase.INSTALLED or not entry.pair.encap or remote.port == 0:
+            return
+        if remote.address != entry.pair.remote.address:
+            self._log_rarely(Level.INFO, "move-ignored", **_describe(entry), source=remote)
+        elif remote != entry.pair.remote and self._clock.now() - entry.moved >= MOVE_SECONDS:
+            entry.moved = self._clock.now()
+            run(self._follow(entry, remote))
+
+    def _rewrite(self, wrong: PairRecord | None, right: PairRecord | None) -> None:
+        if right is not None:
+            self._journal.add(right)
+        if wrong is not None:
+            self._journal.end(wrong)
+
+    async def _follow(self, entry: Entry, remote: Endpoint) -> None:
+        pair = dataclasses.replace(entry.pair, remote=remote)
+        # written down twice until one is true: a successor takes that which the kernel has
+        earlier = self._journal.pair(pair.spi_in)
+        later = dataclasses.replace(earlier, remote=remote) if earlier is not None else None
+        self._rewrite(None, later)
+        try:
+            await self.dataplane.follow(pair)
+        except DataplaneError as error:
+            self._rewrite(later, earlier)
+            self._log_rarely(Level.WARNING, "move-failed", **_describe(entry), error=error)
+            return
+        self._rewrite(earlier, later)
+        entry.pair = pair
+        self._log_rarely(Level.NOTICE, "moved", **_describe(entry))
+        if self._epoch is not None:
+            self._send(Moved(spi_in=pair.spi_in, remote=remote))
 
 
 def _describe(entry: Entry) -> dict[str, object]:

@@ -174,6 +174,7 @@ def _installed(entry: Entry, facts: Facts, suite: ChildSuite | None = None) -> D
         "local": str(pair.local),
         "remote": str(pair.remote),
         "encap": pair.encap,
+        "ipcomp": pair.ipcomp is not None,
         "replay_window": pair.replay_window,
         "reqid": pair.policy.reqid,
         "local_ts": _selectors(pair.local_ts),

@@ -269,6 +269,15 @@ class EspTransform(IntEnum):
     NULL_AUTH_AES_GMAC = 23
 
 
+class IpcompTransform(IntEnum):
+    """RFC 2407 section 4.4.5; IANA "IPSEC IPCOMP Transform Identifiers"."""
+
+    OUI = 1
+    DEFLATE = 2
+    LZS = 3
+    LZJH = 4
+
+
 class AhTransform(IntEnum):
     """RFC 2407 section 4.4.3, RFC 3566, RFC 4868; IANA "IPSEC AH Transform Identifiers"."""
 

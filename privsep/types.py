@@ -16,6 +16,8 @@ MessageId = NewType("MessageId", int)
 """32 bits, RFC 2408 section 3.1; 0 in phase 1."""
 Spi = NewType("Spi", int)
 """32 bits, RFC 4303 section 2.1; 0 to 255 are reserved."""
+Cpi = NewType("Cpi", int)
+"""16 bits, RFC 3173 section 3.3: what is IPComp's SPI. 256 to 61439 are for negotiation."""
 
 IkeHandle = NewType("IkeHandle", bytes)
 QuickHandle = NewType("QuickHandle", bytes)

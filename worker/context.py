@@ -117,12 +117,12 @@ class Context:
         """Have keyd wipe what hangs on the handle; nobody waits for that."""
         self._keyd.ask(keyd.Drop(handle=handle))
 
-    async def allocate(self, request: install.AllocateSpi) -> Spi:
-        """An inbound SPI. MonitorDenied if there is none."""
+    async def allocate(self, request: install.AllocateSpi) -> install.Allocated:
+        """An inbound SPI, and a CPI where the child has IPComp. MonitorDenied if there is none."""
         reply = await self._monitor.ask(request)
         match reply:
             case install.Allocated():
-                return Spi(reply.spi)
+                return reply
             case install.Denied():
                 raise MonitorDenied(reply.why)
             case _:

@@ -19,6 +19,7 @@ from privsep.schema.install import (
     Expired,
     MonitorReply,
     MonitorRequest,
+    Moved,
     Stop,
     Up,
 )
@@ -33,7 +34,7 @@ from worker.exchange import Received
 from worker.ikev1 import informational, main_mode, quick_mode
 from worker.isakmp_sa import IkeSa, IkeState
 from worker.keeper import Keeper
-from worker.moving import comes_from_peer, keep_alive
+from worker.moving import comes_from_peer, followed, keep_alive
 from worker.nat import NATT_PORT, NON_ESP_MARKER
 from worker.renewal import Renewal
 
@@ -96,6 +97,8 @@ class Engine:
                 self._keeper.expired(Spi(message.spi_in), hard=message.hard)
             case Adopted():
                 self._keeper.adopt(message)
+            case Moved():
+                followed(self._context, Spi(message.spi_in), message.remote)
             case _:
                 self._context.monitor_answered(sequence, message)
 

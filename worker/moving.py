@@ -4,6 +4,7 @@ RFC 3947 section 4 and RFC 3948 section 3; a peer that is behind no NAT does not
 """
 
 from privsep.log import Level
+from privsep.types import Endpoint, Spi
 from worker.context import Context
 from worker.effects import Send
 from worker.exchange import Received
@@ -32,6 +33,20 @@ def authenticated_from(context: Context, sa: IkeSa, received: Received) -> None:
     sa.moved = context.now
     sa.local, sa.remote = received.local, received.remote
     context.watcher.moved(sa)
+
+
+def followed(context: Context, spi: Spi, remote: Endpoint) -> None:
+    """The data plane saw the peer's ESP come from another port, and follows. IKE has the same port (RFC 3947 section
+    4), so nothing has to be negotiated anew.
+    """
+    child = context.children.get(spi)
+    if child is None:
+        return
+    before, child.remote = child.remote, remote
+    for sa in child.peer.ike_sas:
+        if sa.encap and sa.remote == before:
+            sa.remote = remote
+            context.log(Level.NOTICE, "peer-followed", **sa.label)
 
 
 def keep_alive(context: Context, sa: IkeSa) -> None:

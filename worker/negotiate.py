@@ -100,7 +100,7 @@ def choose_child(
     passing.sort(key=lambda child: (local not in child.local_ts) + (remote not in child.remote_ts))
     for child in passing:
         suites = tuple(suite for suite in child.suites if (suite.group is not None) == pfs)
-        selection = select_child(sa, suites, encapsulation_mode(child.mode, udp=encap))
+        selection = select_child(sa, suites, encapsulation_mode(child.mode, udp=encap), ipcomp=child.ipcomp)
         if selection is not None:
             return ChildChoice(child, selection)
     configured = _listed(f"{suite.described} {child.mode.value}" for child in passing for suite in child.suites)

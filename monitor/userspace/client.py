@@ -78,6 +78,8 @@ class UserspaceDataplane:
 
     def allocate_spi(self, local: Endpoint, remote: Endpoint, protocol: ProtocolId) -> Spi:
         """Random, so that nobody can tell what was allocated before; unique in this process."""
+        if protocol is ProtocolId.IPCOMP:
+            raise DataplaneError("the ESP process does not compress")
         if len(self._spis) >= MAX_SPIS:
             raise DataplaneError("too many SPIs are in use")
         while (spi := Spi(_FIRST_SPI + secrets.randbelow(_LAST_SPI - _FIRST_SPI + 1))) in self._spis:
@@ -159,6 +161,12 @@ class UserspaceDataplane:
         future: Future[None] = Future()
         self._forget(pair.spi_in)
         self._ask(RemovePair(spi_in=pair.spi_in), lambda reply: _resolve(future, reply, absent_is_fine=True))
+        return future
+
+    def follow(self, pair: Pair) -> Future[None]:
+        """The process sees where packets come from and follows by itself; it reports nothing."""
+        future: Future[None] = Future()
+        future.set_result(None)
         return future
 
     def traffic(self, pair: Pair) -> Future[Traffic]:

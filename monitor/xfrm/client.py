@@ -5,10 +5,11 @@ that ALLOCSPI made; an outbound SA is added and replaces none. The kernel answer
 """
 
 import errno
+import os
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from pyroute2.netlink import NLM_F_CREATE, NLM_F_EXCL
@@ -44,6 +45,9 @@ T = TypeVar("T")
 _Name = tuple[tuple[tuple[str, Any], ...], tuple[tuple[str, tuple[tuple[str, Any], ...]], ...]]
 """What finds a policy: its selectors and direction, its mark and if_id."""
 
+_Flow = tuple[int, Selectors, Selectors, bool]
+"""Number of the policy, what was negotiated, whether compressed: a successor that can take over has the same."""
+
 HOLD_SECONDS = 1.0
 """Before a new pair sends in an old one's place: for message 3 of a Quick Mode, and for a slow peer to install."""
 
@@ -53,27 +57,54 @@ _NEW = NLM_F_CREATE | NLM_F_EXCL
 
 @dataclass(slots=True, frozen=True, kw_only=True)
 class Ends:
-    """What is kept of an installed pair: how the kernel knows its two SAs."""
+    """What is kept of an installed pair: how the kernel knows its two SAs, and those of IPComp."""
 
     inbound: SaId
     outbound: SaId
-    flow: tuple[int, Selectors, Selectors]
-    """Number of the policy and what was negotiated: a successor has the same."""
+    flow: _Flow
+    decompressing: SaId | None = None
+    compressing: SaId | None = None
 
     @classmethod
     def of(cls, pair: Pair) -> "Ends":
         """Those of a pair."""
-        protocol = pair.suite.protocol
+        protocol, cpis, mark = pair.suite.protocol, pair.ipcomp, pair.policy.kernel.lane.mark_out
+        local, remote = pair.local.address, pair.remote.address
         return cls(
-            inbound=SaId(pair.local.address, protocol, pair.spi_in),
-            outbound=SaId(pair.remote.address, protocol, pair.spi_out, pair.policy.kernel.lane.mark_out),
-            flow=(pair.policy.number, pair.local_ts, pair.remote_ts),
+            inbound=SaId(local, protocol, pair.spi_in),
+            outbound=SaId(remote, protocol, pair.spi_out, mark),
+            flow=(pair.policy.number, pair.local_ts, pair.remote_ts, cpis is not None),
+            decompressing=SaId(local, ProtocolId.IPCOMP, Spi(cpis.inbound)) if cpis is not None else None,
+            compressing=SaId(remote, ProtocolId.IPCOMP, Spi(cpis.outbound), mark) if cpis is not None else None,
         )
 
     @property
     def both(self) -> tuple[SaId, SaId]:
         """Inbound, outbound."""
         return self.inbound, self.outbound
+
+    @property
+    def inward(self) -> tuple[SaId, ...]:
+        """Inbound, with IPComp's."""
+        return (self.inbound,) if self.decompressing is None else (self.inbound, self.decompressing)
+
+    @property
+    def outward(self) -> tuple[SaId, ...]:
+        """Outbound, with IPComp's."""
+        return (self.outbound,) if self.compressing is None else (self.outbound, self.compressing)
+
+    @property
+    def every(self) -> tuple[SaId, ...]:
+        """All of them."""
+        return self.inward + self.outward
+
+
+@dataclass(slots=True, repr=False)
+class _Held:
+    """A pair that does not send yet, keys and all."""
+
+    pair: Pair
+    timer: Timer
 
 
 @dataclass(slots=True, frozen=True)
@@ -100,11 +131,11 @@ class KernelDataplane:
         """Policies in place, by reqid."""
         self._larval: set[SaId] = set()
         self._installed: dict[SaId, Ends] = {}
-        """Each pair under both its SAs."""
-        self._pairs: Counter[tuple[int, Selectors, Selectors]] = Counter()
+        """Each pair under all its SAs."""
+        self._pairs: Counter[_Flow] = Counter()
         """How many there are for each flow."""
-        self._held: dict[SaId, Timer] = {}
-        """Outbound SAs that are not used yet, nor there."""
+        self._held: dict[SaId, _Held] = {}
+        """Pairs whose outbound SA is not used yet, nor there, by its name."""
         self._placed: set[_Name] = set()
         """Keys of the policies that are there by this instance."""
         self._shunted: set[_Name] = set()
@@ -202,57 +233,104 @@ class KernelDataplane:
 
     def _install(self, pair: Pair) -> None:
         ends = Ends.of(pair)
-        if ends.inbound not in self._larval:
+        # whichever stands: the larval SA or the one that took its place
+        standing = ends.inward
+        if not self._larval.issuperset(standing):
             raise DataplaneError("the inbound SPI is not reserved")
-        self._larval.discard(ends.inbound)
+        self._larval.difference_update(standing)
         # the peer takes the new SA's packets once the worker's next message has arrived; the old pair sends till then
         later = self._later if pair.role is Role.INITIATOR and self._pairs[ends.flow] else None
         try:
+            if pair.ipcomp is not None:
+                self._netlink.do(UpdSa.request(0, *sa.decompressing(pair, pair.ipcomp, directed=self._directed)))
             self._netlink.do(UpdSa.request(0, *sa.inbound(pair, directed=self._directed)))
             if later is None:
                 self._add_outbound(pair, ends)
         except DataplaneError:
-            # whichever stands: the larval SA or the one that took its place
-            self._delete(ends.inbound)
+            self._delete_all(standing)
             raise
-        self._take(ends.inbound, ends)
+        self._take(ends)
         if later is not None:
             expired = later.expired
-            self._held[ends.outbound] = later.clock.after(HOLD_SECONDS, lambda: self._switch(pair, ends, expired))
+            timer = later.clock.after(HOLD_SECONDS, lambda: self._switch(ends, expired))
+            self._held[ends.outbound] = _Held(pair, timer)
 
     def _add_outbound(self, pair: Pair, ends: Ends) -> None:
-        self._netlink.do(NewSa.request(_NEW, *sa.outbound(pair, directed=self._directed)))
-        self._installed[ends.outbound] = ends
+        """With what compresses for it, or neither."""
+        if pair.ipcomp is not None and ends.compressing is not None:
+            self._netlink.do(NewSa.request(_NEW, *sa.compressing(pair, pair.ipcomp, directed=self._directed)))
+        try:
+            self._netlink.do(NewSa.request(_NEW, *sa.outbound(pair, directed=self._directed)))
+        except DataplaneError:
+            if ends.compressing is not None:
+                self._delete(ends.compressing)
+            raise
+        self._installed.update(dict.fromkeys(ends.outward, ends))
 
-    def _take(self, inbound: SaId, ends: Ends) -> None:
-        self._installed[inbound] = ends
+    def _take(self, ends: Ends) -> None:
+        self._installed.update(dict.fromkeys(ends.inward, ends))
         self._pairs[ends.flow] += 1
 
-    def _switch(self, pair: Pair, ends: Ends, expired: Callable[[Spi, bool], None]) -> None:
+    def _switch(self, ends: Ends, expired: Callable[[Spi, bool], None]) -> None:
         """From the old pair to this one."""
-        del self._held[ends.outbound]
+        pair = self._held.pop(ends.outbound).pair
         try:
             self._add_outbound(pair, ends)
         except DataplaneError:
-            self.ended(ends.inbound)
+            # what stands outbound is somebody else's; should the kernel refuse: the lifetime ends as it would have
+            with suppress(DataplaneError):
+                self._delete_all(ends.inward)
+            self._forget(ends)
             expired(ends.inbound.spi, True)
 
+    def follow(self, pair: Pair) -> Future[None]:
+        """UPDSA takes the ports over into an SA that is in use, and no secret: the keys that it wants are not used.
+
+        Were there no such SA, none would be made. One that is held back begins with the new port.
+        """
+        return _settled(lambda: self._follow(pair))
+
+    def _follow(self, pair: Pair) -> None:
+        ends = Ends.of(pair)
+        if ends.inbound not in self._installed:
+            raise DataplaneError("the pair is gone")
+        suite = pair.suite
+        encryption, integrity = os.urandom(suite.encryption_octets), os.urandom(suite.integrity_octets)
+        pair = replace(
+            pair,
+            encryption_in=encryption,
+            integrity_in=integrity,
+            encryption_out=encryption,
+            integrity_out=integrity,
+        )
+        held = self._held.get(ends.outbound)
+        if held is not None:
+            held.pair = replace(held.pair, remote=pair.remote)
+        else:
+            self._netlink.do(UpdSa.request(0, *sa.outbound(pair, directed=self._directed)))
+        # the inbound last: as long as it has the old port the kernel goes on to report the new one
+        self._netlink.do(UpdSa.request(0, *sa.inbound(pair, directed=self._directed)))
+
     def remove(self, pair: Pair) -> Future[None]:
-        """Both SAs; harmless when they are gone."""
+        """All its SAs; harmless when they are gone."""
         return _settled(lambda: self._remove(Ends.of(pair)))
 
     def _remove(self, ends: Ends) -> None:
-        for each in ends.both:
-            self._delete(each)
+        self._delete_all(ends.inward if ends.outbound in self._held else ends.every)
         self._forget(ends)
 
     def _forget(self, ends: Ends) -> None:
         held = self._held.pop(ends.outbound, None)
         if held is not None:
-            held.cancel()
-        self._installed.pop(ends.outbound, None)
-        if self._installed.pop(ends.inbound, None) is not None:
+            held.timer.cancel()
+        if ends.inbound in self._installed:
             self._pairs[ends.flow] -= 1
+        for each in ends.every:
+            self._installed.pop(each, None)
+
+    def _delete_all(self, names: tuple[SaId, ...]) -> None:
+        for each in names:
+            self._delete(each)
 
     def _delete(self, name: SaId) -> None:
         self._unless(errno.ESRCH, DelSa.request(0, sa.key(name), sa.marked(name)))
@@ -267,15 +345,15 @@ class KernelDataplane:
     # monitor.dataplane.Adopting
 
     def adopt(self, pair: Pair) -> Future[None]:
-        """Both SAs are there, with these addresses, this reqid, mode, encapsulation and lifetime."""
+        """Its SAs are there, with these addresses, this reqid, mode, encapsulation and lifetime."""
         return _settled(lambda: self._adopt(pair))
 
     def _adopt(self, pair: Pair) -> None:
         ends = Ends.of(pair)
-        if len(self._described(pair, ends)) != len(ends.both):
-            raise DataplaneError("the kernel does not have both SAs as they were installed")
-        self._installed[ends.outbound] = ends
-        self._take(ends.inbound, ends)
+        if len(self._described(pair, ends)) != len(ends.every):
+            raise DataplaneError("the kernel does not have all SAs as they were installed")
+        self._installed.update(dict.fromkeys(ends.outward, ends))
+        self._take(ends)
 
     def discard(self, pair: Pair) -> Future[bool]:
         """Those of its SAs that are as they were installed."""
@@ -288,7 +366,8 @@ class KernelDataplane:
         return bool(found)
 
     def _described(self, pair: Pair, ends: Ends) -> list[SaId]:
-        sides = (ends.inbound, pair.remote, pair.local), (ends.outbound, pair.local, pair.remote)
+        sides = [(name, pair.remote, pair.local) for name in ends.inward]
+        sides += [(name, pair.local, pair.remote) for name in ends.outward]
         found = []
         for name, source, destination in sides:
             try:
@@ -297,7 +376,7 @@ class KernelDataplane:
                 if error.number != errno.ESRCH:
                     raise
                 continue
-            if is_as_described(present, pair, source, destination):
+            if is_as_described(present, pair, name.protocol, source, destination):
                 found.append(name)
         return found
 
@@ -348,7 +427,8 @@ class KernelDataplane:
         ends = self._installed.get(name)
         if ends is not None:
             return ends.inbound.spi
-        return name.spi if name in self._larval else None
+        # a CPI is no SPI; what it was allocated with expires in the same second
+        return name.spi if name in self._larval and name.protocol is not ProtocolId.IPCOMP else None
 
     def ended(self, name: SaId) -> Spi | None:
         """The kernel removed this SA, so the other of its pair goes too. As `owner`. Never fails."""

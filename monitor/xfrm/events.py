@@ -1,4 +1,5 @@
-"""What the kernel reports unasked: a packet that needs an SA (ACQUIRE), a lifetime that ended (EXPIRE)."""
+"""What the kernel reports unasked: a packet that needs an SA (ACQUIRE), a lifetime that ended (EXPIRE), a peer whose
+packets come from another port (MAPPING: after the packet's ICV was verified and its sequence number found new)."""
 
 import errno
 import ipaddress
@@ -8,11 +9,11 @@ from collections.abc import Callable
 
 from monitor.dataplane import Events
 from monitor.xfrm.client import KernelDataplane
-from monitor.xfrm.messages import Acquire, Expire, Type
+from monitor.xfrm.messages import Acquire, Expire, Mapping, Message, Type
 from monitor.xfrm.netlink import open_socket
 from monitor.xfrm.sa import SaId
 from monitor.xfrm.structs import PROTOCOLS
-from privsep.types import Address, Spi
+from privsep.types import Address, Endpoint, Spi
 
 MAX_EVENT = 16384
 EVENTS_AT_ONCE = 256
@@ -22,7 +23,8 @@ RECEIVE_OCTETS = 4 << 20
 
 _ACQUIRE_GROUP = 1 << 0
 _EXPIRE_GROUP = 1 << 1
-"""XFRMNLGRP_ACQUIRE and XFRMNLGRP_EXPIRE as bits of a socket's groups."""
+_MAPPING_GROUP = 1 << 7
+"""XFRMNLGRP_ACQUIRE, XFRMNLGRP_EXPIRE and XFRMNLGRP_MAPPING as bits of a socket's groups."""
 _SO_RCVBUFFORCE = 33
 _HEADER = struct.Struct("=IHHII")
 _PROTOCOLS = {number: protocol for protocol, number in PROTOCOLS.items()}
@@ -32,7 +34,7 @@ class XfrmEvents:
     """Call `read_events` when `fileno()` is readable. Belongs to the network namespace that made it."""
 
     def __init__(self, dataplane: KernelDataplane, events: Events) -> None:
-        self._socket = open_socket(_ACQUIRE_GROUP | _EXPIRE_GROUP)
+        self._socket = open_socket(_ACQUIRE_GROUP | _EXPIRE_GROUP | _MAPPING_GROUP)
         self._socket.setblocking(False)
         self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, RECEIVE_OCTETS)
         self._dataplane = dataplane
@@ -40,6 +42,7 @@ class XfrmEvents:
         self._handlers: dict[int, tuple[int, Callable[[bytes], None]]] = {
             Type.ACQUIRE: (Acquire.layout.size, self._acquire),
             Type.EXPIRE: (Expire.layout.size, self._expire),
+            Type.MAPPING: (Mapping.layout.size, self._mapping),
         }
 
     def fileno(self) -> int:
@@ -86,20 +89,37 @@ class XfrmEvents:
     def _expire(self, data: bytes) -> None:
         message = Expire(data)
         message.decode()
-        protocol = _PROTOCOLS.get(message["state.id.proto"])
-        if protocol is None:
+        name = _name(message, "state.id", message["state.family"])
+        if name is None:
             return
-        address = _address(message["state.id.daddr"], message["state.family"])
-        name = SaId(address, protocol, Spi(int.from_bytes(message["state.id.spi"])))
         hard = bool(message["hard"])
         ours = self._dataplane.ended(name) if hard else self._dataplane.owner(name)
         if ours is not None:
             self._events.expired(ours, hard)
 
+    def _mapping(self, data: bytes) -> None:
+        message = Mapping(data)
+        message.decode()
+        family = message["id.family"]
+        name = _name(message, "id", family)
+        ours = self._dataplane.owner(name) if name is not None else None
+        if ours is not None:
+            source = Endpoint(_address(message["new_saddr"], family), int.from_bytes(message["new_sport"]))
+            self._events.moved(ours, source)
+
     def _overrun(self) -> None:
         """The kernel dropped events. Packets ask again; SAs that ended do not, so they are looked for."""
         for spi in self._dataplane.vanished():
             self._events.expired(spi, True)
+
+
+def _name(message: Message, prefix: str, family: int) -> SaId | None:
+    """What the SA is known by, if it is of a protocol of ours."""
+    protocol = _PROTOCOLS.get(message[f"{prefix}.proto"])
+    if protocol is None:
+        return None
+    address = _address(message[f"{prefix}.daddr"], family)
+    return SaId(address, protocol, Spi(int.from_bytes(message[f"{prefix}.spi"])))
 
 
 def _address(octets: bytes, family: int) -> Address:

@@ -43,6 +43,7 @@ class Type(IntEnum):
     UPDPOLICY = 0x19
     UPDSA = 0x1A
     POLEXPIRE = 0x1B
+    MAPPING = 0x26
 
 
 _HEADER = struct.Struct("=IHHII")
@@ -208,6 +209,20 @@ class PolExpire(Message):
 
     kind = Type.POLEXPIRE
     fields = (*within("pol", USERPOLICY_INFO), ("hard", "B"), ("_", "7x"))
+
+
+class Mapping(Message):
+    """struct xfrm_user_mapping: ESP in UDP that verified came from another address or port than the SA's."""
+
+    kind = Type.MAPPING
+    fields = (
+        *within("id", DelSa.fields),
+        ("reqid", "I"),
+        ("old_saddr", "16s"),
+        ("new_saddr", "16s"),
+        ("old_sport", "2s"),
+        ("new_sport", "2s"),
+    )
 
 
 class Refusal(Message):

@@ -22,6 +22,7 @@ from monitor.xfrm.structs import (
 )
 from privsep.config.lanes import Mark
 from privsep.config.model import Action, Order, Shunt
+from privsep.iana import ProtocolId
 from privsep.types import Address, Mode, TrafficSelector
 
 PRIORITY_BASE = 0x494B45
@@ -66,8 +67,8 @@ def entries(rule: Policy | Shunt) -> Iterator[Entry]:
         local, remote = rule.local.address, rule.remote.address
         in_lane, out_lane = (lane(*side) for side in rule.kernel.lane.sides)
         sides = (
-            _Side(lane=out_lane, template=_template(rule, local, remote)),
-            _Side(lane=in_lane, template=_template(rule, remote, local)),
+            _Side(lane=out_lane, template=_templates(rule, local, remote, arriving=False)),
+            _Side(lane=in_lane, template=_templates(rule, remote, local, arriving=True)),
         )
         forwards = rule.mode is Mode.TUNNEL
         yield from _entries(rule, PRIORITY_BASE, KernelAction.ALLOW, sides, forwards=forwards)
@@ -154,16 +155,28 @@ def lane(if_id: int, mark: Mark) -> tuple[Attribute, ...]:
     return tuple(found)
 
 
-def _template(policy: Policy, source: Address, destination: Address) -> Values:
-    """ESP or AH of this child, and required. Transport mode has the packet's own addresses."""
-    tunnel = policy.mode is Mode.TUNNEL
+def _templates(policy: Policy, source: Address, destination: Address, *, arriving: bool) -> Values:
+    """ESP or AH of this child, and required. IPComp comes before and makes the tunnel.
+
+    What does not shrink arrives uncompressed (RFC 3173 section 2.2), so inbound IPComp is optional; ESP or AH never is.
+    """
+    if not policy.ipcomp:
+        return _template(policy, policy.protocol, policy.mode, source, destination)
+    compressing = _template(policy, ProtocolId.IPCOMP, policy.mode, source, destination)
+    protecting = _template(policy, policy.protocol, Mode.TRANSPORT, source, destination)
+    return {**compressing, "optional": int(arriving), "next": protecting}
+
+
+def _template(policy: Policy, protocol: ProtocolId, mode: Mode, source: Address, destination: Address) -> Values:
+    """Transport mode has the packet's own addresses."""
+    tunnel = mode is Mode.TUNNEL
     return {
         "id.daddr": destination.packed if tunnel else b"",
-        "id.proto": PROTOCOLS[policy.protocol],
+        "id.proto": PROTOCOLS[protocol],
         "family": family(destination),
         "saddr": source.packed if tunnel else b"",
         "reqid": policy.reqid,
-        "mode": MODES[policy.mode],
+        "mode": MODES[mode],
         "aalgos": ALL_ALGORITHMS,
         "ealgos": ALL_ALGORITHMS,
         "calgos": ALL_ALGORITHMS,
@@ -215,24 +228,33 @@ def has_our_priority(priority: int) -> bool:
 
 def is_same(present: Message, entry: Entry) -> bool:
     """Whether it differs from the entry in outer addresses at most; a configured priority may be outside our range."""
-    template = present.get_attr("XFRMA_TMPL")
+    template = _protecting(present.get_attr("XFRMA_TMPL"))
+    expected = _protecting(entry.template)
     return (
         present["priority"] == entry.values["priority"]
         and template is not None
-        and entry.template is not None
+        and expected is not None
         and not template["optional"]
-        and template["reqid"] == entry.template["reqid"]
+        and template["reqid"] == expected["reqid"]
     )
 
 
 def is_ours(present: Message) -> bool:
     """Whether a policy that the kernel has may be replaced: by its priority ours, and requiring what such ones do."""
-    priority, template = present["priority"], present.get_attr("XFRMA_TMPL")
-    if template is not None:
-        return has_our_priority(priority) and not template["optional"]
+    priority, first = present["priority"], present.get_attr("XFRMA_TMPL")
+    if first is not None:
+        template = _protecting(first)
+        return has_our_priority(priority) and template is not None and not template["optional"]
     if priority == DISCOVERY_PRIORITY:
         return True
     return any(base - MAX_SPECIFICITY <= priority <= base for base in SHUNT_BASES.values())
+
+
+def _protecting(template: Values | None) -> Values | None:
+    """ESP's or AH's; None where there is compression at most, which protects nothing."""
+    while template is not None and template["id.proto"] == PROTOCOLS[ProtocolId.IPCOMP]:
+        template = dict.get(template, "next")
+    return template
 
 
 def stands_for(present: Message, rule: Policy | Shunt) -> bool:

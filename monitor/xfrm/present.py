@@ -4,8 +4,10 @@ import sys
 
 from monitor.dataplane import Pair
 from monitor.xfrm.messages import ATTRIBUTE_OCTETS, HEADER_OCTETS, Counters
-from monitor.xfrm.policy import MODES, family
+from monitor.xfrm.policy import family
+from monitor.xfrm.sa import mode
 from monitor.xfrm.structs import ATTRIBUTES, UDP_ENCAP_ESPINUDP, Values
+from privsep.iana import ProtocolId
 from privsep.types import Endpoint
 
 _ADDRESS_OCTETS = 16
@@ -28,20 +30,22 @@ class PresentSa(Counters):
             at += max(ATTRIBUTE_OCTETS, (length + 3) & ~3)
 
 
-def is_as_described(present: PresentSa, pair: Pair, source: Endpoint, destination: Endpoint) -> bool:
-    """Whether it is the pair's SA between these ends; the address and SPI by which it was found need no second look."""
+def is_as_described(
+    present: PresentSa, pair: Pair, protocol: ProtocolId, source: Endpoint, destination: Endpoint
+) -> bool:
+    """Whether it is the pair's SA of that protocol between these ends; its name, by which it was found, is its own."""
     return (
         present["saddr"] == source.address.packed.ljust(_ADDRESS_OCTETS, b"\0")
         and present["family"] == family(destination.address)
         and present["reqid"] == pair.policy.reqid
-        and present["mode"] == MODES[pair.policy.mode]
+        and present["mode"] == mode(pair, protocol)
         and present["lft.hard_add_expires_seconds"] == pair.lifetime
-        and _is_encapsulated(present["encap"], pair, source, destination)
+        and _is_encapsulated(present["encap"], pair.encap and protocol is ProtocolId.ESP, source, destination)
     )
 
 
-def _is_encapsulated(encap: Values | None, pair: Pair, source: Endpoint, destination: Endpoint) -> bool:
-    if encap is None or not pair.encap:
-        return encap is None and not pair.encap
+def _is_encapsulated(encap: Values | None, expected: bool, source: Endpoint, destination: Endpoint) -> bool:
+    if encap is None or not expected:
+        return encap is None and not expected
     ports = int.from_bytes(encap["sport"]), int.from_bytes(encap["dport"])
     return encap["type"] == UDP_ENCAP_ESPINUDP and ports == (source.port, destination.port)

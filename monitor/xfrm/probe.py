@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable
 
 from pyroute2.netlink import NLM_F_CREATE, NLM_F_EXCL
 
-from monitor.dataplane import Pair, Policy
+from monitor.dataplane import Cpis, Pair, Policy
 from monitor.xfrm import interfaces, sa
 from monitor.xfrm.algorithms import CIPHERS, CONFIG, INTEGRITIES
 from monitor.xfrm.messages import DelSa, GetSa, NewSa
@@ -16,7 +16,7 @@ from monitor.xfrm.netlink import KernelError, XfrmNetlink
 from privsep.algorithms import ChildSuite
 from privsep.config.model import Gateway, RemoteAny
 from privsep.iana import ProtocolId
-from privsep.types import Address, Endpoint, Mode, Network, Spi, TrafficSelector
+from privsep.types import Address, Cpi, Endpoint, Mode, Network, Spi, TrafficSelector
 
 _LOOPBACKS: dict[int, Address] = {4: ipaddress.IPv4Address("127.0.0.1"), 6: ipaddress.IPv6Address("::1")}
 """Where the tried SA leads: nowhere."""
@@ -25,6 +25,8 @@ _CONFIG = {
     (ProtocolId.ESP, 6): "CONFIG_INET6_ESP",
     (ProtocolId.AH, 4): "CONFIG_INET_AH",
     (ProtocolId.AH, 6): "CONFIG_INET6_AH",
+    (ProtocolId.IPCOMP, 4): "CONFIG_INET_IPCOMP",
+    (ProtocolId.IPCOMP, 6): "CONFIG_INET6_IPCOMP",
 }
 _COMMON = {
     ProtocolId.ESP: ChildSuite.parse("aes128-sha1"),
@@ -43,10 +45,13 @@ def probe(netlink: XfrmNetlink, gateway: Gateway) -> str | None:
         for child in connection.children
         for suite in child.suites
     }
-    lacks = [lacking(netlink, sorted(suites, key=lambda suite: suite.described), sorted(_versions(gateway)))]
+    versions = sorted(_versions(gateway))
+    lacks = [lacking(netlink, sorted(suites, key=lambda suite: suite.described), versions)]
+    if any(child.ipcomp for connection in gateway.connections for child in connection.children):
+        lacks += (_try_ipcomp(netlink, version) for version in versions)
     if interfaces.needed(gateway) and not interfaces.possible():
         lacks.append("the kernel has no XFRM interfaces (CONFIG_XFRM_INTERFACE)")
-    return "; ".join(filter(None, lacks)) or None
+    return "; ".join(filter(None, dict.fromkeys(lacks))) or None
 
 
 def knows_direction(netlink: XfrmNetlink) -> bool:
@@ -91,6 +96,23 @@ def _try(netlink: XfrmNetlink, suite: ChildSuite, version: int) -> str | None:
     except KernelError as error:
         return _reason(error, suite, version)
     netlink.do(DelSa.request(0, sa.key(sa.SaId(pair.remote.address, suite.protocol, pair.spi_out))))
+    return None
+
+
+def _try_ipcomp(netlink: XfrmNetlink, version: int) -> str | None:
+    pair = _trial(_COMMON[ProtocolId.ESP], _LOOPBACKS[version])
+    cpis = Cpis(inbound=Cpi(0), outbound=Cpi(sa.MIN_SPI + secrets.randbelow(sa.MAX_CPI - sa.MIN_SPI)))
+    try:
+        netlink.do(NewSa.request(NLM_F_CREATE | NLM_F_EXCL, *sa.compressing(pair, cpis)))
+    except KernelError as error:
+        match error.number:
+            case errno.EPROTONOSUPPORT | errno.EAFNOSUPPORT:
+                return _without(ProtocolId.IPCOMP, version)
+            case errno.ENOSYS | errno.ENOENT:
+                return f"the kernel lacks {sa.DEFLATE.decode()} (CONFIG_CRYPTO_DEFLATE)"
+            case _:
+                return f"the kernel refuses IPComp: {error}"
+    netlink.do(DelSa.request(0, sa.key(sa.SaId(pair.remote.address, ProtocolId.IPCOMP, Spi(cpis.outbound)))))
     return None
 
 

@@ -1,9 +1,12 @@
-"""From a pair to the kernel's two SAs: struct xfrm_usersa_info and its attributes."""
+"""From a pair to the kernel's two SAs: struct xfrm_usersa_info and its attributes. Four with IPComp.
+
+Then IPComp makes the tunnel, and what protects is in transport mode around it.
+"""
 
 import socket
 from dataclasses import dataclass, field
 
-from monitor.dataplane import Pair
+from monitor.dataplane import Cpis, Pair
 from monitor.xfrm.algorithms import algorithms
 from monitor.xfrm.policy import MODES, family, lane, selector
 from monitor.xfrm.structs import (
@@ -20,11 +23,17 @@ from monitor.xfrm.structs import (
 )
 from privsep.config.lanes import ANY_MARK, Mark
 from privsep.iana import ProtocolId
-from privsep.types import Address, Endpoint, Spi, TrafficSelector
+from privsep.types import Address, Endpoint, Mode, Spi, TrafficSelector
 
 MIN_SPI = 0x100
 """RFC 4303 section 2.1: those below are reserved."""
 MAX_SPI = 0xFFFFFFFF
+MAX_CPI = 61439
+"""RFC 3173 section 3.3: those above are private."""
+DEFLATE = b"deflate"
+MAPPING_SECONDS = 1
+"""Between two reports that a peer's packets come from elsewhere; otherwise there would be one for each packet. Kernels
+before 5.17 do not know the attribute and pass it over."""
 _BITMAP_WORD = 32
 _FIRST_ASKS, _SECOND_ASKS = 80, 92
 """Per cent of a limit in octets or packets."""
@@ -66,8 +75,14 @@ def way(direction: Way) -> Attribute:
     return "XFRMA_SA_DIR", {"value": direction}
 
 
+def mode(pair: Pair, protocol: ProtocolId) -> KernelMode:
+    """Of its SAs of that protocol: where there is IPComp, that makes the tunnel."""
+    inner = pair.ipcomp is None or protocol is ProtocolId.IPCOMP
+    return MODES[pair.policy.mode if inner else Mode.TRANSPORT]
+
+
 def allocation(local: Address, remote: Address, protocol: ProtocolId) -> Values:
-    """An inbound SPI: struct xfrm_userspi_info. What the larval SA lacks comes with the real one."""
+    """An inbound SPI or CPI: struct xfrm_userspi_info. What the larval SA lacks comes with the real one."""
     return {
         "info.id.daddr": local.packed,
         "info.id.proto": PROTOCOLS[protocol],
@@ -75,7 +90,7 @@ def allocation(local: Address, remote: Address, protocol: ProtocolId) -> Values:
         "info.family": family(local),
         "info.mode": KernelMode.TUNNEL,
         "min": MIN_SPI,
-        "max": MAX_SPI,
+        "max": MAX_CPI if protocol is ProtocolId.IPCOMP else MAX_SPI,
     }
 
 
@@ -91,13 +106,9 @@ def inbound(pair: Pair, *, directed: bool = False) -> Sa:
         attributes.append(_window(pair.replay_window))
     else:
         values["replay_window"] = pair.replay_window
-    if_id, mark = pair.policy.kernel.lane.sides[0]
-    attributes += lane(if_id, ANY_MARK)
-    if mark.mask:
-        attributes += [("XFRMA_SET_MARK", {"value": mark.value}), ("XFRMA_SET_MARK_MASK", {"value": mark.mask})]
-    if directed:
-        attributes.append(way(Way.IN))
-    return values, attributes
+    if pair.encap:
+        attributes.append(("XFRMA_MTIMER_THRESH", {"seconds": MAPPING_SECONDS}))
+    return values, [*attributes, *_inward(pair, directed=directed)]
 
 
 def outbound(pair: Pair, *, directed: bool = False) -> Sa:
@@ -107,10 +118,48 @@ def outbound(pair: Pair, *, directed: bool = False) -> Sa:
     if pair.suite.esn:
         # what holds the upper half; the kernel refuses an empty window unless it knows that nothing is received here
         attributes.append(_window(0 if directed else SMALL_WINDOW))
-    attributes += lane(*pair.policy.kernel.lane.sides[1])
-    if directed:
-        attributes.append(way(Way.OUT))
-    return values, attributes
+    return values, [*attributes, *_outward(pair, directed=directed)]
+
+
+def decompressing(pair: Pair, cpis: Cpis, *, directed: bool = False) -> Sa:
+    """What the peer compressed, after it was opened."""
+    values, attributes = _ipcomp(pair, Spi(cpis.inbound), (pair.remote, pair.remote_ts), (pair.local, pair.local_ts))
+    return values, [*attributes, *_inward(pair, directed=directed)]
+
+
+def compressing(pair: Pair, cpis: Cpis, *, directed: bool = False) -> Sa:
+    """What we compress, before it is protected."""
+    values, attributes = _ipcomp(pair, Spi(cpis.outbound), (pair.local, pair.local_ts), (pair.remote, pair.remote_ts))
+    return values, [*attributes, *_outward(pair, directed=directed)]
+
+
+def _inward(pair: Pair, *, directed: bool) -> list[Attribute]:
+    """Where and which way it goes."""
+    if_id, mark = pair.policy.kernel.lane.sides[0]
+    attributes = [*lane(if_id, ANY_MARK)]
+    if mark.mask:
+        attributes += [("XFRMA_SET_MARK", {"value": mark.value}), ("XFRMA_SET_MARK_MASK", {"value": mark.mask})]
+    return [*attributes, way(Way.IN)] if directed else attributes
+
+
+def _outward(pair: Pair, *, directed: bool) -> list[Attribute]:
+    """The same of what leaves."""
+    attributes = [*lane(*pair.policy.kernel.lane.sides[1])]
+    return [*attributes, way(Way.OUT)] if directed else attributes
+
+
+def _ipcomp(pair: Pair, cpi: Spi, source: tuple[Endpoint, Selectors], destination: tuple[Endpoint, Selectors]) -> Sa:
+    """No keys, no UDP, no sequence numbers; the end is that of the SA around it, which alone counts."""
+    from_ts, outer = source[1], family(destination[0].address)
+    values, attributes = _sa(pair, cpi, source, destination)
+    values |= {
+        **UNLIMITED,
+        "id.proto": PROTOCOLS[ProtocolId.IPCOMP],
+        "mode": MODES[pair.policy.mode],
+        "flags": STATE_AF_UNSPEC if _is_open(pair, from_ts, outer) and _mixed(from_ts, outer) else 0,
+    }
+    around = [each for each in attributes if each[0] != "XFRMA_ENCAP"]
+    return values, [*around, ("XFRMA_ALG_COMP", {"name": DEFLATE})]
 
 
 def _window(packets: int) -> Attribute:
@@ -123,7 +172,7 @@ def _sa(pair: Pair, spi: Spi, source: tuple[Endpoint, Selectors], destination: t
     values: Values = {
         **UNLIMITED,
         **_limits(pair),
-        **_narrowed(from_ts, to_ts, outer),
+        **_narrowed(pair, from_ts, to_ts, outer),
         "flags": _flags(pair, from_ts, outer),
         "id.daddr": receiver.address.packed,
         "id.spi": spi.to_bytes(4),
@@ -132,7 +181,7 @@ def _sa(pair: Pair, spi: Spi, source: tuple[Endpoint, Selectors], destination: t
         "lft.hard_add_expires_seconds": pair.lifetime,
         "reqid": pair.policy.reqid,
         "family": outer,
-        "mode": MODES[pair.policy.mode],
+        "mode": mode(pair, pair.suite.protocol),
     }
     encap = {"type": UDP_ENCAP_ESPINUDP, "sport": sender.port.to_bytes(2), "dport": receiver.port.to_bytes(2)}
     return values, [("XFRMA_ENCAP", encap)] if pair.encap else []
@@ -151,12 +200,12 @@ def _limits(pair: Pair) -> Values:
     return limits
 
 
-def _narrowed(from_ts: Selectors, to_ts: Selectors, outer: int) -> Values:
+def _narrowed(pair: Pair, from_ts: Selectors, to_ts: Selectors, outer: int) -> Values:
     """The negotiated selectors, which may be narrower than the policy's, where they fit into an SA's only one.
 
     Several leave it open, and the policies decide (RFC 4301 section 5.2).
     """
-    if _only(from_ts, to_ts):
+    if not _is_open(pair, from_ts, outer):
         return selector(from_ts[0], to_ts[0]) or {}
     return {} if _mixed(from_ts, outer) else {"sel.family": outer}
 
@@ -166,13 +215,15 @@ def _flags(pair: Pair, from_ts: Selectors, outer: int) -> int:
     flags = STATE_ESN if pair.suite.esn else 0
     if pair.suite.protocol is ProtocolId.AH and outer == socket.AF_INET:
         flags |= STATE_ALIGN4
-    if not _only(pair.local_ts, pair.remote_ts) and _mixed(from_ts, outer):
+    if _is_open(pair, from_ts, outer) and _mixed(from_ts, outer):
         flags |= STATE_AF_UNSPEC
     return flags
 
 
-def _only(some: Selectors, others: Selectors) -> bool:
-    return len(some) == len(others) == 1
+def _is_open(pair: Pair, from_ts: Selectors, outer: int) -> bool:
+    """Several selectors; or one of the other family where IPComp makes the tunnel, as transport mode refuses that."""
+    only = len(pair.local_ts) == len(pair.remote_ts) == 1
+    return not only or (pair.ipcomp is not None and _mixed(from_ts, outer))
 
 
 def _mixed(selectors: Selectors, outer: int) -> bool:

@@ -49,8 +49,8 @@ class Way(IntEnum):
 
 INFINITE = 0xFFFFFFFFFFFFFFFF
 """XFRM_INF: no limit."""
-PROTOCOLS = {ProtocolId.ESP: 50, ProtocolId.AH: 51}
-"""IP protocol numbers (RFC 4303 section 2, RFC 4302 section 2)."""
+PROTOCOLS = {ProtocolId.ESP: 50, ProtocolId.AH: 51, ProtocolId.IPCOMP: 108}
+"""IP protocol numbers (RFC 4303 section 2, RFC 4302 section 2, RFC 3173 section 3.3)."""
 ALL_ALGORITHMS = 0xFFFFFFFF
 """A template that leaves the choice of algorithms to whoever installs the SA, which is us alone."""
 STATE_AF_UNSPEC = 32
@@ -59,6 +59,8 @@ STATE_ALIGN4 = 64
 """XFRM_STATE_ALIGN4: AH's header over IPv4 ends on a multiple of 4 octets, not on IPv6's 8 (RFC 4302 section 2.6)."""
 STATE_ESN = 128
 """XFRM_STATE_ESN (RFC 4304)."""
+_ATTRIBUTE_HEADER = 4
+"""Octets."""
 UDP_ENCAP_ESPINUDP = 2
 """<linux/udp.h>, RFC 3948."""
 
@@ -181,7 +183,7 @@ class StructAttribute(Record, nla):  # type: ignore[misc] # pyroute2 has no type
 
 
 class Template(StructAttribute):
-    """struct xfrm_user_tmpl. XFRMA_TMPL is an array of these; our policies have one."""
+    """struct xfrm_user_tmpl. XFRMA_TMPL is an array of these: what comes after this one is `next`, if anything does."""
 
     fields = (
         *within("id", ID),
@@ -197,6 +199,30 @@ class Template(StructAttribute):
         ("ealgos", "I"),
         ("calgos", "I"),
     )
+
+    @classmethod
+    def octets(cls, values: Values) -> int:
+        """With those that follow."""
+        following = dict.get(values, "next")
+        return cls.layout.size + (cls.octets(following) if following is not None else 0)
+
+    @classmethod
+    def write(cls, data: bytearray, offset: int, values: Values) -> None:
+        """With those that follow."""
+        super().write(data, offset, values)
+        following = dict.get(values, "next")
+        if following is not None:
+            cls.write(data, offset + cls.layout.size, following)
+
+    def ft_decode(self, offset: int) -> None:
+        """The whole array."""
+        size = self.layout.size
+        starts = range(offset, offset + self.length - _ATTRIBUTE_HEADER - size + 1, size)
+        found: Values | None = None
+        for start in reversed(starts):
+            found = self.read(self.data, start) | ({} if found is None else {"next": found})
+        self.update(self.read(self.data, offset) if found is None else found)
+        del self["attrs"]
 
 
 class Crypt(StructAttribute):
@@ -218,6 +244,18 @@ class Aead(StructAttribute):
 
     fields = (("name", "64s"), ("key_len", "I"), ("icv_len", "I"))
     tail = "key"
+
+
+class Compression(StructAttribute):
+    """struct xfrm_algo without a key: a compression algorithm."""
+
+    fields = (("name", "64s"), ("key_len", "I"))
+
+
+class Seconds(StructAttribute):
+    """A number of seconds."""
+
+    fields = (("seconds", "I"),)
 
 
 class EncapTemplate(StructAttribute):
@@ -263,6 +301,7 @@ class SaDirection(StructAttribute):
 
 ATTRIBUTES: dict[str, tuple[int, type[StructAttribute]]] = {
     "XFRMA_ALG_CRYPT": (2, Crypt),
+    "XFRMA_ALG_COMP": (3, Compression),
     "XFRMA_ENCAP": (4, EncapTemplate),
     "XFRMA_TMPL": (5, Template),
     "XFRMA_ALG_AEAD": (18, Aead),
@@ -272,6 +311,7 @@ ATTRIBUTES: dict[str, tuple[int, type[StructAttribute]]] = {
     "XFRMA_SET_MARK": (29, Number),
     "XFRMA_SET_MARK_MASK": (30, Number),
     "XFRMA_IF_ID": (31, Number),
+    "XFRMA_MTIMER_THRESH": (32, Seconds),
     "XFRMA_SA_DIR": (33, SaDirection),
 }
 """XFRMA_*: number and struct of those that we use."""

@@ -104,7 +104,9 @@ def _children(document: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
             f"{cell(connection)}/{cell(child.get('name'))}",
             *(cell(child.get(key)) for key in ("state", "local_ts", "remote_ts")),
             # the keyword of an AH proposal looks like one of integrity alone
-            ("AH " if child.get("protocol") == "ah" else "") + cell(child.get("proposal")),
+            ("AH " if child.get("protocol") == "ah" else "")
+            + cell(child.get("proposal"))
+            + (" IPComp" if child.get("ipcomp") is True else ""),
             *(cell(child.get(key)) for key in ("spi_in", "spi_out")),
             size(child.get("bytes_in")),
             size(child.get("bytes_out")),

@@ -3,6 +3,7 @@
 import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 from privsep.algorithms import ChildSuite
 from privsep.config import kernel, shunts
@@ -96,23 +97,42 @@ def _check_ah(connection: Connection, reader: Reader) -> None:
             )
 
 
-def beyond_userspace(gateway: Gateway) -> Iterator[tuple[Connection, Child, int]]:
-    """The proposals, by number, that the userspace data plane cannot carry."""
+@dataclass(slots=True, frozen=True, kw_only=True)
+class Beyond:
+    """What the userspace data plane cannot carry: whose, where it stands in the child, and what would be right."""
+
+    connection: Connection
+    child: Child
+    where: tuple[str | int, ...]
+    what: str
+    right: str
+
+
+def beyond_userspace(gateway: Gateway) -> Iterator[Beyond]:
+    """All of them."""
     for connection in gateway.connections:
         for child in connection.children:
             for number, suite in enumerate(child.suites):
                 if not suite.in_userspace:
-                    yield connection, child, number
+                    key = "ah" if suite.protocol is ProtocolId.AH else "esp"
+                    yield Beyond(
+                        connection=connection,
+                        child=child,
+                        where=(key, number),
+                        what=suite.described,
+                        right='esp = ["aes256gcm16"]',
+                    )
+            if child.ipcomp:
+                yield Beyond(
+                    connection=connection, child=child, where=("ipcomp",), what="IPComp", right="ipcomp = false"
+                )
 
 
 def _check_userspace(gateway: Gateway, reader: Reader) -> None:
-    for connection, child, number in beyond_userspace(gateway):
-        suite = child.suites[number]
-        key = "ah" if suite.protocol is ProtocolId.AH else "esp"
+    for each in beyond_userspace(gateway):
         reader.problem(
-            ("connection", connection.name, "child", child.name, key, number),
-            f'the userspace data plane cannot carry {suite.described}; dataplane = "kernel" or esp = '
-            '["aes256gcm16"] would be right',
+            ("connection", each.connection.name, "child", each.child.name, *each.where),
+            f'the userspace data plane cannot carry {each.what}; dataplane = "kernel" or {each.right} would be right',
         )
     for shunt, reason in shunts.beyond_userspace(gateway):
         reader.problem(

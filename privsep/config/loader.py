@@ -237,6 +237,7 @@ def _child(name: str, section: Section, local: Address | None, remote: Remote | 
     lifetime = section.optional("lifetime", _LIFETIME, DEFAULT_CHILD_LIFETIME)
     low, high = _REPLAY_WINDOW
     replay_window = section.number("replay_window", DEFAULT_REPLAY_WINDOW, low=low, high=high)
+    ipcomp = section.flag("ipcomp", default=False)
     start = section.choice("start", Start, Start.WAIT)
     options = kernel.read(section, remote)
     local_ts = _selectors(section, "local_ts", "10.1.0.0/16", mode, local)
@@ -258,6 +259,7 @@ def _child(name: str, section: Section, local: Address | None, remote: Remote | 
         lifetime=lifetime,
         start=start,
         replay_window=replay_window,
+        ipcomp=ipcomp,
         kernel=options,
     )
 

@@ -99,6 +99,8 @@ class Child:
     lifetime: int
     start: Start
     replay_window: int = DEFAULT_REPLAY_WINDOW
+    ipcomp: bool = False
+    """Compress before encrypting, where the peer does too (RFC 3173)."""
     kernel: KernelOptions = UNSAID
 
     @property

@@ -119,6 +119,11 @@ class Section:
         """One of the enum's values."""
         return self.optional(key, one_of(kind), default)
 
+    def flag(self, key: str, *, default: bool) -> bool:
+        """True or false."""
+        value = self._get(key, bool)
+        return default if value is None else value
+
     def number(self, key: str, default: int, *, low: int, high: int) -> int:
         """An integer between the bounds, both included."""
         value = self._get(key, int)

@@ -65,6 +65,8 @@ NonceField = Annotated[bytes, Length(8, 256)]
 PublicValue = Annotated[bytes, Length(1, 1024)]
 SpiField = Annotated[int, Range(256, 0xFFFFFFFF)]
 """RFC 4303 section 2.1 reserves 0 to 255."""
+CpiField = Annotated[int, Range(256, 61439)]
+"""RFC 3173 section 3.3: those that are negotiated."""
 
 _Encode = Callable[[Any], Any]
 _Decode = Callable[[Any], Any]

@@ -12,6 +12,7 @@ from privsep.algorithms import ChildSuite, IkeSuite
 from privsep.schema.codec import (
     U32,
     U63,
+    CpiField,
     Handle,
     Length,
     Name,
@@ -34,6 +35,7 @@ class Denial(Enum):
     IDENTITY = "the proven identity is not the connection's"
     ALGORITHMS = "the suite is not among the child's proposals"
     AH_ENCAP = "AH cannot be encapsulated in UDP"
+    IPCOMP = "IPComp is not configured for the child"
     SPI = "the inbound SPI was not allocated for this child"
     SELECTORS = "the selectors are not inside the child's"
     OVERLAP = "the selectors overlap those of another identity"
@@ -67,6 +69,8 @@ class Install:
     """UDP encapsulation between these two endpoints (RFC 3948)."""
     local_ts: Selectors
     remote_ts: Selectors
+    cpi_out: CpiField | None = None
+    """The peer's, where IPComp was agreed on (RFC 3173); ours is that of the allocation."""
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -89,6 +93,8 @@ class Allocated:
     """The SPI now belongs to that child until it is installed or given back."""
 
     spi: SpiField
+    cpi: CpiField | None = None
+    """With it where the child has `ipcomp`: what the peer is to send compressed packets under."""
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -173,6 +179,14 @@ class Adopted:
     """Seconds that are left of its lifetime."""
 
 
+@dataclass(slots=True, frozen=True, kw_only=True)
+class Moved:
+    """A NAT gave the peer of this pair another port; the data plane follows already. No answer."""
+
+    spi_in: SpiField
+    remote: Endpoint
+
+
 class Outcome(Enum):
     """How an order ended."""
 
@@ -235,7 +249,7 @@ class Described:
 
 WorkerRequest = AllocateSpi | Install | Remove | Progress
 MonitorReply = Allocated | Installed | Removed | Denied
-MonitorRequest = Up | Down | Describe | Stop | Acquire | Expired | Adopted
+MonitorRequest = Up | Down | Describe | Stop | Acquire | Expired | Adopted | Moved
 WorkerReply = Completed | Described
 
 FROM_WORKER: Table[WorkerRequest | WorkerReply] = Table(
@@ -250,6 +264,7 @@ FROM_MONITOR: Table[MonitorRequest | MonitorReply] = Table(
         5: Acquire,
         6: Expired,
         7: Adopted,
+        12: Moved,
         16: Allocated,
         17: Installed,
         18: Removed,

@@ -103,6 +103,8 @@ class FakeMonitor:
     def __init__(self, site: "Site") -> None:
         self.site = site
         self.allocated: dict[int, install.AllocateSpi] = {}
+        self.cpis: dict[int, int | None] = {}
+        """What was allocated with an SPI."""
         self.pairs: dict[int, tuple[Redeemed, install.Install]] = {}
         self.removed: list[int] = []
         self.deny: install.Denial | None = None
@@ -115,7 +117,10 @@ class FakeMonitor:
             case install.AllocateSpi():
                 spi = self.site.world.rng.randrange(256, 2**32)
                 self.allocated[spi] = request
-                return install.Allocated(spi=spi)
+                child = self.site.config.connection(request.connection).child(request.child)
+                cpi = self.site.world.rng.randrange(256, 61440) if child.ipcomp else None
+                self.cpis[spi] = cpi
+                return install.Allocated(spi=spi, cpi=cpi)
             case install.Install():
                 redeemed = self.site.keyd.redeem(Redeem(keymat=request.keymat))
                 if not isinstance(redeemed, Redeemed):

@@ -7,7 +7,7 @@ import pytest
 from privsep.algorithms import ChildSuite
 from privsep.config.model import Encap, Start
 from privsep.iana import ProtocolId
-from privsep.schema.install import Outcome
+from privsep.schema.install import Moved, Outcome
 from privsep.types import Endpoint
 from worker.effects import Send
 from worker.nat import KEEPALIVE, Nat
@@ -199,3 +199,26 @@ def test_three_hours_behind_a_nat_without_a_gap(make):
     assert all(sa.cky_i != first and sa.nat == "local" for sa in world.left.established())
     assert len(world.left.pairs) <= 2
     world.settled()
+
+
+def test_ike_follows_where_the_data_plane_saw_the_peer_rfc3947_4(make):
+    world, translator = behind_nat(make)
+    world.up()
+    ((spi, _),) = world.right.pairs.items()
+    translator.first_port = 50000
+    moved = Endpoint(translator.outside, 54500)
+    world.right.event(Moved(spi_in=spi, remote=moved))
+    assert world.right.status()[0].remote == moved
+    pairs = dict(world.right.pairs)
+    world.right.down()
+    assert world.run(10.0, lambda: not world.left.pairs), "the DELETE went to the old port"
+    assert list(pairs) == [spi], "nothing was negotiated anew"
+    world.settled()
+
+
+def test_a_move_of_a_pair_that_the_worker_does_not_have_is_nothing(make):
+    world, _ = behind_nat(make)
+    world.up()
+    before = world.right.status()[0].remote
+    world.right.event(Moved(spi_in=0x1234, remote=Endpoint(make.address("203.0.113.66"), 1)))
+    assert world.right.status()[0].remote == before

@@ -195,6 +195,8 @@ class FakeDataplane:
     def allocate_spi(self, local, remote, protocol):
         if "allocate_spi" in self.failing:
             raise DataplaneError("no SPI")
+        if protocol is ProtocolId.IPCOMP and "allocate_cpi" in self.failing:
+            raise DataplaneError("no CPI")
         spi, self.next_spi = self.next_spi, self.next_spi + 1
         self.calls.append(("allocate_spi", spi))
         self.protocols[spi] = protocol
@@ -221,6 +223,9 @@ class FakeDataplane:
 
     def remove(self, pair):
         return self._call("remove", pair.spi_in)
+
+    def follow(self, pair):
+        return self._call("follow", pair)
 
     def traffic(self, pair):
         return self._call("traffic", pair.spi_in, Traffic(bytes_in=84, bytes_out=168, packets_in=1, packets_out=2))

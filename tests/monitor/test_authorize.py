@@ -8,7 +8,7 @@ import pytest
 from monitor import authorize as authorize_module
 from monitor import sadb as sadb_module
 from monitor.authorize import CHECKS, PASSED, authorize, outer_addresses
-from monitor.dataplane import Pair
+from monitor.dataplane import Cpis, Pair
 from monitor.sadb import Allocation, Claim, Entry, Policies, Sadb
 from privsep.algorithms import ChildSuite
 from privsep.config.lanes import OPEN, KernelOptions, Lane, Mark
@@ -28,7 +28,7 @@ class Scene:
         self.policies = Policies(self.gateway)
         self.redeemed = kit.redeemed()
         self.request = kit.install()
-        self.allocated = {"connection": "paris", "child": "lan", "local": None, "remote": None}
+        self.allocated = {"connection": "paris", "child": "lan", "local": None, "remote": None, "cpi": None}
 
     def redeem(self, **changes):
         self.redeemed = replace(self.redeemed, **changes)
@@ -56,6 +56,7 @@ class Scene:
                 protocol=self.redeemed.suite.protocol,
                 local=self.allocated["local"] or self.request.local,
                 remote=self.allocated["remote"] or self.request.remote,
+                cpi=self.allocated["cpi"],
             )
         )
         return authorize(self.gateway, self.sadb, self.policies, self.redeemed, self.request)
@@ -132,6 +133,24 @@ def ah_in_udp(scene):
     scene.install(encap=True, local=Endpoint(scene.kit.local, 4500), remote=Endpoint(scene.kit.remote, 4500))
 
 
+def configure_ipcomp(scene):
+    """The child compresses, and the request is an honest one for it."""
+    connection = scene.kit.connection(children=(scene.kit.child(ipcomp=True),))
+    scene.gateway = replace(scene.gateway, connections=(connection,))
+    scene.policies = Policies(scene.gateway)
+    scene.allocated["cpi"] = 0x400
+    scene.install(cpi_out=0x500)
+
+
+def compression_that_is_not_configured(scene):
+    scene.install(cpi_out=0x500)
+
+
+def cpi_of_another_pair(scene):
+    configure_ipcomp(scene)
+    scene.resident("gw2.example.org", 0x7777, ipcomp=Cpis(inbound=0x401, outbound=0x500))
+
+
 def strange_local_port(scene):
     scene.install(local=Endpoint(scene.kit.local, 53))
 
@@ -186,6 +205,8 @@ LIES = {
     "_no_overlap": (selectors_of_another_identity, Denial.OVERLAP),
     "_not_reserved": (traffic_of_a_peer_that_is_down, Denial.OVERLAP),
     "_outbound_is_new": (outbound_sa_that_exists, Denial.EXISTS),
+    "_compression": (compression_that_is_not_configured, Denial.IPCOMP),
+    "_cpi_is_new": (cpi_of_another_pair, Denial.EXISTS),
     "_quota": (one_more_than_the_quota, Denial.QUOTA),
 }
 
@@ -206,6 +227,27 @@ def test_nothing_but_its_check_stops_the_lie(scene, check, monkeypatch):
     lie, _ = LIES[check]
     monkeypatch.setattr(authorize_module, "CHECKS", tuple(c for c in CHECKS if c.__name__ != check))
     lie(scene)
+    assert isinstance(scene.judge(), Pair)
+
+
+def test_an_honest_request_for_ipcomp_becomes_a_pair_under_a_policy_that_compresses_rfc3173(scene):
+    configure_ipcomp(scene)
+    pair = scene.judge()
+    assert isinstance(pair, Pair)
+    assert pair.ipcomp == Cpis(inbound=0x400, outbound=0x500)
+    assert (pair.policy.ipcomp, pair.policy.protocol) == (True, ProtocolId.ESP)
+
+
+def test_where_the_peer_has_no_ipcomp_nothing_is_compressed(scene):
+    configure_ipcomp(scene)
+    scene.install(cpi_out=None)
+    pair = scene.judge()
+    assert (pair.ipcomp, pair.policy.ipcomp) == (None, False)
+
+
+def test_a_cpi_is_no_spi(scene):
+    configure_ipcomp(scene)
+    scene.resident("gw2.example.org", 0x500)
     assert isinstance(scene.judge(), Pair)
 
 

@@ -4,14 +4,15 @@ import dataclasses
 
 import pytest
 
-from monitor.dataplane import DataplaneError
+from monitor.dataplane import Cpis, DataplaneError
 from monitor.inheritance import owners
 from monitor.journal import Journal, PairRecord, PolicyRecord, ShuntRecord
 from monitor.sadb import Phase, Policies
 from monitor.service import Leave, Service
 from privsep.algorithms import ChildSuite
 from privsep.config.model import Action, Encap, Order, Shunt
-from privsep.schema.install import Adopted, AllocateSpi, Installed
+from privsep.iana import ProtocolId
+from privsep.schema.install import Adopted, AllocateSpi, Denial, Installed
 from privsep.tasks import Future
 from privsep.types import Mode
 
@@ -22,6 +23,9 @@ class Kernel:
     def __init__(self):
         self.pairs = {}
         self.discarded = []
+        self.described = []
+        self.ports = {}
+        """Of the peers of pairs in UDP."""
         self.cleared = []
         self.failing = False
 
@@ -38,17 +42,22 @@ class Kernel:
 
     def adopt(self, pair):
         def action():
-            if self.pairs.get(pair.spi_in) != 2:
+            self.described.append(pair)
+            if self.pairs.get(pair.spi_in) != 2 or self._elsewhere(pair):
                 raise DataplaneError("not both")
 
         return self._answer(action)
 
     def discard(self, pair):
         def action():
+            self.described.append(pair)
             self.discarded.append(pair.spi_in)
-            return self.pairs.pop(pair.spi_in, 0) > 0
+            return not self._elsewhere(pair) and self.pairs.pop(pair.spi_in, 0) > 0
 
         return self._answer(action)
+
+    def _elsewhere(self, pair):
+        return self.ports.get(pair.spi_in, pair.remote.port) != pair.remote.port
 
     def clear(self, rule):
         named = rule if isinstance(rule, Shunt) else (rule.number, rule.local_ts, rule.remote_ts)
@@ -93,14 +102,15 @@ def life(bench, kit, kernel, tmp_path):
             remote="192.0.2.2",
             local_ts="10.1.0.0/16",
             remote_ts="10.2.0.0/16",
+            asked=None,
             **changes,
         ):
-            """A pair of the present daemon; its inbound SPI."""
+            """A pair of the present daemon; its inbound SPI. `asked`: what else the worker says."""
             ends = {"local": kit.endpoint("192.0.2.1"), "remote": kit.endpoint(remote)}
             spi = bench.ask(AllocateSpi(connection=connection, child=child, **ends)).spi
             redeemed = kit.redeemed(connection=connection, child=child, spi_in=spi, spi_out=spi + 0x10000, **changes)
             traffic = {"local_ts": kit.selectors(local_ts), "remote_ts": kit.selectors(remote_ts)}
-            answer = bench.install(redeemed, **traffic, **ends)
+            answer = bench.install(redeemed, **traffic, **(ends | (asked or {})))
             assert answer == Installed(spi_in=spi)
             kernel.pairs[spi] = 2
             return spi
@@ -370,3 +380,106 @@ def test_shunts_go_with_a_clean_stop_and_stay_when_the_daemon_failed(bench, life
 def test_owners_are_read_by_number(life, bench):
     journal = Journal(life.path, bench.clock, lambda level, code, **fields: None)
     assert owners(journal)[2] == ("paris", "dmz")
+
+
+@pytest.fixture
+def compressing(bench, life):
+    """A daemon with a pair that compresses; its inbound SPI and both CPIs."""
+    life.begin(changed(bench.gateway, ipcomp=True))
+    spi = life.install(asked={"cpi_out": 0x500})
+    return spi, bench.service.sadb.entry(spi).pair.ipcomp
+
+
+def of_paris(bench):
+    """The policies of paris/lan that were placed."""
+    return [each for name, each in bench.plane.calls if name == "add_policy" and each.number == 1]
+
+
+def test_a_pair_with_ipcomp_is_adopted_with_its_cpis_under_a_policy_that_compresses(
+    bench, life, kernel, kit, compressing
+):
+    spi, cpis = compressing
+    bench.plane.calls.clear()
+    service = life.begin()
+    assert [each.spi_in for each in life.adopted()] == [spi]
+    assert kernel.described[-1].ipcomp == cpis == Cpis(inbound=cpis.inbound, outbound=0x500)
+    pair = service.sadb.entry(spi).pair
+    assert (pair.ipcomp, pair.policy.ipcomp) == (cpis, True)
+    assert [policy.ipcomp for policy in of_paris(bench)] == [True], "without, what it sends would find no SA"
+    assert service.sadb.has_outbound(kit.endpoint("192.0.2.2").address, ProtocolId.IPCOMP, 0x500)
+
+
+def test_a_pair_without_ipcomp_is_adopted_where_the_child_may_have_it(bench, life):
+    life.begin(changed(bench.gateway, ipcomp=True))
+    spi = life.install()
+    bench.plane.calls.clear()
+    service = life.begin()
+    assert service.sadb.entry(spi).pair.ipcomp is None
+    assert [policy.ipcomp for policy in of_paris(bench)] == [False]
+
+
+def test_of_two_adopted_pairs_the_later_one_says_whether_its_policy_compresses(bench, life, compressing):
+    bench.clock.advance(1)
+    life.install()
+    bench.plane.calls.clear()
+    life.begin()
+    assert len(life.adopted()) == 2
+    assert [policy.ipcomp for policy in of_paris(bench)] == [False]
+
+
+def test_a_pair_with_ipcomp_is_removed_whole_where_the_child_has_it_no_more(bench, life, kernel, compressing):
+    spi, cpis = compressing
+    life.begin(changed(bench.gateway, ipcomp=False))
+    assert life.adopted() == []
+    assert life.reasons() == [Denial.IPCOMP.value]
+    assert kernel.discarded == [spi]
+    assert kernel.described[-1].ipcomp == cpis
+    assert [policy.ipcomp for policy in of_paris(bench)][-1] is False
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_a_road_warriors_policy_compresses_on_only_while_the_child_does(bench, life, kernel, allowed):
+    life.begin(changed(bench.gateway, "road", ipcomp=True))
+    life.install("road", remote="198.51.100.9", remote_ts="10.4.0.0/16", asked={"cpi_out": 0x500})
+    (written,) = [record for record in life.written(PolicyRecord) if record.connection == "road"]
+    assert written.ipcomp
+    kernel.pairs.clear()
+    life.begin(changed(bench.gateway, "road", ipcomp=allowed))
+    (written,) = [record for record in life.written(PolicyRecord) if record.connection == "road"]
+    assert written.ipcomp is allowed
+
+
+@pytest.fixture
+def natted(bench, life, kit):
+    """The inbound SPI of a pair whose peer is behind a NAT."""
+    ends = {"local": kit.endpoint("192.0.2.1", 4500), "remote": kit.endpoint("192.0.2.2", 40000)}
+    return life.install(asked={"encap": True, **ends})
+
+
+@pytest.mark.parametrize("follows", [True, False])
+def test_a_successor_knows_the_port_to_which_a_peer_moved(bench, life, kernel, kit, natted, follows):
+    if not follows:
+        bench.plane.failing.add("follow")
+    bench.service.moved(natted, kit.endpoint("192.0.2.2", 40001))
+    (record,) = life.written()
+    assert record.remote.port == (40001 if follows else 40000)
+    kernel.ports[natted] = record.remote.port
+    service = life.begin()
+    assert service.sadb.entry(natted).pair.remote.port == record.remote.port
+    service.expired(natted, True)
+    assert life.written() == ()
+
+
+@pytest.mark.parametrize("port", [40000, 40001])
+def test_a_daemon_that_is_killed_while_a_peer_moves_leaves_one_pair(bench, life, kernel, kit, natted, port):
+    bench.plane.held = True
+    bench.service.moved(natted, kit.endpoint("192.0.2.2", 40001))
+    bench.plane.held = False
+    assert [record.remote.port for record in life.written()] == [40000, 40001]
+    kernel.ports[natted] = port
+    service = life.begin()
+    assert [each.remote.port for each in life.adopted()] == [port]
+    assert [record.remote.port for record in life.written()] == [port]
+    assert kernel.pairs == {natted: 2}
+    service.expired(natted, True)
+    assert life.written() == ()

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from monitor import journal as journal_module
+from monitor.dataplane import Cpis
 from monitor.journal import RECORDS, Ended, Journal, Opened, OptionsRecord, PairRecord, PolicyRecord
 from privsep.algorithms import ChildSuite
 from privsep.config.lanes import UNSAID, KernelOptions, Lane, Mark
@@ -40,7 +41,14 @@ def records(kit):
         "kernel": OptionsRecord.of(UNSAID),
     }
     policy = PolicyRecord(
-        connection="paris", child="lan", number=1, protocol=ProtocolId.ESP, mode=Mode.TUNNEL, **ends, **traffic
+        connection="paris",
+        child="lan",
+        number=1,
+        protocol=ProtocolId.ESP,
+        mode=Mode.TUNNEL,
+        ipcomp=False,
+        **ends,
+        **traffic,
     )
     pair = PairRecord(
         connection="paris",
@@ -54,6 +62,8 @@ def records(kit):
         encap=False,
         since_ms=1000_000,
         lifetime=3600,
+        cpi_in=None,
+        cpi_out=None,
         **ends,
         **traffic,
     )
@@ -83,6 +93,37 @@ def test_what_only_the_kernel_knows_is_written_down_whole(opened, records, optio
     opened().add(replace(policy, kernel=OptionsRecord.of(options)))
     (found,) = opened().of(PolicyRecord)
     assert found.kernel.options() == options
+
+
+def test_compression_is_written_down_with_policies_and_pairs(opened, records):
+    policy, pair = records
+    assert pair.cpis is None
+    journal = opened()
+    journal.add(replace(policy, ipcomp=True))
+    journal.add(replace(pair, cpi_in=0x400, cpi_out=61439))
+    ((found_policy,), (found,)) = opened().of(PolicyRecord), opened().of(PairRecord)
+    assert found_policy == replace(policy, ipcomp=True)
+    assert found.cpis == Cpis(inbound=0x400, outbound=61439)
+
+
+@pytest.mark.parametrize("half", [{"cpi_in": 0x400}, {"cpi_out": 0x400}])
+def test_half_a_compression_is_none(records, half):
+    assert replace(records[1], **half).cpis is None
+
+
+def test_of_two_records_of_a_pair_the_one_said_last_ends_with_it(opened, records, kit):
+    _, pair = records
+    moved = replace(pair, remote=kit.endpoint("192.0.2.2", 40001))
+    journal = opened()
+    journal.add(pair)
+    journal.add(moved)
+    assert opened().of(PairRecord) == (pair, moved)
+    assert journal.pair(pair.spi_in) == moved
+    journal.end(moved)
+    journal.add(pair)
+    assert journal.pair(pair.spi_in) == pair
+    journal.end_pair(pair.spi_in)
+    assert opened().of(PairRecord) == ()
 
 
 def test_a_successor_finds_what_is_in_force_and_nothing_else(opened, records):

@@ -57,11 +57,12 @@ def kernel(monkeypatch):
 
 @pytest.fixture
 def choose(kit, loop):
-    def choose(asked, *suites):
-        events = Events(acquired=lambda number: None, expired=lambda spi, hard: None)
+    def choose(asked, *suites, **child):
+        events = Events(acquired=lambda number: None, expired=lambda spi, hard: None, moved=lambda spi, remote: None)
         gateway = kit.gateway()
-        if suites:
-            gateway = replace(gateway, connections=(kit.connection(children=(kit.child(suites=suites),)),))
+        child |= {"suites": suites} if suites else {}
+        if child:
+            gateway = replace(gateway, connections=(kit.connection(children=(kit.child(**child),)),))
         return plane.choose(replace(gateway, dataplane=asked), loop, events, lambda reason: None)
 
     return choose
@@ -103,6 +104,16 @@ def test_auto_does_not_fall_back_for_some_suites_only(kernel, choose):
     assert choose(DataplaneChoice.AUTO, good).dataplane.name == "userspace"
     kernel.lacking = None
     assert choose(DataplaneChoice.AUTO, good, XCBC).dataplane.name == "kernel"
+
+
+def test_auto_does_not_fall_back_where_packets_are_to_be_compressed(kernel, choose):
+    kernel.lacking = "the kernel has no IPCOMP for IPv4 (CONFIG_INET_IPCOMP)"
+    with pytest.raises(OperatorError) as caught:
+        choose(DataplaneChoice.AUTO, ipcomp=True)
+    assert str(caught.value) == (
+        f'dataplane = "auto": {kernel.lacking}; the userspace data plane cannot carry IPComp of paris/lan; '
+        "ipcomp = false in their place would work"
+    )
 
 
 def test_who_insists_on_the_kernel_is_not_told_that_userspace_would_do_where_it_would_not(kernel, choose):

@@ -9,7 +9,7 @@ import pytest
 from monitor import epoch as epoch_module
 from monitor import sadb as sadb_module
 from monitor import service as service_module
-from monitor.dataplane import DataplaneError
+from monitor.dataplane import Cpis, DataplaneError
 from monitor.sadb import Phase
 from privsep.algorithms import ChildSuite
 from privsep.errors import ChannelClosed, Violation
@@ -26,6 +26,7 @@ from privsep.schema.install import (
     Described,
     Expired,
     Installed,
+    Moved,
     Outcome,
     Progress,
     Remove,
@@ -201,6 +202,105 @@ def test_an_ah_childs_spi_is_allocated_and_given_back_as_ah(bench, kit):
     assert bench.plane.protocols == {spi: ProtocolId.AH}
     assert bench.ask(Remove(spi_in=spi)) == Removed()
     assert bench.plane.calls[-1] == ("release_spi", spi)
+
+
+def with_ipcomp(bench, kit):
+    """The first child compresses; its SPI and CPI."""
+    paris = kit.connection(children=(kit.child(ipcomp=True),))
+    bench.service.gateway = replace(bench.gateway, connections=(paris,))
+    answer = allocate(bench, kit)
+    assert bench.plane.protocols == {answer.spi: ProtocolId.ESP, answer.cpi: ProtocolId.IPCOMP}
+    return answer
+
+
+def test_a_cpi_comes_with_the_spi_and_goes_with_it(bench, kit):
+    answer = with_ipcomp(bench, kit)
+    assert bench.ask(Remove(spi_in=answer.spi)) == Removed()
+    assert bench.plane.calls[-2:] == [("release_spi", answer.spi), ("release_spi", answer.cpi)]
+
+
+def test_without_a_cpi_there_is_no_spi_either(bench, kit):
+    bench.plane.failing.add("allocate_cpi")
+    paris = kit.connection(children=(kit.child(ipcomp=True),))
+    bench.service.gateway = replace(bench.gateway, connections=(paris,))
+    assert allocate(bench, kit) == Denied(why=Denial.DATAPLANE)
+    assert bench.plane.names()[-2:] == ["allocate_spi", "release_spi"]
+    assert bench.service.sadb.allocations() == ()
+
+
+def test_the_policy_compresses_once_the_pair_does(bench, kit):
+    answer = with_ipcomp(bench, kit)
+    bench.install(kit.redeemed(spi_in=answer.spi), cpi_out=0x500)
+    (_, policy), (_, pair) = bench.plane.calls[-2:]
+    assert bench.plane.names()[-2:] == ["add_policy", "install"]
+    assert (policy.number, policy.ipcomp, pair.ipcomp) == (1, True, Cpis(inbound=answer.cpi, outbound=0x500))
+
+
+def test_a_cpi_that_is_not_used_is_given_back(bench, kit):
+    answer = with_ipcomp(bench, kit)
+    bench.install(kit.redeemed(spi_in=answer.spi))
+    assert bench.plane.names()[-2:] == ["install", "release_spi"]
+    assert bench.plane.calls[-1][1] == answer.cpi
+    assert bench.plane.calls[-2][1].policy.ipcomp is False
+
+
+def test_a_refused_installation_gives_the_cpi_back_too(bench, kit):
+    answer = with_ipcomp(bench, kit)
+    bench.plane.failing.add("install")
+    assert bench.install(kit.redeemed(spi_in=answer.spi), cpi_out=0x500) == Denied(why=Denial.DATAPLANE)
+    assert bench.plane.calls[-2:] == [("release_spi", answer.spi), ("release_spi", answer.cpi)]
+
+
+def behind_nat(bench, kit):
+    """An installed pair whose peer is behind a NAT; its inbound SPI."""
+    spi = allocate(bench, kit).spi
+    ends = {"local": kit.endpoint("192.0.2.1", 4500), "remote": kit.endpoint("192.0.2.2", 40000)}
+    bench.install(kit.redeemed(spi_in=spi), encap=True, **ends)
+    return spi
+
+
+def test_a_new_port_is_followed_and_the_worker_told_rfc3948_3(bench, kit):
+    spi = behind_nat(bench, kit)
+    remote = kit.endpoint("192.0.2.2", 40001)
+    bench.service.moved(spi, remote)
+    name, pair = bench.plane.calls[-1]
+    assert (name, pair.spi_in, pair.remote) == ("follow", spi, remote)
+    assert bench.sent[-1] == (Moved(spi_in=spi, remote=remote), 0)
+    assert bench.service.sadb.entry(spi).pair.remote == remote
+
+
+@pytest.mark.parametrize(("address", "port"), [("192.0.2.3", 40001), ("192.0.2.2", 0), ("192.0.2.2", 40000)])
+def test_another_address_no_port_and_the_same_port_are_not_followed(bench, kit, address, port):
+    spi = behind_nat(bench, kit)
+    sent = list(bench.sent)
+    bench.service.moved(spi, kit.endpoint(address, port))
+    assert "follow" not in bench.plane.names()
+    assert bench.sent == sent
+    assert ("move-ignored" in bench.codes()) is (address == "192.0.2.3")
+
+
+def test_a_pair_without_udp_and_a_strangers_spi_do_not_move(bench, kit):
+    for spi in (installed(bench, kit), 0xBAD0):
+        bench.service.moved(spi, kit.endpoint("192.0.2.2", 40001))
+    assert "follow" not in bench.plane.names()
+
+
+def test_a_pair_moves_once_a_second(bench, kit):
+    spi = behind_nat(bench, kit)
+    for port in range(40001, 40011):
+        bench.service.moved(spi, kit.endpoint("192.0.2.2", port))
+    assert bench.plane.names().count("follow") == 1
+    bench.clock.advance(1.0)
+    bench.service.moved(spi, kit.endpoint("192.0.2.2", 40010))
+    assert bench.service.sadb.entry(spi).pair.remote.port == 40010
+
+
+def test_what_the_data_plane_refuses_to_follow_stays_where_it_was(bench, kit):
+    spi = behind_nat(bench, kit)
+    bench.plane.failing.add("follow")
+    bench.service.moved(spi, kit.endpoint("192.0.2.2", 40001))
+    assert bench.codes()[-1] == "move-failed"
+    assert bench.service.sadb.entry(spi).pair.remote.port == 40000
 
 
 def test_an_installed_spi_cannot_be_installed_again(bench, kit):

@@ -102,7 +102,7 @@ def test_values_have_the_contracts_forms(facts):
     assert (child["protocol"], child["mode"], child["proposal"]) == ("esp", "tunnel", "aes256gcm16-modp2048")
     assert (child["bytes_in"], child["packets_out"], child["expires_in_s"]) == (252, 1, 3500)
     assert child["local_ts"] == ["10.1.0.0/16"]
-    assert child["replay_window"] == 64
+    assert (child["replay_window"], child["ipcomp"]) == (64, False)
 
 
 def test_what_only_the_kernel_has_is_shown_as_configured(facts, kit):

@@ -28,6 +28,7 @@ QUOTAS = {
     "MAX_POLICY_NUMBER": 40,
     "MAX_POLICIES_PER_CONNECTION": 12,
 }
+KEYS = ("encryption_in", "integrity_in", "encryption_out", "integrity_out")
 HERE = ipaddress.ip_address("192.0.2.1")
 HERE6 = ipaddress.ip_address("2001:db8::1")
 PEER, OTHER_PEER = ipaddress.ip_address("192.0.2.2"), ipaddress.ip_address("192.0.2.3")
@@ -79,7 +80,7 @@ GATEWAY = Gateway(
             PEER,
             "paris",
             _child("lan", ("10.1.0.0/16",), ("10.2.0.0/16",)),
-            _child("dmz", ("10.1.0.0/16",), ("10.3.0.0/16",), suites=(GCM,), lifetime=1800),
+            _child("dmz", ("10.1.0.0/16",), ("10.3.0.0/16",), suites=(GCM,), lifetime=1800, ipcomp=True),
             _child("both", ("10.1.0.0/16", "fd01::/32"), ("10.2.0.0/16", "fd02::/32")),
             _child("host", ("192.0.2.0/24",), ("192.0.2.0/24",), mode=Mode.TRANSPORT),
             _child("signed", ("10.1.0.0/16",), ("10.6.0.0/16",), suites=(AH,)),
@@ -98,7 +99,7 @@ GATEWAY = Gateway(
             RemoteAny(),
             None,
             _child("lan", ("10.1.0.0/16",), ("10.2.0.0/16", "10.4.0.0/16", "10.5.0.0/16")),
-            _child("web", ("10.1.0.0/16",), ("10.5.0.0/16",), suites=(GCM,)),
+            _child("web", ("10.1.0.0/16",), ("10.5.0.0/16",), suites=(GCM,), ipcomp=True),
             local=None,
         ),
     ),
@@ -152,6 +153,8 @@ class Books:
     def __init__(self, fuzzer: Any) -> None:
         self.fuzzer = fuzzer
         self.allocated: dict[int, ops.AllocateSpi] = {}
+        self.cpis: dict[int, ops.AllocateSpi] = {}
+        """Those that wait with an SPI."""
         self.installed: dict[int, tuple[Pair, Minted]] = {}
         self.settled: set[int] = set()
         """Inbound SPIs of pairs whose installation was reported."""
@@ -187,14 +190,26 @@ class Books:
             isinstance(asked, ops.AllocateSpi) and (asked.local, asked.remote) == (local, remote),
             "an SPI that nobody asked for",
         )
-        of_child = named(asked.connection, asked.child)[1].suites[0].protocol
-        self.fuzzer.check(protocol is of_child, "an SPI of another protocol than the child's")
+        child = named(asked.connection, asked.child)[1]
+        if protocol is ProtocolId.IPCOMP:
+            self.fuzzer.check(child.ipcomp, "a CPI for a child without compression")
+            used = {each.ipcomp.inbound for each, _ in self.installed.values() if each.ipcomp is not None}
+            cpi = self.fuzzer.random.choice([each for each in range(0x400, 0x440) if each not in {*self.cpis, *used}])
+            self.cpis[cpi] = asked
+            return Spi(cpi)
+        self.fuzzer.check(protocol is child.suites[0].protocol, "an SPI of another protocol than the child's")
         free = [spi for spi in range(0x1000, 0x1040) if spi not in self.allocated and spi not in self.installed]
         spi = self.fuzzer.random.choice(free)
         self.allocated[spi] = asked
         return Spi(spi)
 
     def release_spi(self, spi: Spi, local: Endpoint, remote: Endpoint, protocol: ProtocolId) -> None:
+        if protocol is ProtocolId.IPCOMP:
+            pairs = [self.installed[each][0] for each in self.settled]
+            used = {each.ipcomp.inbound for each in pairs if each.ipcomp is not None}
+            self.fuzzer.check(spi not in used, "the CPI of an installed pair is released")
+            self.cpis.pop(spi, None)
+            return
         self.fuzzer.check(spi not in self.settled, "the SPI of an installed pair is released")
         self.allocated.pop(spi, None)
 
@@ -216,6 +231,7 @@ class Books:
             fuzzer.check(_all_inside(policy.remote_ts, child.remote_ts), "a policy with foreign selectors")
         fuzzer.check(known is None or known[0] == owner, "a policy number of another child")
         fuzzer.check(policy.mode is child.mode, "a policy of another mode")
+        fuzzer.check(child.ipcomp or not policy.ipcomp, "a policy that compresses where none is configured")
         fuzzer.check(0 < policy.number <= QUOTAS["MAX_POLICY_NUMBER"], "more policies than their quota")
         self.policies[policy.number] = (owner, policy)
         dynamic = Counter(whose for (whose, _), _ in self.policies.values() if whose not in self.fixed_names)
@@ -235,6 +251,9 @@ class Books:
         for wrong, what in self._judge(pair, minted):
             self.fuzzer.check(not wrong, f"installed although {what}")
         del self.allocated[pair.spi_in]
+        if pair.ipcomp is not None:
+            del self.cpis[pair.ipcomp.inbound]
+            self.fuzzer.reached["compressed"] += 1
         self.installed[pair.spi_in] = (pair, minted)
         self.fuzzer.reached["installed"] += 1
 
@@ -251,6 +270,23 @@ class Books:
             known = self.installed.get(pair.spi_in)
             if worked and known is not None and known[0].spi_out == pair.spi_out:
                 self.gone(pair.spi_in)
+
+        return self._later(None, then)
+
+    def follow(self, pair: Pair) -> Future[None]:
+        known, _ = self.installed.get(pair.spi_in, (None, None))
+        self.fuzzer.check(known is not None and known.encap, "a pair that cannot move follows its peer")
+        self.fuzzer.check(
+            known.remote.address == pair.remote.address and pair.remote.port != 0, "a pair follows to another address"
+        )
+        keys = {name: getattr(known, name) for name in KEYS}
+        self.fuzzer.check(replace(pair, remote=known.remote, **keys) == known, "more changes than the port")
+        self.fuzzer.reached["moved"] += 1
+
+        def then(worked: bool) -> None:
+            if worked and pair.spi_in in self.installed:
+                minted = self.installed[pair.spi_in][1]
+                self.installed[pair.spi_in] = (replace(known, remote=pair.remote), minted)
 
         return self._later(None, then)
 
@@ -336,11 +372,32 @@ class Books:
                 ),
                 "the outbound SA exists",
             ),
+            (pair.ipcomp is not None and not child.ipcomp, "compression is not configured"),
+            (pair.policy.ipcomp is not (pair.ipcomp is not None), "its policy and it differ in compression"),
+            (
+                pair.ipcomp is not None and self.cpis.get(pair.ipcomp.inbound) is not allocated,
+                "the CPI was not allocated with the SPI",
+            ),
+            (
+                (None if pair.ipcomp is None else pair.ipcomp.outbound) != asked.cpi_out,
+                "the peer's CPI is not what was asked for",
+            ),
+            (
+                pair.ipcomp is not None
+                and any(
+                    each.ipcomp is not None
+                    and (each.remote.address, each.ipcomp.outbound) == (there, pair.ipcomp.outbound)
+                    for each, _ in self.installed.values()
+                ),
+                "the CPI is another's",
+            ),
             (pair.lifetime != child.lifetime, "the lifetime is not the configured one"),
             (owner != (redeemed.connection, redeemed.child), "the policy is another child's"),
-            # the outer addresses of a roaming peer's policy are those of its latest installation
+            # the outer addresses of a roaming peer's policy, and compression, are those of its latest installation
             (
-                policy is None or replace(policy, local=pair.policy.local, remote=pair.policy.remote) != pair.policy,
+                policy is None
+                or replace(policy, local=pair.policy.local, remote=pair.policy.remote, ipcomp=pair.policy.ipcomp)
+                != pair.policy,
                 "its policy is not in place",
             ),
             (pair.policy.mode is not child.mode, "the mode is not the child's"),

@@ -42,6 +42,8 @@ from privsep.tasks import Future
 from privsep.types import Address, Endpoint, Mode, Role, Spi, TrafficSelector
 
 MAX_OPEN, MAX_PENDING = 12, 6
+CPIS = range(0x500, 0x506)
+"""Of peers; few, so that they meet."""
 HALF_A_KEY = 12
 
 
@@ -242,6 +244,7 @@ class MonitorFuzzer(Fuzzer):
             encap=connection.encap is Encap.FORCE or (connection.encap is Encap.AUTO and allocated.local.port == 4500),
             local_ts=self._narrowed(child.local_ts, child.mode, allocated.local.address),
             remote_ts=self._narrowed(child.remote_ts, child.mode, allocated.remote.address),
+            cpi_out=random.choice(CPIS) if child.ipcomp and random.random() < 0.7 else None,
         )
         while random.random() < 0.3:
             message = self.generator.deviate(message)
@@ -368,7 +371,12 @@ class MonitorFuzzer(Fuzzer):
 
     def _event(self) -> None:
         settled = sorted(self.books.settled)
-        if settled and self.random.random() < 0.6:
+        if settled and self.random.random() < 0.3:
+            spi = self.random.choice(settled)
+            pair = self.books.installed[spi][0]
+            address = pair.remote.address if self.random.random() < 0.8 else self.random.choice(ADDRESSES)
+            self.service.moved(Spi(spi), Endpoint(address, self.random.choice((0, 500, 1025, 40001))))
+        elif settled and self.random.random() < 0.6:
             spi, hard = self.random.choice(settled), self.random.random() < 0.5
             if hard:
                 self.books.gone(spi)

@@ -1,16 +1,16 @@
 """Phase 2 proposals: ChildSuites to SA payload and back (RFC 2407 section 4.5, RFC 2409 section 5.5, RFC 4304).
 
-Several suites are transforms of one proposal, ESP or AH, with one SPI. Our configured order decides, as in phase 1.
+Several suites are transforms of one proposal, ESP or AH, with one SPI; IPComp may stand beside it (`compression.py`).
+Our configured order decides, as in phase 1.
 """
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from privsep.algorithms import ChildSuite, EspCipher, Group, Integrity
 from privsep.errors import PeerError
-from privsep.iana import EncapsulationMode, IpsecAttribute, LifeType, NotifyType, ProtocolId
-from privsep.types import Mode, Spi
+from privsep.iana import EncapsulationMode, IpcompTransform, IpsecAttribute, LifeType, NotifyType, ProtocolId
+from privsep.types import Cpi, Mode, Spi
 from worker.codec.association import (
     Attribute,
     Proposal,
@@ -19,6 +19,7 @@ from worker.codec.association import (
     encode_attributes,
     parse_attributes,
 )
+from worker.codec.compression import Compression, accepted_compression, bundles, offer_compression
 from worker.codec.payloads import Notification
 from worker.codec.terms import CHILD_LIFE, IKE_LIFE, Terms, chosen, life_attributes, numbers, read_terms
 
@@ -65,13 +66,18 @@ class ChildSelection:
     kilobytes: int | None
     proposal: Proposal
     transform: Transform
+    compression: Compression | None
 
-    def answer(self, spi: Spi) -> SecurityAssociation:
-        """The SA payload of message 2: the chosen transform unchanged, with our inbound SPI (RFC 2408 section 4.2)."""
+    def answer(self, spi: Spi, cpi: Cpi | None = None) -> SecurityAssociation:
+        """The SA payload of message 2: the chosen transforms unchanged, with our inbound SPI and, where IPComp was
+        agreed on, our CPI (RFC 2408 section 4.2).
+        """
         only = Proposal(
             self.proposal.number, self.proposal.protocol, spi.to_bytes(SPI_OCTETS, "big"), (self.transform,)
         )
-        return SecurityAssociation((only,))
+        if self.compression is None or cpi is None:
+            return SecurityAssociation((only,))
+        return SecurityAssociation((only, self.compression.answer(cpi)))
 
 
 def encapsulation_mode(mode: Mode, *, udp: bool) -> EncapsulationMode:
@@ -80,10 +86,17 @@ def encapsulation_mode(mode: Mode, *, udp: bool) -> EncapsulationMode:
 
 
 def offer_child(
-    suites: Iterable[ChildSuite], group: Group | None, encapsulation: EncapsulationMode, spi: Spi, lifetime: int
+    suites: Iterable[ChildSuite],
+    group: Group | None,
+    encapsulation: EncapsulationMode,
+    spi: Spi,
+    lifetime: int,
+    cpi: Cpi | None = None,
 ) -> SecurityAssociation:
     """All suites with this PFS group: every transform of a Quick Mode names the group of its KE payload (RFC 2409
     section 5.5), so suites of other groups wait for an exchange of their own. ValueError if none is left.
+
+    With a CPI, compressed; and as the second choice the same without, for peers that know no IPComp.
     """
     life = life_attributes(lifetime, CHILD_LIFE)
     offered = [suite for suite in suites if suite.group is group]
@@ -91,7 +104,11 @@ def offer_child(
     if len(protocols) != 1:
         raise ValueError("no suite has this group, or they are of two protocols")
     transforms = tuple(_transform(number, suite, encapsulation, life) for number, suite in enumerate(offered, 1))
-    return SecurityAssociation((Proposal(1, protocols.pop(), spi.to_bytes(SPI_OCTETS, "big"), transforms),))
+    protecting = Proposal(1, protocols.pop(), spi.to_bytes(SPI_OCTETS, "big"), transforms)
+    if cpi is None:
+        return SecurityAssociation((protecting,))
+    compressing = offer_compression(protecting.number, cpi, encapsulation, life)
+    return SecurityAssociation((protecting, compressing, replace(protecting, number=protecting.number + 1)))
 
 
 def _transform(
@@ -124,17 +141,17 @@ def _transform_id(suite: ChildSuite) -> int | None:
 
 
 def select_child(
-    sa: SecurityAssociation, suites: Sequence[ChildSuite], encapsulation: EncapsulationMode
+    sa: SecurityAssociation, suites: Sequence[ChildSuite], encapsulation: EncapsulationMode, *, ipcomp: bool = False
 ) -> ChildSelection | None:
     """The first of our suites that the peer offers with this encapsulation, or None (NO-PROPOSAL-CHOSEN).
 
-    Passed over: protocols of no suite of ours, bundles (a proposal number that stands several times, RFC 2408 section
-    4.2), reserved SPIs, and transforms with anything that we do not know (they could not be answered unchanged).
+    With `ipcomp`, compressed where the peer offers that too. Passed over: protocols of no suite of ours, bundles
+    otherwise, reserved SPIs, and transforms with anything that we do not know (they could not be answered unchanged).
     """
-    bundles = Counter(proposal.number for proposal in sa.proposals)
-    offers: dict[ChildSuite, tuple[Proposal, Transform, Terms]] = {}
+    plain: dict[ChildSuite, ChildSelection] = {}
+    compressed: dict[ChildSuite, ChildSelection] = {}
     groups = set()
-    for proposal in sa.proposals:
+    for proposal, compression in bundles(sa):
         for transform in proposal.transforms:
             terms = read_terms(transform.attributes, CHILD_LIFE)
             groups.add(terms.values.get(_GROUP))
@@ -144,17 +161,15 @@ def select_child(
             suite = _suite(proposal, transform, terms)
             if (
                 suite is not None
-                and bundles[proposal.number] == 1
+                and (compression is None or (ipcomp and compression.goes_with(encapsulation, terms.values.get(_GROUP))))
                 and terms.values.get(_ENCAPSULATION) == encapsulation
                 and _valid(proposal.spi)
             ):
-                offers.setdefault(suite, (proposal, transform, terms))
+                found = plain if compression is None else compressed
+                found.setdefault(suite, _selection(suite, proposal, transform, terms, compression))
     if len(groups) > 1:
         raise PeerError("proposals of one Quick Mode differ in their group", NotifyType.BAD_PROPOSAL_SYNTAX)
-    for suite in suites:
-        if suite in offers:
-            return _selection(suite, *offers[suite])
-    return None
+    return next((found[suite] for suite in suites for found in (compressed, plain) if suite in found), None)
 
 
 def accepted_child(offer: SecurityAssociation, answer: SecurityAssociation) -> ChildSelection:
@@ -162,16 +177,19 @@ def accepted_child(offer: SecurityAssociation, answer: SecurityAssociation) -> C
 
     Its SPI must be valid and not ours: with equal SPIs both directions would share KEYMAT (RFC 2409 section 5.5).
     """
-    proposal, transform, terms = chosen(offer, answer, CHILD_LIFE)
+    protecting, compression = accepted_compression(offer, answer)
+    proposal, transform, terms = chosen(offer, protecting, CHILD_LIFE)
     suite = _suite(proposal, transform, terms)
     if suite is None:
         raise PeerError("answer is not what we offered", NotifyType.BAD_PROPOSAL_SYNTAX)
     if not _valid(proposal.spi) or proposal.spi == offer.proposals[0].spi:
         raise PeerError("SPI is reserved, of wrong length, or ours", NotifyType.INVALID_SPI)
-    return _selection(suite, proposal, transform, terms)
+    return _selection(suite, proposal, transform, terms, compression)
 
 
-def _selection(suite: ChildSuite, proposal: Proposal, transform: Transform, terms: Terms) -> ChildSelection:
+def _selection(
+    suite: ChildSuite, proposal: Proposal, transform: Transform, terms: Terms, compression: Compression | None
+) -> ChildSelection:
     return ChildSelection(
         suite=suite,
         spi=Spi(int.from_bytes(proposal.spi, "big")),
@@ -179,6 +197,7 @@ def _selection(suite: ChildSuite, proposal: Proposal, transform: Transform, term
         kilobytes=terms.kilobytes,
         proposal=proposal,
         transform=transform,
+        compression=compression,
     )
 
 
@@ -226,7 +245,10 @@ def _describe(proposal: Proposal, transform: Transform) -> str:
         return error.reason
     get = terms.values.get
     suite = _suite(proposal, transform, terms)
-    if suite is None:
+    if proposal.protocol == ProtocolId.IPCOMP:
+        known = (each.name for each in IpcompTransform if each == transform.transform_id)
+        what = f"IPComp {next(known, transform.transform_id)}"
+    elif suite is None:
         what = numbers(
             protocol=proposal.protocol,
             transform=transform.transform_id,

@@ -11,7 +11,7 @@ from privsep.errors import PeerError
 from privsep.iana import ExchangeType, NotifyType, PayloadType, ProtocolId
 from privsep.log import Level
 from privsep.payloads import split_chain
-from privsep.schema.install import AllocateSpi, Install
+from privsep.schema.install import Allocated, AllocateSpi, Install
 from privsep.schema.keyd import (
     Done,
     Opened,
@@ -26,7 +26,7 @@ from privsep.schema.keyd import (
     QuickOpened,
     Refusal,
 )
-from privsep.types import MessageId, Mode, Role, Spi, TrafficSelector
+from privsep.types import Cpi, MessageId, Mode, Role, Spi, TrafficSelector
 from worker.child import ChildSa, Flow
 from worker.codec import rules
 from worker.codec.association import SecurityAssociation, encode_association
@@ -60,13 +60,13 @@ from worker.peers import add_child
 
 async def initiate(context: Context, sa: IkeSa, flow: Flow) -> ChildSa:
     """An installed child SA pair for that flow; Failed says why not."""
-    spi = await context.allocate(
+    allocated = await context.allocate(
         AllocateSpi(connection=flow.connection.name, child=flow.child.name, local=sa.local, remote=sa.remote)
     )
     try:
-        return await _Initiator(context, sa, flow, spi).run()
+        return await _Initiator(context, sa, flow, allocated).run()
     except BaseException:
-        context.release(spi)
+        context.release(Spi(allocated.spi))
         raise
 
 
@@ -78,11 +78,12 @@ class _Initiator:
     HDR*, HASH(3) -->
     """
 
-    def __init__(self, context: Context, sa: IkeSa, flow: Flow, spi: Spi) -> None:
+    def __init__(self, context: Context, sa: IkeSa, flow: Flow, allocated: Allocated) -> None:
         self._context = context
         self._sa = sa
         self._flow = flow
-        self._spi = spi
+        self._spi = Spi(allocated.spi)
+        self._cpi = _cpi(allocated)
         self._quick = b""
 
     async def run(self) -> ChildSa:
@@ -91,7 +92,8 @@ class _Initiator:
         if child.protocol is ProtocolId.AH and not sa.passes_ah:
             raise Failed(AH_AND_NAT)
         group = child.suites[0].group
-        offer = offer_child(child.suites, group, encapsulation_mode(child.mode, udp=sa.encap), spi, child.lifetime)
+        encapsulation = encapsulation_mode(child.mode, udp=sa.encap)
+        offer = offer_child(child.suites, group, encapsulation, spi, child.lifetime, self._cpi)
         next_payload, payloads = encode_chain(_original_addresses(sa, child, Role.INITIATOR))
         _admit(sa)
         offered = await context.ask(
@@ -114,13 +116,14 @@ class _Initiator:
             exchange.report(
                 f"-> {peer} Quick Mode 1/3 for {child.name}: {flow.local_ts} with {flow.remote_ts}, offering "
                 + ", ".join(suite.described for suite in child.suites if suite.group is group)
+                + (" with or without IPComp" if self._cpi is not None else "")
             )
             message = exchange.sealed(PayloadType.HASH, offered.ciphertext)
             opened = await exchange.ask(message, self._message_2, f"Quick Mode 1/3 for {child.name}")
             answer = self._check(offer, opened)
             suite = answer.selection.suite
             exchange.theirs = answer.selection.spi
-            exchange.report(f"<- {peer} Quick Mode 2/3 for {child.name}: chose {suite.described}")
+            exchange.report(f"<- {peer} Quick Mode 2/3 for {child.name}: chose {answer.described}")
 
             keyed = await context.ask(
                 QuickAccept(quick=self._quick, suite=suite, spi_in=spi, spi_out=answer.selection.spi), QuickKeyed
@@ -259,9 +262,10 @@ class _Responder:
         exchange.subject = child.name
         flow = Flow(connection=connection, child=child, local_ts=local_ts, remote_ts=remote_ts, peer=sa.peer)
 
-        spi = self._spi = await context.allocate(
+        allocated = await context.allocate(
             AllocateSpi(connection=connection.name, child=child.name, local=sa.local, remote=sa.remote)
         )
+        spi = self._spi = Spi(allocated.spi)
         lifetime = min(child.lifetime, selection.lifetime)
         extras: list[Payload] = list(_original_addresses(sa, child, Role.RESPONDER))
         if lifetime < selection.lifetime:
@@ -271,7 +275,7 @@ class _Responder:
             QuickAnswer(
                 quick=self._quick,
                 child=child.name,
-                sa=encode_association(selection.answer(spi)),
+                sa=encode_association(selection.answer(spi, _cpi(allocated))),
                 suite=selection.suite,
                 spi_in=spi,
                 spi_out=selection.spi,
@@ -313,6 +317,12 @@ class _Answer:
     selection: ChildSelection
     lifetime: int
 
+    @property
+    def described(self) -> str:
+        """For people."""
+        suite = self.selection.suite.described
+        return suite if self.selection.compression is None else f"{suite} with IPComp"
+
 
 async def _install(
     context: Context, sa: IkeSa, keymat: bytes, flow: Flow, spi: Spi, answer: _Answer, role: Role
@@ -320,6 +330,7 @@ async def _install(
     """The pair, in place."""
     peer = _peer(sa)
     local, remote, encap = sa.local, sa.remote, sa.encap
+    compression = answer.selection.compression
     await context.install(
         Install(
             keymat=keymat,
@@ -328,6 +339,7 @@ async def _install(
             encap=encap,
             local_ts=(flow.local_ts,),
             remote_ts=(flow.remote_ts,),
+            cpi_out=compression.cpi if compression is not None else None,
         )
     )
     return ChildSa(
@@ -377,6 +389,10 @@ async def _withdraw(context: Context, sa: IkeSa, protocol: ProtocolId, spi: Spi)
         await informational.delete_spis(context, sa, ((protocol, spi),))
     except Failed as failed:
         context.log_rarely(Level.INFO, "notification-unsent", **sa.label, reason=failed.reason)
+
+
+def _cpi(allocated: Allocated) -> Cpi | None:
+    return Cpi(allocated.cpi) if allocated.cpi is not None else None
 
 
 def _admit(sa: IkeSa) -> None:

@@ -44,6 +44,7 @@ def main() -> None:
     events = Events(
         acquired=lambda number: say(event="acquired", policy=number),
         expired=lambda spi, hard: say(event="expired", spi=spi, hard=hard),
+        moved=lambda spi, remote: say(event="moved", spi=spi, remote=str(remote)),
     )
     dataplane = UserspaceDataplane(loop, routes, events, lost)
     processes: list[subprocess.Popen[bytes]] = []

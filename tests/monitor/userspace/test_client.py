@@ -77,6 +77,7 @@ class Stage:
             Events(
                 acquired=lambda number: self.events.append(("acquired", number)),
                 expired=lambda spi, hard: self.events.append(("expired", spi, hard)),
+                moved=lambda spi, remote: self.events.append(("moved", spi, remote)),
             ),
             self.lost.append,
         )

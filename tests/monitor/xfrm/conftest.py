@@ -15,14 +15,14 @@ from typing import Any
 
 import pytest
 
-from monitor.dataplane import Pair, Policy
+from monitor.dataplane import Cpis, Pair, Policy
 from monitor.xfrm import messages, policy, sa, structs
 from privsep.algorithms import ChildSuite
 from privsep.config.lanes import KernelOptions, Lane, Mark
 from privsep.config.model import Action, Order, Shunt
 from privsep.iana import ProtocolId
 from privsep.tasks import Task
-from privsep.types import Endpoint, Mode, Spi, TrafficSelector
+from privsep.types import Cpi, Endpoint, Mode, Spi, TrafficSelector
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "xfrm"
 GCM_IN, GCM_OUT = bytes(range(36)), bytes(range(100, 136))
@@ -140,6 +140,8 @@ MIXED = make_policy(
     local_ts=selectors("10.1.0.0/16", "fd00:1::/64"),
     remote_ts=selectors("10.2.0.0/16", "fd00:2::/64"),
 )
+COMPRESSED = make_policy(ipcomp=True)
+CPIS = Cpis(inbound=Cpi(0x400), outbound=Cpi(0x500))
 SIX_IN_FOUR = replace(MIXED, local_ts=MIXED.local_ts[1:], remote_ts=MIXED.remote_ts[1:])
 ADDRESS = ipaddress.ip_address("192.0.2.1")
 LANE = Lane(mark_in=Mark(0x20, 0xF0), mark_out=Mark(0x10, 0xFF), if_id_in=41, if_id_out=42)
@@ -262,6 +264,34 @@ CASES = {
         ours=_policy(replace(HOSTS, protocol=ProtocolId.AH), IN),
         ip=f"policy add src 192.0.2.2 dst 192.0.2.1 proto tcp sport 443 dir in priority {_NARROW}"
         " tmpl proto ah reqid 7 mode transport",
+    ),
+    "allocspi-ipcomp": Case(
+        ours=messages.AllocSpi.request(0, sa.allocation(ADDRESS, ipaddress.ip_address("192.0.2.2"), ProtocolId.IPCOMP)),
+        ip="state allocspi src 192.0.2.2 dst 192.0.2.1 proto comp mode tunnel min 0x100 max 0xefff",
+    ),
+    "newsa-out-ipcomp": Case(
+        ours=messages.NewSa.request(0x600, *sa.compressing(make_pair(COMPRESSED, ipcomp=CPIS), CPIS)),
+        ip=f"state add src 192.0.2.1 dst 192.0.2.2 proto comp spi 0x500 reqid 7 mode tunnel {_HARD} {_OUTWARD}"
+        " comp deflate",
+    ),
+    "updsa-in-ipcomp": Case(
+        ours=messages.UpdSa.request(0, *sa.decompressing(make_pair(COMPRESSED, ipcomp=CPIS), CPIS)),
+        ip=f"state update src 192.0.2.2 dst 192.0.2.1 proto comp spi 0x400 reqid 7 mode tunnel {_HARD} {_INWARD}"
+        " comp deflate",
+    ),
+    "newsa-out-within-ipcomp": Case(
+        ours=messages.NewSa.request(0x600, *sa.outbound(make_pair(COMPRESSED, ipcomp=CPIS))),
+        ip=f"state add {_FROM_US} transport {_HARD} {_OUTWARD} aead rfc4106(gcm(aes)) 0x{GCM_OUT.hex()} 128",
+    ),
+    "newpolicy-out-ipcomp": Case(
+        ours=_policy(COMPRESSED, OUT),
+        ip=f"policy add src 10.1.0.0/16 dst 10.2.0.0/16 dir out priority {_WIDE} {_OUT_TMPL.replace('esp', 'comp')}"
+        " tmpl proto esp reqid 7 mode transport",
+    ),
+    "newpolicy-in-ipcomp": Case(
+        ours=_policy(COMPRESSED, IN),
+        ip=f"policy add src 10.2.0.0/16 dst 10.1.0.0/16 dir in priority {_WIDE} {_IN_TMPL.replace('esp', 'comp')}"
+        " level use tmpl proto esp reqid 7 mode transport",
     ),
     "allocspi-ah": Case(
         ours=messages.AllocSpi.request(0, sa.allocation(ADDRESS, ipaddress.ip_address("192.0.2.2"), ProtocolId.AH)),
@@ -401,7 +431,9 @@ REQUESTS = (
     messages.GetPolicy,
 )
 KNOWN = {number: (name, record) for name, (number, record) in structs.ATTRIBUTES.items()}
-KINDS = {kind.kind: kind for kind in (*REQUESTS, messages.Acquire, messages.Expire, messages.PolExpire)}
+KINDS = {
+    kind.kind: kind for kind in (*REQUESTS, messages.Acquire, messages.Expire, messages.PolExpire, messages.Mapping)
+}
 
 
 def read_golden(name):

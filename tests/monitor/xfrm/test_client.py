@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import pytest
 
-from monitor.dataplane import DataplaneError, Traffic
+from monitor.dataplane import Cpis, DataplaneError, Traffic
 from monitor.xfrm import sa
-from monitor.xfrm.client import HOLD_SECONDS, KernelDataplane, Later
+from monitor.xfrm.client import HOLD_SECONDS, Ends, KernelDataplane, Later
 from monitor.xfrm.messages import Type
 from monitor.xfrm.netlink import KernelError
 from monitor.xfrm.policy import DISCOVERY_PRIORITY, PRIORITY_BASE, SHUNT_BASES
@@ -99,6 +99,140 @@ def test_an_allocation_for_another_address_does_not_count(kit, kernel, plane):
     plane.allocate_spi(kit.endpoint("192.0.2.77"), kit.endpoint("192.0.2.2"), ProtocolId.ESP)
     with pytest.raises(DataplaneError, match="not reserved"):
         kit.result(plane.install(kit.pair()))
+
+
+CPI, PEERS_CPI = 0x1001, 0x500
+
+
+@pytest.fixture
+def compressed(kit, kernel, plane):
+    """A pair with IPComp, its SPI and CPI allocated."""
+    pair = kit.pair(kit.policy(ipcomp=True), ipcomp=Cpis(inbound=CPI, outbound=PEERS_CPI))
+    plane.allocate_spi(pair.local, pair.remote, ProtocolId.ESP)
+    assert plane.allocate_spi(pair.local, pair.remote, ProtocolId.IPCOMP) == CPI
+    assert (kernel.done[1]["min"], kernel.done[1]["max"]) == (256, 61439)
+    kernel.done.clear()
+    return pair
+
+
+def kinds_and_protocols(kernel):
+    return [(message.kind, message["id.proto"], message["mode"]) for message in kernel.done]
+
+
+def test_ipcomp_makes_the_tunnel_and_esp_is_around_it_rfc3173(kit, kernel, plane, compressed):
+    kit.result(plane.install(compressed))
+    assert kinds_and_protocols(kernel) == [
+        (Type.UPDSA, 108, 1),
+        (Type.UPDSA, 50, 0),
+        (Type.NEWSA, 108, 1),
+        (Type.NEWSA, 50, 0),
+    ]
+    assert [message["lft.hard_add_expires_seconds"] for message in kernel.done] == [3600] * 4
+
+
+def test_a_cpi_that_was_not_allocated_is_not_installed(kit, kernel, plane, compressed):
+    plane.release_spi(Spi(CPI), compressed.local, compressed.remote, ProtocolId.IPCOMP)
+    kernel.done.clear()
+    with pytest.raises(DataplaneError, match="not reserved"):
+        kit.result(plane.install(compressed))
+    assert kernel.done == []
+
+
+@pytest.mark.parametrize(("accepted", "deleted"), [(0, [0x1000, CPI]), (1, [PEERS_CPI, 0x1000, CPI])])
+def test_a_refusal_takes_what_stands_and_nobody_elses(kit, kernel, plane, compressed, accepted, deleted):
+    kernel.refuse[Type.NEWSA], kernel.allow[Type.NEWSA] = errno.EEXIST, accepted
+    with pytest.raises(DataplaneError, match="EEXIST"):
+        kit.result(plane.install(compressed))
+    assert kernel.spis(Type.DELSA) == deleted
+
+
+@pytest.mark.parametrize("which", ["inbound", "outbound", "decompressing", "compressing"])
+def test_when_one_sa_of_a_bundle_ends_the_others_go_too(kit, kernel, plane, compressed, which):
+    kit.result(plane.install(compressed))
+    kernel.done.clear()
+    assert plane.ended(getattr(Ends.of(compressed), which)) == compressed.spi_in
+    assert kernel.spis(Type.DELSA) == [0x1000, CPI, 0x2000, PEERS_CPI]
+    assert plane.ended(getattr(Ends.of(compressed), which)) is None
+
+
+def test_a_larval_cpi_that_expires_is_not_taken_for_an_spi(plane, compressed):
+    assert plane.ended(Ends.of(compressed).decompressing) is None
+    assert plane.ended(Ends.of(compressed).inbound) == compressed.spi_in
+
+
+def templates(message):
+    found = dict(message["attrs"])["XFRMA_TMPL"]
+    while found is not None:
+        yield found["id.proto"], found["mode"], found.get("optional", 0), found["reqid"]
+        found = found.get("next")
+
+
+def test_esp_is_required_in_every_direction_and_ipcomp_where_we_compress_rfc3173_2_2(kit, kernel, plane):
+    kit.result(plane.add_policy(kit.policy(ipcomp=True)))
+    assert {message["dir"]: list(templates(message)) for message in kernel.done} == {
+        1: [(108, 1, 0, 7), (50, 0, 0, 7)],
+        0: [(108, 1, 1, 7), (50, 0, 0, 7)],
+        2: [(108, 1, 1, 7), (50, 0, 0, 7)],
+    }
+
+
+def test_in_transport_mode_both_are(kit, kernel, plane):
+    kit.result(plane.add_policy(replace(kit.hosts, ipcomp=True)))
+    assert {message["dir"]: list(templates(message)) for message in kernel.done} == {
+        1: [(108, 0, 0, 7), (50, 0, 0, 7)],
+        0: [(108, 0, 1, 7), (50, 0, 0, 7)],
+    }
+
+
+COMPRESSES, MAY_COMPRESS, PROTECTS, MAY_PROTECT = (
+    {"id.proto": protocol, "optional": optional, "reqid": 7} for protocol in (108, 50) for optional in (0, 1)
+)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "ours"),
+    [
+        (MAY_COMPRESS, PROTECTS, True),
+        (COMPRESSES, PROTECTS, True),
+        (PROTECTS, None, True),
+        (MAY_COMPRESS, MAY_PROTECT, False),
+        (COMPRESSES, MAY_PROTECT, False),
+        (COMPRESSES, None, False),
+        (COMPRESSES, COMPRESSES, False),
+    ],
+)
+def test_a_policy_is_ours_if_it_requires_protection_whatever_it_compresses(kit, kernel, plane, first, second, ours):
+    kernel.refuse[Type.NEWPOLICY] = errno.EEXIST
+    template = first | ({} if second is None else {"next": second})
+    kernel.present = {"priority": 0x494B45 - 128, "attrs": [("XFRMA_TMPL", template)]}
+    try:
+        kit.result(plane.add_policy(kit.policy()))
+    except DataplaneError:
+        assert not ours
+    assert (Type.UPDPOLICY in kernel.kinds()) is ours
+
+
+def test_a_pair_follows_its_peer_with_keys_that_are_not_its_own(kit, kernel, plane):
+    pair = kit.pair(**kit.natted)
+    plane.allocate_spi(pair.local, pair.remote, ProtocolId.ESP)
+    kit.result(plane.install(pair))
+    kernel.done.clear()
+    kit.result(
+        plane.follow(replace(pair, remote=kit.endpoint("192.0.2.2", 40001), encryption_in=b"", encryption_out=b""))
+    )
+    outbound, inbound = kernel.done
+    assert kernel.kinds() == [Type.UPDSA, Type.UPDSA], "NEWSA would refuse, DELSA would forget the sequence numbers"
+    assert dict(outbound["attrs"])["XFRMA_ENCAP"]["dport"] == (40001).to_bytes(2)
+    assert dict(inbound["attrs"])["XFRMA_ENCAP"]["sport"] == (40001).to_bytes(2)
+    for message, key in ((outbound, pair.encryption_out), (inbound, pair.encryption_in)):
+        assert len(dict(message["attrs"])["XFRMA_ALG_AEAD"]["key"]) == 36
+        assert dict(message["attrs"])["XFRMA_ALG_AEAD"]["key"] != key
+
+
+def test_a_pair_that_is_gone_follows_nobody(kit, kernel, plane):
+    with pytest.raises(DataplaneError, match="gone"):
+        kit.result(plane.follow(kit.pair(**kit.natted)))
+    assert kernel.done == []
 
 
 def test_an_outbound_sa_that_exists_is_not_replaced_and_nothing_stays(kit, kernel, plane):
@@ -311,7 +445,7 @@ def test_a_policy_that_is_refused_half_way_leaves_nothing(kit, kernel, plane):
 
 def leave(kernel, priority, optional):
     kernel.refuse[Type.NEWPOLICY] = errno.EEXIST
-    kernel.present = {"priority": priority, "attrs": [("XFRMA_TMPL", {"optional": optional})]}
+    kernel.present = {"priority": priority, "attrs": [("XFRMA_TMPL", {"id.proto": 50, "optional": optional})]}
 
 
 def test_a_policy_that_an_earlier_instance_left_is_replaced_in_one_step(kit, kernel, plane):
@@ -481,7 +615,7 @@ def test_an_sa_that_is_not_as_described_is_neither_adopted_nor_removed(kit, kern
     foreign, own = ("spi_1000", 0x2000) if side == "inbound" else ("spi_2000", 0x1000)
     sas[foreign] |= OTHERS[other]
     having(**sas)
-    with pytest.raises(DataplaneError, match="both"):
+    with pytest.raises(DataplaneError, match="all"):
         kit.result(plane.adopt(pair))
     assert plane.owner(SaId(pair.local.address, ProtocolId.ESP, Spi(0x1000))) is None
     assert kit.result(plane.discard(pair)) is True
@@ -493,7 +627,7 @@ def test_ports_of_encapsulated_sas_count(kit, plane, having):
     moved = described(pair)
     moved["encap"] = moved["encap"] | {"sport": b"\0\1"}
     having(spi_1000=moved, spi_2000=described(pair, outbound=True))
-    with pytest.raises(DataplaneError, match="both"):
+    with pytest.raises(DataplaneError, match="all"):
         kit.result(plane.adopt(pair))
 
 
@@ -505,7 +639,7 @@ def test_a_pair_of_which_nothing_is_left_is_nothing_to_discard(kit, kernel, plan
 
 def leftover(**changes):
     """A policy as the kernel has it: by default ours."""
-    template = {"reqid": 7, "optional": 0}
+    template = {"id.proto": 50, "reqid": 7, "optional": 0}
     return {"priority": PRIORITY_BASE - 4 * 32, "attrs": [("XFRMA_TMPL", template | changes.pop("template", {}))]} | (
         changes
     )
@@ -717,7 +851,8 @@ def test_a_configured_priority_and_reqid_together_tell_that_a_policy_is_ours(
     kit, kernel, plane, priority, reqid, optional, replaced
 ):
     kernel.refuse[Type.NEWPOLICY] = errno.EEXIST
-    kernel.present = {"priority": priority, "attrs": [("XFRMA_TMPL", {"optional": optional, "reqid": reqid})]}
+    template = PROTECTS | {"optional": optional, "reqid": reqid}
+    kernel.present = {"priority": priority, "attrs": [("XFRMA_TMPL", template)]}
     if replaced:
         kit.result(plane.add_policy(kit.in_lane))
     else:
@@ -788,3 +923,138 @@ def test_a_kernel_that_knows_directions_is_told_them(kit, kernel):
         window = dict(kernel.done[2]["attrs"])["XFRMA_REPLAY_ESN_VAL"]
         # Linux refuses a window of what is told to be outbound, and none of what is not
         assert (window["bmp_len"], window["replay_window"]) == ((0, 0) if directed else (1, 32))
+
+
+# IPComp with what else there is
+
+
+def bundle(pair):
+    """What the kernel has of a pair with IPComp, which makes the tunnel."""
+    outer, inner = {"mode": 0}, {"encap": None}
+    return {
+        "spi_1000": described(pair, **outer),
+        "spi_2000": described(pair, outbound=True, **outer),
+        f"spi_{CPI:x}": described(pair, **inner),
+        f"spi_{PEERS_CPI:x}": described(pair, outbound=True, **inner),
+    }
+
+
+@pytest.mark.parametrize("natted", [False, True])
+def test_of_a_pair_with_ipcomp_all_four_sas_are_adopted_and_removed(kit, kernel, plane, compressed, having, natted):
+    pair = replace(compressed, **(kit.natted if natted else {}))
+    having(**bundle(pair))
+    kit.result(plane.adopt(pair))
+    assert plane.owner(Ends.of(pair).compressing) == pair.spi_in
+    kernel.done.clear()
+    kit.result(plane.remove(pair))
+    assert kernel.spis(Type.DELSA) == [0x1000, CPI, 0x2000, PEERS_CPI]
+
+
+@pytest.mark.parametrize("lacking", ["spi_1000", "spi_2000", f"spi_{CPI:x}", f"spi_{PEERS_CPI:x}"])
+def test_of_a_pair_with_ipcomp_that_is_not_whole_the_rest_is_discarded(kit, kernel, plane, compressed, having, lacking):
+    left = bundle(compressed)
+    del left[lacking]
+    having(**left)
+    with pytest.raises(DataplaneError, match="all"):
+        kit.result(plane.adopt(compressed))
+    assert kit.result(plane.discard(compressed)) is True
+    assert sorted(f"spi_{spi:x}" for spi in kernel.spis(Type.DELSA)) == sorted(left)
+
+
+def test_esp_in_tunnel_mode_is_not_the_one_around_ipcomp(kit, plane, compressed, having):
+    having(**(bundle(compressed) | {"spi_1000": described(compressed)}))
+    with pytest.raises(DataplaneError, match="all"):
+        kit.result(plane.adopt(compressed))
+
+
+def compressing_install(kit, kernel, plane):
+    """An initiator's pair with IPComp in the place of another."""
+    policy = kit.policy(ipcomp=True)
+    spi = plane.allocate_spi(policy.local, policy.remote, ProtocolId.ESP)
+    cpi = plane.allocate_spi(policy.local, policy.remote, ProtocolId.IPCOMP)
+    cpis = Cpis(inbound=cpi, outbound=PEERS_CPI + spi)
+    pair = kit.pair(policy, spi_in=spi, spi_out=Spi(spi + 0x1000), role=Role.INITIATOR, ipcomp=cpis)
+    kernel.done.clear()
+    kit.result(plane.install(pair))
+    return pair
+
+
+def test_what_compresses_is_held_with_what_protects(kit, kernel, clock, replacing):
+    plane, _, _ = replacing
+    compressing_install(kit, kernel, plane)
+    assert kernel.kinds() == [Type.UPDSA, Type.UPDSA, Type.NEWSA, Type.NEWSA], "what did not compress cannot send"
+    pair = compressing_install(kit, kernel, plane)
+    assert kernel.kinds() == [Type.UPDSA, Type.UPDSA]
+    clock.advance(HOLD_SECONDS)
+    assert [message["id.proto"] for message in kernel.done] == [108, 50, 108, 50]
+    assert plane.owner(Ends.of(pair).compressing) == pair.spi_in
+
+
+@pytest.mark.parametrize(("accepted", "outward"), [(0, 0), (1, 1)])
+def test_of_a_pair_that_cannot_begin_to_send_only_what_stands_is_removed(
+    kit, kernel, clock, replacing, accepted, outward
+):
+    plane, _, ended = replacing
+    compressing_install(kit, kernel, plane)
+    pair = compressing_install(kit, kernel, plane)
+    kernel.refuse[Type.NEWSA], kernel.allow[Type.NEWSA] = errno.EEXIST, accepted
+    clock.advance(HOLD_SECONDS)
+    expected = [pair.ipcomp.outbound] * outward + [pair.spi_in, pair.ipcomp.inbound]
+    assert kernel.spis(Type.DELSA) == expected
+    assert ended == [(pair.spi_in, True)]
+
+
+def test_a_pair_that_is_removed_while_it_waits_leaves_somebody_elses_sa(kit, kernel, replacing):
+    plane, install, _ = replacing
+    pair = install(Role.INITIATOR)
+    kit.result(plane.remove(pair))
+    assert kernel.spis(Type.DELSA) == [pair.spi_in]
+
+
+def test_a_pair_that_waits_begins_with_the_port_to_which_its_peer_moved(kit, kernel, clock, replacing):
+    plane, install, ended = replacing
+    pair = install(Role.INITIATOR, **kit.natted)
+    kernel.done.clear()
+    moved = kit.endpoint("192.0.2.2", 40001)
+    kit.result(plane.follow(replace(pair, remote=moved, encryption_in=b"", encryption_out=b"")))
+    assert kernel.kinds() == [Type.UPDSA]
+    clock.advance(HOLD_SECONDS)
+    inbound, outbound = (dict(message["attrs"]) for message in kernel.done)
+    assert inbound["XFRMA_ENCAP"]["sport"] == outbound["XFRMA_ENCAP"]["dport"] == (40001).to_bytes(2)
+    assert outbound["XFRMA_ALG_AEAD"]["key"] == pair.encryption_out, "its own keys, not those that follow"
+    assert ended == []
+
+
+def test_what_compresses_is_in_its_lane_and_told_its_way(kit, kernel):
+    plane = KernelDataplane(kernel, directed=True)
+    policy = replace(kit.in_lane, ipcomp=True)
+    spi = plane.allocate_spi(policy.local, policy.remote, ProtocolId.ESP)
+    cpi = plane.allocate_spi(policy.local, policy.remote, ProtocolId.IPCOMP)
+    kit.result(plane.install(kit.pair(policy, spi_in=spi, ipcomp=Cpis(inbound=cpi, outbound=PEERS_CPI))))
+    ways = [dict(message["attrs"])["XFRMA_SA_DIR"]["value"] for message in kernel.done]
+    assert ways == [1, 1, 1, 1, 2, 2]
+    decompressing, inbound, compressing, outbound = kernel.done[2:]
+    assert lanes(decompressing) == lanes(inbound) == {"XFRMA_IF_ID": {"value": 41}}
+    assert dict(decompressing["attrs"])["XFRMA_SET_MARK"] == {"value": 0x20}
+    assert lanes(compressing) == lanes(outbound) == OUTWARD
+    kernel.done.clear()
+    plane.ended(SaId(policy.local.address, ProtocolId.ESP, spi))
+    assert [lanes(message) for message in kernel.done] == [{}, {}] + [{"XFRMA_MARK": OUTWARD["XFRMA_MARK"]}] * 2
+
+
+def test_limits_are_of_what_protects_and_not_of_what_compresses(kit):
+    cpis = Cpis(inbound=CPI, outbound=PEERS_CPI)
+    pair = kit.pair(replace(kit.limited, ipcomp=True), ipcomp=cpis)
+    for values, _ in (sa.compressing(pair, cpis), sa.decompressing(pair, cpis)):
+        assert values["lft.hard_packet_limit"] == values["lft.hard_byte_limit"] == 0xFFFFFFFFFFFFFFFF
+    assert sa.outbound(pair)[0]["lft.hard_packet_limit"] == 1000
+
+
+def test_a_policy_in_a_lane_that_compresses_is_known_by_its_priority_and_reqid(kit, kernel, plane):
+    kernel.refuse[Type.NEWPOLICY] = errno.EEXIST
+    template = MAY_COMPRESS | {"reqid": 70000, "next": PROTECTS | {"reqid": 70000}}
+    kernel.present = {"priority": 77, "attrs": [("XFRMA_TMPL", template)]}
+    kit.result(plane.add_policy(kit.in_lane))
+    kernel.present = {"priority": 77, "attrs": [("XFRMA_TMPL", COMPRESSES | {"reqid": 70000})]}
+    with pytest.raises(DataplaneError, match="EEXIST"):
+        kit.result(plane.add_policy(kit.in_lane))

@@ -8,7 +8,7 @@ import pytest
 from monitor.dataplane import Events
 from monitor.xfrm import events
 from monitor.xfrm.events import EVENTS_AT_ONCE, XfrmEvents
-from monitor.xfrm.messages import Expire
+from monitor.xfrm.messages import Expire, Mapping
 from monitor.xfrm.sa import SaId
 from privsep.iana import ProtocolId
 from privsep.types import Spi
@@ -70,6 +70,7 @@ class Bench:
             Events(
                 acquired=lambda number: self.reported.append(("acquired", number)),
                 expired=lambda spi, hard: self.reported.append(("expired", spi, hard)),
+                moved=lambda spi, remote: self.reported.append(("moved", spi, str(remote))),
             ),
         )
 
@@ -130,8 +131,8 @@ def test_the_expiry_of_a_strangers_sa_is_ignored(kit, bench):
     assert bench.read(changed(kit.golden("expire-larval"), state__id__spi=bytes(4))) == []
     assert bench.read(changed(kit.golden("expire-larval"), state__id__proto=51)) == []
     assert len(bench.plane.asked) == 2
-    assert bench.read(changed(kit.golden("expire-larval"), state__id__proto=108)) == []
-    assert len(bench.plane.asked) == 2, "IPComp's are never ours"
+    assert bench.read(changed(kit.golden("expire-larval"), state__id__proto=60)) == []
+    assert len(bench.plane.asked) == 2, "nothing of destination options is ours"
 
 
 def test_an_ipv6_address_is_read_whole(kit, bench):
@@ -139,13 +140,41 @@ def test_an_ipv6_address_is_read_whole(kit, bench):
     assert bench.plane.asked == [("ended", "::1", 0x1000)]
 
 
+MOVED = {
+    "id.daddr": bytes([192, 0, 2, 1]),
+    "id.spi": (0x1000).to_bytes(4),
+    "id.family": 2,
+    "id.proto": 50,
+    "old_saddr": bytes([192, 0, 2, 2]),
+    "new_saddr": bytes([192, 0, 2, 3]),
+    "old_sport": (4500).to_bytes(2),
+    "new_sport": (40001).to_bytes(2),
+}
+
+
+def mapping(**changes):
+    message = Mapping.request(0, MOVED | changes)
+    message.encode()
+    return bytes(message.data)
+
+
+def test_a_new_mapping_is_reported_with_where_the_packet_came_from_rfc3948_3(bench):
+    assert bench.read(mapping()) == [("moved", 0x77, "192.0.2.3[40001]")]
+    assert bench.plane.asked == [("owner", "192.0.2.1", 0x1000)]
+
+
+@pytest.mark.parametrize("change", [{"id.spi": bytes(4)}, {"id.proto": 51}, {"id.proto": 60}])
+def test_a_new_mapping_of_a_strangers_sa_is_ignored(bench, change):
+    assert bench.read(mapping(**change)) == []
+
+
 def test_a_policy_expiry_is_nothing_of_ours(kit, bench):
     assert bench.read(kit.golden("polexpire")) == []
 
 
-@pytest.mark.parametrize("name", ["acquire", "expire-larval"])
+@pytest.mark.parametrize("name", ["acquire", "expire-larval", "mapping"])
 def test_a_message_cut_off_anywhere_reports_nothing_wrong(kit, bench, name):
-    whole = kit.golden(name)
+    whole = mapping() if name == "mapping" else kit.golden(name)
     for length in range(len(whole)):
         assert bench.read(whole[:length]) == []
 

@@ -24,10 +24,18 @@ NO_SOURCE_BUT_A_MARK = {
     "XFRMA_MARK.order": (1, 0),
 }
 
-DIFFERENCES = {"delsa": NO_SOURCE, "delsa-ah": NO_SOURCE, "getsa": NO_SOURCE}
+REPORTS = {
+    "header.length": (492, 500),
+    "XFRMA_MTIMER_THRESH.order": (None, 4),
+    "XFRMA_MTIMER_THRESH.seconds": (None, 1),
+    "XFRMA_MTIMER_THRESH.rest": (None, b""),
+}
+"""iproute2 does not know the attribute."""
+
+DIFFERENCES = {"updsa-in-cbc-sha256-udp": REPORTS, "delsa": NO_SOURCE, "delsa-ah": NO_SOURCE, "getsa": NO_SOURCE}
 DIFFERENCES |= {"delsa-mark": NO_SOURCE_BUT_A_MARK, "getsa-mark": NO_SOURCE_BUT_A_MARK}
 REQUEST, ACK = 0x1, 0x4
-ANSWERED = ("allocspi", "allocspi-ah", "getsa", "getsa-mark", "getpolicy", "getpolicy-lane")
+ANSWERED = ("allocspi", "allocspi-ah", "allocspi-ipcomp", "getsa", "getsa-mark", "getpolicy", "getpolicy-lane")
 """Answered with a message, not with an ACK."""
 
 
@@ -35,6 +43,7 @@ def names():
     return [
         "allocspi",
         "allocspi-ah",
+        "allocspi-ipcomp",
         "delpolicy",
         "delpolicy-lane",
         "delpolicy-pass",
@@ -51,9 +60,11 @@ def names():
         "newpolicy-in",
         "newpolicy-in-ah-transport",
         "newpolicy-in-drop",
+        "newpolicy-in-ipcomp",
         "newpolicy-in-ipv6-in-ipv4",
         "newpolicy-out",
         "newpolicy-out-ah",
+        "newpolicy-out-ipcomp",
         "newpolicy-out-ipv4-in-ipv6",
         "newpolicy-out-lane",
         "newpolicy-out-pass",
@@ -76,18 +87,21 @@ def names():
         "newsa-out-chacha20poly1305",
         "newsa-out-esn",
         "newsa-out-gcm",
+        "newsa-out-ipcomp",
         "newsa-out-ipv6",
         "newsa-out-ipv6-in-ipv4",
         "newsa-out-lane",
         "newsa-out-limits",
         "newsa-out-null-sha256",
         "newsa-out-transport",
+        "newsa-out-within-ipcomp",
         "updpolicy-out",
         "updpolicy-out-lane",
         "updsa-in-ah-ipv6",
         "updsa-in-cbc-sha256-udp",
         "updsa-in-esn-window-4096",
         "updsa-in-gcm",
+        "updsa-in-ipcomp",
         "updsa-in-lane",
         "updsa-in-limits",
         "updsa-in-window-32",

@@ -46,6 +46,7 @@ class Bench:
             Events(
                 acquired=lambda number: self.reported.append(("acquired", number)),
                 expired=lambda spi, hard: self.reported.append(("expired", spi, hard)),
+                moved=lambda spi, remote: self.reported.append(("moved", spi, str(remote))),
             ),
         )
 
@@ -261,7 +262,7 @@ def test_a_larval_sa_is_no_pair_to_adopt_or_to_discard(kit, bench):
     local, remote = kit.endpoint("192.0.2.1"), kit.endpoint("192.0.2.2")
     pair = kit.pair(spi_in=bench.plane.allocate_spi(local, remote, ProtocolId.ESP))
     before = bench.ip("xfrm", "state")
-    with pytest.raises(DataplaneError, match="both"):
+    with pytest.raises(DataplaneError, match="all"):
         kit.result(bench.plane.adopt(pair))
     assert kit.result(bench.plane.discard(pair)) is False
     assert bench.ip("xfrm", "state") == before != ""

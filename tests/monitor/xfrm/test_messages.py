@@ -5,8 +5,9 @@ import sys
 import pytest
 from pyroute2.netlink import nla, nlmsg
 
-from monitor.xfrm import messages, sa, structs
+from monitor.xfrm import messages, policy, sa, structs
 from monitor.xfrm.present import PresentSa, is_as_described
+from privsep.iana import ProtocolId
 
 SIZES = {
     messages.NewSa: 224,
@@ -22,11 +23,14 @@ SIZES = {
     messages.Acquire: 280,
     messages.Expire: 232,
     messages.PolExpire: 176,
+    messages.Mapping: 64,
     structs.Template: 64,
     structs.EncapTemplate: 24,
     structs.Crypt: 68,
     structs.AuthTrunc: 72,
     structs.Aead: 72,
+    structs.Compression: 68,
+    structs.Seconds: 4,
     structs.ReplayState: 24,
 }
 """As `sizeof` has them on 64-bit Linux."""
@@ -49,6 +53,17 @@ def test_decoding_gives_what_was_encoded(kind):
     found = kind(message.data)
     found.decode()
     assert {name: found[name] for name in values} == values
+
+
+def test_an_array_of_templates_comes_back_whole(kit):
+    (entry,) = (entry for entry in policy.entries(kit.policy(ipcomp=True)) if entry.key["dir"] == 0)
+    message = messages.NewPolicy.request(0, entry.values, entry.attributes)
+    message.encode()
+    found = messages.NewPolicy(message.data)
+    found.decode()
+    first = found.get_attr("XFRMA_TMPL")
+    assert (first["id.proto"], first["optional"]) == (108, 1)
+    assert (first["next"]["id.proto"], first["next"]["optional"], "next" in first["next"]) == (50, 0, False)
 
 
 def test_a_message_does_not_show_its_keys(kit):
@@ -81,8 +96,8 @@ def test_of_an_sa_that_is_adopted_the_encapsulation_is_read_and_no_key(kit, natt
     message.encode()
     found = PresentSa(message.data)
     found.decode()
-    assert is_as_described(found, pair, pair.local, pair.remote)
-    assert not is_as_described(found, pair, pair.remote, pair.local)
+    assert is_as_described(found, pair, ProtocolId.ESP, pair.local, pair.remote)
+    assert not is_as_described(found, pair, ProtocolId.ESP, pair.remote, pair.local)
     assert (found["encap"] is not None) is natted
     assert b"sesame" not in b"".join(value for value in found.values() if isinstance(value, bytes))
     assert "attrs" not in found

@@ -127,6 +127,37 @@ def test_the_configurations_suites_are_tried_once_each_whatever_their_group(kit)
     assert len(kernel.done) == 2 * 2
 
 
+@pytest.mark.parametrize(
+    ("refused", "told"),
+    [
+        (errno.EPROTONOSUPPORT, "the kernel has no IPCOMP for IPv4 (CONFIG_INET_IPCOMP)"),
+        (errno.ENOSYS, "the kernel lacks deflate (CONFIG_CRYPTO_DEFLATE)"),
+        (errno.EPERM, "the kernel refuses IPComp: NEWSA: EPERM"),
+    ],
+)
+def test_ipcomp_is_tried_where_it_is_configured_and_what_it_lacks_is_named(kit, refused, told):
+    class Kernel(FakeKernel):
+        def do(self, message):
+            self.done.append(message)
+            if message.kind is Type.NEWSA and message["id.proto"] == 108:
+                raise KernelError(message.kind.name, refused)
+
+    children = (kit.child(ipcomp=True), kit.child(name="other"))
+    gateway = replace(kit.gateway(), connections=(kit.connection(children=children),))
+    assert probe(Kernel(), gateway) == told
+    plain = FakeKernel()
+    assert probe(plain, gateway) is None
+    assert [message["id.proto"] for message in plain.done if message.kind is Type.NEWSA] == [50, 50, 108]
+    assert [message["spi"] for message in plain.done[5:]] == [plain.done[4]["id.spi"]]
+
+
+def test_ipcomp_over_ipv6_has_an_option_of_its_own(kit):
+    child = kit.child(ipcomp=True)
+    local = kit.connection(local=None, remote=ipaddress.ip_network("2001:db8::/32"), children=(child,))
+    told = probe(FakeKernel(errno.EPROTONOSUPPORT), replace(kit.gateway(), connections=(local,)))
+    assert told.endswith("the kernel has no IPCOMP for IPv6 (CONFIG_INET6_IPCOMP)")
+
+
 def test_the_ip_versions_are_those_that_the_configuration_names(kit):
     kernel = FakeKernel()
     local = kit.connection(local=None, remote=ipaddress.ip_network("2001:db8::/32"))

@@ -46,6 +46,13 @@ def test_an_ah_proposal_is_marked(status_document):
     assert "  AH sha256-esn  " in status_text(status_document, PLAIN)
 
 
+def test_a_compressed_child_is_marked(status_document):
+    child = status_document["ike_sas"][0]["children"][0]
+    for told, shown in ((True, True), (False, False), ("yes", False)):
+        child["ipcomp"] = told
+        assert (f"{child['proposal']} IPComp  " in status_text(status_document, PLAIN)) is shown
+
+
 def test_shunts_are_a_table_where_there_are_any(status_document):
     status_document["shunts"] = [
         {"name": "rest", "action": "drop", "order": "last", "local_ts": ["10.1.0.0/16"], "remote_ts": ["0.0.0.0/0"]}

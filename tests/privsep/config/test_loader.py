@@ -353,6 +353,7 @@ def test_mistakes_of_a_connection_have_their_line(problems, line, problem):
         ("replay_window = 31", "'replay_window' is out of range; 32 to 4096 would be right"),
         ("replay_window = 4097", "'replay_window' is out of range; 32 to 4096 would be right"),
         ("replay_window = '64'", "'replay_window' is text; a whole number would be right"),
+        ("ipcomp = 'yes'", "'ipcomp' is text; true or false would be right"),
         ("lifetime = '0s'", "'0s' is out of range; 10s to 30d would be right"),
         ("mode = 'beet'", "'beet' is not known; one of transport, tunnel would be right"),
         ("mode = 'tunel'", "did you mean 'tunnel'?"),
@@ -376,6 +377,18 @@ def test_ah_is_not_encapsulated_rfc3715_2_1(problems, gateway):
     assert problems(text.format("force")) == [
         (8, 'AH is not encapsulated in UDP; esp, or encap = "off", would be right')
     ]
+
+
+def test_a_child_compresses_if_it_is_told_to(gateway):
+    told = [gateway(SMALL + line).connections[0].children[0].ipcomp for line in ("", "ipcomp = true", "ipcomp = false")]
+    assert told == [False, True, False]
+
+
+def test_the_userspace_data_plane_does_not_compress(problems, gateway):
+    text = "[gateway]\ndataplane = '{}'\n" + SMALL + "ipcomp = true"
+    right = 'dataplane = "kernel" or ipcomp = false would be right'
+    assert problems(text.format("userspace")) == [(9, f"the userspace data plane cannot carry IPComp; {right}")]
+    assert gateway(text.format("auto")).connections[0].children[0].ipcomp
 
 
 def test_replay_window_is_the_childs(gateway):

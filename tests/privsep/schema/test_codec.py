@@ -93,9 +93,22 @@ def test_a_child_suite_is_of_its_protocol(suite):
         keyd.REQUESTS.decode(msgpack.packb(values))
 
 
+@pytest.mark.parametrize(("cpi", "fits"), [(255, False), (256, True), (61439, True), (61440, False), (None, True)])
+def test_a_cpi_is_one_that_is_negotiated_rfc2393_3_3(cpi, fits):
+    values = frame_of(install.FROM_WORKER, INSTALL)
+    values[-1] = cpi
+    frame = msgpack.packb(values)
+    if fits:
+        assert install.FROM_WORKER.decode(frame)[0].cpi_out == cpi
+    else:
+        with pytest.raises(SchemaError):
+            install.FROM_WORKER.decode(frame)
+
+
 def stranger_fits(name: str, stranger: object) -> bool:
     return (
         (name == "encap" and type(stranger) is bool)
+        or (name == "cpi_out" and stranger is None)
         or (name == "connection" and stranger == "text")
         or (name in ("sai_b", "payloads") and type(stranger) is bytes)
         or (name == "next_payload" and type(stranger) is int and 0 <= stranger < 256)
