@@ -321,6 +321,59 @@ def test_each_key_has_exactly_the_suites_length_rfc2409_5_5(scene, field, change
     assert scene.judge() is Denial.ALGORITHMS
 
 
+@pytest.mark.parametrize("side", ["local_ts", "remote_ts"])
+@pytest.mark.parametrize("child", ["lan", "box"])
+def test_a_right_selector_does_not_carry_a_wrong_one_along(scene, side, child):
+    """In tunnel mode one inside and one outside; in transport mode the host itself and one more."""
+    ends = {"local_ts": ("10.1.0.0/24", "10.9.0.0/24"), "remote_ts": ("10.2.0.0/24", "10.9.0.0/24")}
+    if child == "box":
+        scene.of("host", "box")
+        ends = {"local_ts": ("192.0.2.1/32", "192.0.2.9/32"), "remote_ts": ("192.0.2.2/32", "192.0.2.9/32")}
+    for name, (right, _) in ends.items():
+        scene.install(**{name: scene.kit.selectors(right)})
+    assert isinstance(scene.judge(), Pair)
+    scene.install(**{side: scene.kit.selectors(*ends[side])})
+    assert scene.judge() is Denial.SELECTORS
+
+
+def test_a_network_that_begins_with_the_host_is_not_the_host(scene):
+    scene.of("host", "box")
+    scene.install(local_ts=scene.kit.selectors("192.0.2.1/32"), remote_ts=scene.kit.selectors("192.0.2.2/31"))
+    assert scene.judge() is Denial.SELECTORS
+
+
+def test_two_ip_versions_do_not_make_a_pair_of_outer_addresses(kit):
+    gateway = replace(kit.gateway(), listen=())
+    road = gateway.connection("road")
+    assert outer_addresses(gateway, road, kit.local, ipaddress.ip_address("2001:db8::2")) is Denial.ADDRESSES
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "taken"),
+    [
+        (("10.4.0.0/16", 0, 0), ("10.4.1.0/24", 0, 0), True),
+        (("10.4.1.0/24", 0, 0), ("10.4.0.0/16", 0, 0), True),
+        (("10.4.0.0/24", 0, 0), ("10.4.1.0/24", 0, 0), False),
+        (("10.4.0.0/24", 6, 0), ("10.4.0.0/24", 17, 0), False),
+        (("10.4.0.0/24", 6, 0), ("10.4.0.0/24", 0, 0), True),
+        (("10.4.0.0/24", 0, 0), ("10.4.0.0/24", 6, 0), True),
+        (("10.4.0.0/24", 6, 80), ("10.4.0.0/24", 6, 443), False),
+        (("10.4.0.0/24", 6, 80), ("10.4.0.0/24", 6, 80), True),
+        (("10.4.0.0/24", 6, 80), ("10.4.0.0/24", 6, 0), True),
+        (("10.4.0.0/24", 6, 0), ("10.4.0.0/24", 6, 80), True),
+    ],
+)
+def test_traffic_is_anothers_where_networks_protocols_and_ports_meet(scene, theirs, ours, taken):
+    def selector(network, protocol, port):
+        return TrafficSelector(ipaddress.ip_network(network), protocol, port)
+
+    scene.resident("gw9.example.org", 0x7777, remote_ts=(selector("10.7.0.0/24", 0, 0), selector(*theirs)))
+    wanderer(scene)
+    scene.install(remote_ts=(selector(*ours),))
+    verdict = scene.judge()
+    assert verdict is Denial.OVERLAP if taken else isinstance(verdict, Pair)
+
+
 def test_remote_id_none_accepts_any_identity_that_keyd_proved(scene):
     scene.of("road")
     scene.redeem(identity=scene.kit.identity("anybody.example.org"))
