@@ -121,9 +121,14 @@ class Gateway(Ours):
         return children[0] if len(children) == 1 and children[0]["state"] == "installed" else None
 
     def xfrm(self, what: str) -> str:
-        """What the kernel has, `state` or `policy`; without the IKE sockets' own bypass."""
+        """What the kernel has, `state` or `policy`; without the IKE sockets' own bypass.
+
+        Nor its note that a packet asked for an SA, which has no SPI and goes by itself (net.core.xfrm_acq_expires).
+        """
         words = ["ip", "-n", self.site.namespace, "xfrm", what, "list", *(["nosock"] if what == "policy" else [])]
-        return subprocess.run(words, capture_output=True, text=True, check=True).stdout
+        listed = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+        entries = re.split(r"^(?=\S)", listed, flags=re.M)
+        return "".join(each for each in entries if "spi 0x00000000 " not in each)
 
 
 class Pinging:
