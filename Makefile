@@ -26,11 +26,12 @@ peers: $(VENV)/ready
 	.ci/system peers
 
 # the daemon on a kernel that has ESP: Debian's, in an emulated machine; a table tells what passed
+KERNEL ?= tests/kernel
 test-kernel: $(VENV)/ready
 	.ci/system kernel
 	.ci/system peers
 	$(BIN)/python -m compileall -q privsep monitor worker keyd tests
-	tests/kernel/boot $(BIN)/pytest -v --color=no -p no:cacheprovider --tb=short --durations=10 tests/kernel
+	tests/kernel/boot $(BIN)/pytest -v --color=no -p no:cacheprovider --tb=short --durations=10 $(KERNEL)
 
 # attacks from inside captured processes, with a table of what stopped each; part of `make test`
 redteam: $(VENV)/ready
