@@ -10,7 +10,18 @@ from pathlib import Path
 from lab import LEFT, LEFT_HOST
 from load import Load
 from memory import turn
-from test_reach_out import BARE_MONITOR, DONE, FILES, MEMORY, NO_FILTER, PROGRAMS, SOCKETS, SURROUNDINGS, Attempt
+from test_reach_out import (
+    ANYWHERE,
+    BARE_MONITOR,
+    DONE,
+    FILES,
+    MEMORY,
+    NO_FILTER,
+    PROGRAMS,
+    SOCKETS,
+    SURROUNDINGS,
+    Attempt,
+)
 from world import ESP, IKE, SECOND, SECOND_HOST, SECOND_PSK, Plan, World
 
 BARE_KEYD = """
@@ -46,19 +57,9 @@ UNFILTERED = SHIPPED.without(monitor=NO_FILTER, keyd=NO_FILTER, esp=NO_FILTER)
 BARE = SHIPPED.without(monitor=BARE_MONITOR, keyd=BARE_KEYD, esp=BARE_ESP)
 TRUSTING = SHIPPED.without(monitor=TRUSTING_MONITOR)
 
-PREPARED = """
-DONE = "succeeded"
-
-def trace(pid):
-    call(101, 16, pid, 0, 0)
-    # let it go on, or the whole daemon stands still
-    os.waitpid(pid, 1 << 30)
-    call(101, 17, pid, 0, 0)
-
-def page():
-    global kept
-    kept = mmap.mmap(-1, 4096)
-    return ctypes.addressof(ctypes.c_char.from_buffer(kept))
+PREPARED = (
+    ANYWHERE
+    + """
 
 def through_a_new_socket(family, kind, work):
     # the limit on descriptors counts: whoever closes one may have another
@@ -69,6 +70,7 @@ def through_a_new_socket(family, kind, work):
     finally:
         os.dup2(1, 0)
 """
+)
 
 COMMON = {
     "find the secrets": FILES["find the secrets"],

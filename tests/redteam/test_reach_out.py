@@ -147,15 +147,8 @@ OPTIONS = {
 
 ATTEMPTS = FILES | PROGRAMS | SOCKETS | PROCESSES | SURROUNDINGS | MEMORY | OPTIONS
 
-PREPARED = """
+ANYWHERE = """
 DONE = "succeeded"
-
-def udp():
-    sockets = me.shell._sockets
-    return next(iter([*sockets._by_local.values(), *sockets._wildcards.values()]))
-
-def fd():
-    return udp().fileno()
 
 def trace(pid):
     call(101, 16, pid, 0, 0)
@@ -167,8 +160,21 @@ def page():
     global kept
     kept = mmap.mmap(-1, 4096)
     return ctypes.addressof(ctypes.c_char.from_buffer(kept))
+"""
+"""What the attempts call, in whichever process."""
+PREPARED = (
+    ANYWHERE
+    + """
+
+def udp():
+    sockets = me.shell._sockets
+    return next(iter([*sockets._by_local.values(), *sockets._wildcards.values()]))
+
+def fd():
+    return udp().fileno()
 
 """
+)
 
 
 def facts(world) -> dict[str, object]:
