@@ -14,12 +14,13 @@ from monitor.commands import Commands
 from monitor.dataplane import Events
 from monitor.directories import Directories
 from monitor.egress import restrict, table_name
+from monitor.installer import Leave
 from monitor.journal import NAME, Journal
 from monitor.logpipe import LogPipe
 from monitor.notify import Notifier
 from monitor.plane import choose, leave_kernel
 from monitor.redeemer import Redeemer
-from monitor.service import Leave, Service
+from monitor.service import Service
 from monitor.sockets import Plane, open_listeners
 from monitor.supervisor import State, Supervisor
 from monitor.waiting import run

@@ -1,6 +1,6 @@
 """What the monitor allocated and installed: the memory on which its second opinion rests (RFC 4301 section 4.4.2).
 
-Nothing here decides; `authorize.py` asks, `service.py` records.
+Nothing here decides; `authorize.py` asks, `installer.py` records.
 """
 
 import ipaddress

@@ -1,26 +1,25 @@
 """The monitor's decisions: what a worker asks is judged here, what the data plane reports is passed on.
 
 Sans-IO: messages come in by `from_worker`, go out by `to_worker`; the data plane and keyd answer with futures. The
-state of one worker is an `Epoch`; what outlives workers (SAs, policies) stands in `sadb.py`. A worker that asks for
+state of one worker is an `Epoch`; what outlives workers (SAs, policies) is the `Installer`'s. A worker that asks for
 what no honest one asks raises Violation, and the supervisor ends it.
 """
 
 import dataclasses
 from collections.abc import Callable, Iterable
-from enum import Enum
 from itertools import count
 from typing import Any
 
 from monitor.authorize import PASSED, authorize, find_child, outer_addresses
-from monitor.dataplane import Adopting, Dataplane, DataplaneError, Pair, Policy, Traffic
+from monitor.dataplane import Adopting, Dataplane, DataplaneError, Pair, Traffic
 from monitor.epoch import Epoch, WorkerBusy
-from monitor.inheritance import Inheritance, owners, pair_record, policy_record, shunt_record
-from monitor.journal import Journal, PairRecord
-from monitor.sadb import MAX_INSTALLED_PER_CONNECTION, Allocation, Claim, Entry, Phase, Policies, Sadb
+from monitor.inheritance import pair_record
+from monitor.installer import Installer, Leave
+from monitor.journal import Journal
+from monitor.sadb import MAX_INSTALLED_PER_CONNECTION, Claim, Entry, Phase
 from monitor.waiting import Clock, Log, begin, run, within
 from privsep.config.model import Gateway
 from privsep.errors import ChannelClosed, Violation
-from privsep.iana import ProtocolId
 from privsep.log import Level
 from privsep.rate import Rate
 from privsep.schema.install import (
@@ -51,7 +50,7 @@ from privsep.schema.install import (
 )
 from privsep.schema.keymat import NotRedeemable, Ready, Redeem, Redeemed, Reply
 from privsep.tasks import Future
-from privsep.types import Cpi, Endpoint, Spi
+from privsep.types import Endpoint, Spi
 
 MAX_PAGES = 4096
 """Pages of one description."""
@@ -66,14 +65,6 @@ MOVE_SECONDS = 1.0
 """Between two moves of a pair: packets in another order than they were sent must not make it swing."""
 LOGGED_PER_SECOND = 20
 """Denials and acquires that are logged; the rest is counted. A captured worker must not drown the log."""
-
-
-class Leave(Enum):
-    """What a stop leaves behind."""
-
-    NOTHING = "nothing"
-    POLICIES = "policies"
-    """Nobody is left to protect their traffic, and nobody asked for it to pass in the clear."""
 
 
 class Service:
@@ -93,13 +84,8 @@ class Service:
         """`kernel` is the data plane, if it is one that outlives us; `journal` tells what it has from before."""
         self.gateway = gateway
         self.dataplane = dataplane
-        self.sadb = Sadb()
-        self._journal = journal or Journal(None, clock, log)
-        self._policies = Policies(gateway, owners(self._journal))
-        self._inheritance: Inheritance | None = None
-        if kernel is not None:
-            self._inheritance = Inheritance(gateway, self._journal, kernel, (self.sadb, self._policies), log)
-        self._placed: dict[int, Policy] = {}
+        self._installer = Installer(gateway, dataplane, log, journal or Journal(None, clock, log), kernel)
+        self.sadb = self._installer.sadb
         self._redeem = redeem
         self._to_worker = to_worker
         self._clock = clock
@@ -107,7 +93,6 @@ class Service:
         self._epoch: Epoch | None = None
         self._order_numbers = count(1)
         self._rate = Rate(LOGGED_PER_SECOND)
-        self._stopping = False
         self._handlers: dict[type[Any], Callable[[Epoch, Any, int], None]] = {
             AllocateSpi: self._on_allocate,
             Install: self._on_install,
@@ -120,38 +105,8 @@ class Service:
     # the daemon's life
 
     def start(self) -> Future[None]:
-        """Policies of all peers with a configured address: from here on traffic goes protected or not at all.
-
-        What an earlier instance left is adopted before and cleared away after.
-        """
-        return begin(self._start())
-
-    async def _start(self) -> None:
-        if self._journal.problem is not None:
-            self._log(Level.WARNING, "journal-ignored", reason=self._journal.problem)
-        if self._inheritance is not None:
-            await self._inheritance.adopt()
-        # an adopted pair sends by the policy that it was installed with, compressed or not
-        entries = sorted(self.sadb.entries(), key=lambda entry: entry.since)
-        adopted = {entry.pair.policy.number: entry.pair.policy for entry in entries}
-        for policy in self._policies.all():
-            await self._place(adopted.get(policy.number, policy))
-        for shunt in self.gateway.shunts:
-            self._journal.add(shunt_record(shunt))
-            await self.dataplane.add_shunt(shunt)
-        if self._inheritance is not None:
-            await self._inheritance.clear(self._placed.values())
-
-    async def _place(self, policy: Policy) -> None:
-        """Written down first: a policy that nobody knows of would refuse its traffic for ever."""
-        earlier, owner = self._placed.get(policy.number), self._policies.owner(policy.number)
-        if policy == earlier or owner is None:
-            return
-        self._journal.add(policy_record(*owner, policy))
-        await self.dataplane.add_policy(policy)
-        self._placed[policy.number] = policy
-        if earlier is not None:
-            self._journal.end(policy_record(*owner, earlier))
+        """Adopt what an earlier instance left, put the configured policies in place. DataplaneError."""
+        return begin(self._installer.start())
 
     def epoch_began(self) -> None:
         """A new worker runs: tell it what is installed."""
@@ -187,7 +142,7 @@ class Service:
         """The worker is gone: SPIs that it did not use are released, whoever waits for it is told."""
         epoch, self._epoch = self._epoch, None
         for allocation in self.sadb.allocations():
-            self._release(allocation)
+            self._installer.release(allocation)
         if epoch is not None:
             epoch.end()
 
@@ -201,40 +156,14 @@ class Service:
         return begin(self._stop(leave))
 
     async def _stop(self, leave: Leave) -> None:
-        self._stopping = True
+        self._installer.closed = True
         if self._epoch is not None:
             try:
                 await within(self._clock, STOP_SECONDS, self._epoch.ask(Stop(), Completed))
             except (TimeoutError, ChannelClosed, WorkerBusy):
                 self._log(Level.WARNING, "stop-unanswered")
             self.epoch_ended()
-        clean = True
-        for entry in self.sadb.entries():
-            if await self._quietly(self.dataplane.remove(entry.pair)):
-                self._forget(entry)
-            else:
-                clean = False
-        if leave is Leave.POLICIES:
-            return
-        for policy in self._placed.values():
-            clean &= await self._quietly(self.dataplane.remove_policy(policy))
-        for shunt in self.gateway.shunts:
-            clean &= await self._quietly(self.dataplane.remove_shunt(shunt))
-        if clean:
-            self._journal.remove()
-
-    async def _quietly(self, future: Future[None]) -> bool:
-        """Whether it succeeded."""
-        try:
-            await future
-        except DataplaneError as error:
-            self._log(Level.WARNING, "cleanup-failed", error=error)
-            return False
-        return True
-
-    def _forget(self, entry: Entry) -> None:
-        self.sadb.forget(entry)
-        self._journal.end_pair(entry.pair.spi_in)
+        await self._installer.clear(leave)
 
     # from the worker
 
@@ -271,49 +200,13 @@ class Service:
         verdict = outer_addresses(self.gateway, named[0], message.local.address, message.remote.address)
         if verdict is not PASSED:
             return verdict
-        if self._stopping or not self.sadb.may_allocate(message.connection):
+        if self._installer.closed or not self.sadb.may_allocate(message.connection):
             return Denial.QUOTA
         try:
-            spi = self.dataplane.allocate_spi(message.local, message.remote, named[1].protocol)
+            allocation = self._installer.allocate(*named, message.local, message.remote)
         except DataplaneError:
             return Denial.DATAPLANE
-        allocation = Allocation(
-            spi=spi,
-            connection=message.connection,
-            child=message.child,
-            protocol=named[1].protocol,
-            local=message.local,
-            remote=message.remote,
-        )
-        if self.sadb.allocation(spi) is not None or self.sadb.entry(spi) is not None:
-            # the kernel's SPIs are unique for each address only; ours for all
-            self._release(allocation)
-            return Denial.DATAPLANE
-        if named[1].ipcomp:
-            try:
-                cpi = self.dataplane.allocate_spi(message.local, message.remote, ProtocolId.IPCOMP)
-            except DataplaneError:
-                self._release(allocation)
-                return Denial.DATAPLANE
-            allocation = dataclasses.replace(allocation, cpi=Cpi(cpi))
-        self.sadb.allocate(allocation)
-        return Allocated(spi=spi, cpi=allocation.cpi)
-
-    def _release(self, allocation: Allocation) -> None:
-        if self.sadb.allocation(allocation.spi) is allocation:
-            self.sadb.release(allocation.spi)
-        self._give_back(allocation, allocation.spi, allocation.protocol)
-        self._give_back_cpi(allocation)
-
-    def _give_back_cpi(self, allocation: Allocation) -> None:
-        if allocation.cpi is not None:
-            self._give_back(allocation, Spi(allocation.cpi), ProtocolId.IPCOMP)
-
-    def _give_back(self, allocation: Allocation, spi: Spi, protocol: ProtocolId) -> None:
-        try:
-            self.dataplane.release_spi(spi, allocation.local, allocation.remote, protocol)
-        except DataplaneError as error:
-            self._log(Level.WARNING, "cleanup-failed", error=error)
+        return Allocated(spi=allocation.spi, cpi=allocation.cpi)
 
     def _on_install(self, epoch: Epoch, message: Install, sequence: int) -> None:
         epoch.opened(sequence)
@@ -351,36 +244,21 @@ class Service:
 
     async def _judge_and_install(self, redeemed: Redeemed, message: Install) -> Denial | None:
         """None when both SAs are in place; else nothing is, and this is why."""
-        verdict = authorize(self.gateway, self.sadb, self._policies, redeemed, message)
-        if isinstance(verdict, Denial):
-            return verdict
-        pair, policy = verdict, verdict.policy
+        pair = authorize(self.gateway, self.sadb, self._installer.policies, redeemed, message)
+        if isinstance(pair, Denial):
+            return pair
         entry = Entry(
             connection=redeemed.connection,
             child=redeemed.child,
-            claim=Claim(redeemed.identity, message.local_ts, message.remote_ts, policy.kernel.lane),
+            claim=Claim(redeemed.identity, message.local_ts, message.remote_ts, pair.policy.kernel.lane),
             pair=_without_keys(pair),
             since=self._clock.now(),
         )
-        allocation = self.sadb.allocation(pair.spi_in)
-        self.sadb.reserve(entry)
-        self._policies.record(redeemed.connection, redeemed.child, policy)
         try:
-            await self._place(policy)
-            if self._stopping:
-                raise DataplaneError("the daemon is stopping")
-            # first, so that nothing is installed that a successor would not find
-            self._journal.add(pair_record(redeemed, pair, entry.since))
-            await self.dataplane.install(pair)
+            await self._installer.install(entry, pair, pair_record(redeemed, pair, entry.since))
         except DataplaneError as error:
             self._log(Level.ERROR, "install-failed", connection=redeemed.connection, error=error)
-            self._forget(entry)
-            if allocation is not None:
-                self._release(allocation)
             return Denial.DATAPLANE
-        if allocation is not None and pair.ipcomp is None:
-            self._give_back_cpi(allocation)
-        entry.phase = Phase.INSTALLED
         self._log(Level.NOTICE, "installed", **_describe(entry), identity=redeemed.identity, suite=pair.suite.described)
         return None
 
@@ -389,24 +267,20 @@ class Service:
         spi = Spi(message.spi_in)
         allocation, entry = self.sadb.allocation(spi), self.sadb.entry(spi)
         if allocation is not None:
-            self._release(allocation)
+            self._installer.release(allocation)
             self._answer(epoch, sequence, Removed())
         elif entry is not None and entry.phase is Phase.INSTALLED:
-            entry.phase = Phase.REMOVING
             run(self._remove(epoch, entry, sequence))
         else:
             self._answer(epoch, sequence, Denied(why=Denial.UNKNOWN_SA))
 
     async def _remove(self, epoch: Epoch, entry: Entry, sequence: int) -> None:
-        """Both SAs of the pair go, its policy stays: deleting never means clear text (RFC 4301 section 5.1)."""
         try:
-            await self.dataplane.remove(entry.pair)
+            await self._installer.remove(entry)
         except DataplaneError as error:
-            entry.phase = Phase.INSTALLED
             self._log(Level.ERROR, "remove-failed", **_describe(entry), error=error)
             self._answer(epoch, sequence, Denied(why=Denial.DATAPLANE))
             return
-        self._forget(entry)
         self._log(Level.NOTICE, "removed", **_describe(entry))
         self._answer(epoch, sequence, Removed())
 
@@ -480,7 +354,7 @@ class Service:
 
     def acquired(self, number: int) -> None:
         """A packet matched a policy and found no SA."""
-        owner = self._policies.owner(number)
+        owner = self._installer.policies.owner(number)
         if owner is not None and self._epoch is not None:
             self._log_rarely(Level.INFO, "acquire", connection=owner[0], child=owner[1])
             self._send(Acquire(connection=owner[0], child=owner[1]))
@@ -493,7 +367,7 @@ class Service:
                 self.sadb.release(spi)
             return
         if hard:
-            self._forget(entry)
+            self._installer.forget(entry)
         self._log(Level.NOTICE if hard else Level.INFO, "expired" if hard else "expires", **_describe(entry))
         if self._epoch is not None:
             self._send(Expired(spi_in=spi, hard=hard))
@@ -513,29 +387,15 @@ class Service:
             entry.moved = self._clock.now()
             run(self._follow(entry, remote))
 
-    def _rewrite(self, wrong: PairRecord | None, right: PairRecord | None) -> None:
-        if right is not None:
-            self._journal.add(right)
-        if wrong is not None:
-            self._journal.end(wrong)
-
     async def _follow(self, entry: Entry, remote: Endpoint) -> None:
-        pair = dataclasses.replace(entry.pair, remote=remote)
-        # written down twice until one is true: a successor takes that which the kernel has
-        earlier = self._journal.pair(pair.spi_in)
-        later = dataclasses.replace(earlier, remote=remote) if earlier is not None else None
-        self._rewrite(None, later)
         try:
-            await self.dataplane.follow(pair)
+            await self._installer.follow(entry, remote)
         except DataplaneError as error:
-            self._rewrite(later, earlier)
             self._log_rarely(Level.WARNING, "move-failed", **_describe(entry), error=error)
             return
-        self._rewrite(earlier, later)
-        entry.pair = pair
         self._log_rarely(Level.NOTICE, "moved", **_describe(entry))
         if self._epoch is not None:
-            self._send(Moved(spi_in=pair.spi_in, remote=remote))
+            self._send(Moved(spi_in=entry.pair.spi_in, remote=remote))
 
 
 def _describe(entry: Entry) -> dict[str, object]:

@@ -6,9 +6,10 @@ import pytest
 
 from monitor.dataplane import Cpis, DataplaneError
 from monitor.inheritance import owners
+from monitor.installer import Leave
 from monitor.journal import Journal, PairRecord, PolicyRecord, ShuntRecord
 from monitor.sadb import Phase, Policies
-from monitor.service import Leave, Service
+from monitor.service import Service
 from privsep.algorithms import ChildSuite
 from privsep.config.model import Action, Encap, Order, Shunt
 from privsep.iana import ProtocolId

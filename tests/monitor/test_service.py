@@ -10,6 +10,7 @@ from monitor import epoch as epoch_module
 from monitor import sadb as sadb_module
 from monitor import service as service_module
 from monitor.dataplane import Cpis, DataplaneError
+from monitor.installer import Leave
 from monitor.sadb import Phase
 from privsep.algorithms import ChildSuite
 from privsep.errors import ChannelClosed, Violation
@@ -695,7 +696,7 @@ def test_a_clean_stop_asks_the_worker_then_removes_all_that_is_ours_and_nothing_
 
 def test_a_daemon_that_fails_leaves_its_policies_so_that_no_clear_text_leaves(bench, kit):
     spi = installed(bench, kit)
-    future = bench.service.stop(service_module.Leave.POLICIES)
+    future = bench.service.stop(Leave.POLICIES)
     bench.service.epoch_ended()
     assert future.done
     assert ("remove", spi) in bench.plane.calls

@@ -1,0 +1,206 @@
+"""What is ours in the data plane: put there, changed, removed, taken over from an earlier instance.
+
+Keeps three books in step: the table (sadb.py), the journal for a successor (journal.py) and the data plane itself. What
+the data plane has, the other two know of; decisions are made elsewhere (service.py, authorize.py).
+"""
+
+import dataclasses
+from enum import Enum
+
+from monitor.dataplane import Adopting, Dataplane, DataplaneError, Pair, Policy
+from monitor.inheritance import Inheritance, owners, policy_record, shunt_record
+from monitor.journal import Journal, PairRecord
+from monitor.sadb import Allocation, Entry, Phase, Policies, Sadb
+from monitor.waiting import Log
+from privsep.config.model import Child, Connection, Gateway
+from privsep.iana import ProtocolId
+from privsep.log import Level
+from privsep.tasks import Future
+from privsep.types import Cpi, Endpoint, Spi
+
+
+class Leave(Enum):
+    """What the end of the daemon leaves behind."""
+
+    NOTHING = "nothing"
+    POLICIES = "policies"
+    """Nobody is left to protect their traffic, and nobody asked for it to pass in the clear."""
+
+
+class Installer:
+    """One for the life of the daemon."""
+
+    def __init__(
+        self, gateway: Gateway, dataplane: Dataplane, log: Log, journal: Journal, kernel: Adopting | None
+    ) -> None:
+        """`kernel` is the data plane, if it is one that outlives us; `journal` tells what it has from before."""
+        self.sadb = Sadb()
+        self.policies = Policies(gateway, owners(journal))
+        self.dataplane = dataplane
+        self.closed = False
+        """Nothing new is installed any more."""
+        self._shunts = gateway.shunts
+        self._journal = journal
+        self._log = log
+        self._placed: dict[int, Policy] = {}
+        self._inheritance: Inheritance | None = None
+        if kernel is not None:
+            self._inheritance = Inheritance(gateway, journal, kernel, (self.sadb, self.policies), log)
+
+    async def start(self) -> None:
+        """Policies of all peers with a configured address: from here on traffic goes protected or not at all.
+
+        What an earlier instance left is adopted before and cleared away after.
+        """
+        if self._journal.problem is not None:
+            self._log(Level.WARNING, "journal-ignored", reason=self._journal.problem)
+        if self._inheritance is not None:
+            await self._inheritance.adopt()
+        # an adopted pair sends by the policy that it was installed with, compressed or not
+        entries = sorted(self.sadb.entries(), key=lambda entry: entry.since)
+        adopted = {entry.pair.policy.number: entry.pair.policy for entry in entries}
+        for policy in self.policies.all():
+            await self._place(adopted.get(policy.number, policy))
+        for shunt in self._shunts:
+            self._journal.add(shunt_record(shunt))
+            await self.dataplane.add_shunt(shunt)
+        if self._inheritance is not None:
+            await self._inheritance.clear(self._placed.values())
+
+    async def clear(self, leave: Leave) -> None:
+        """At the end of the daemon: removes all that is ours and nothing else. Never fails."""
+        clean = True
+        for entry in self.sadb.entries():
+            if await self._quietly(self.dataplane.remove(entry.pair)):
+                self.forget(entry)
+            else:
+                clean = False
+        if leave is Leave.POLICIES:
+            return
+        for policy in self._placed.values():
+            clean &= await self._quietly(self.dataplane.remove_policy(policy))
+        for shunt in self._shunts:
+            clean &= await self._quietly(self.dataplane.remove_shunt(shunt))
+        if clean:
+            self._journal.remove()
+
+    async def _quietly(self, future: Future[None]) -> bool:
+        """Whether it succeeded."""
+        try:
+            await future
+        except DataplaneError as error:
+            self._log(Level.WARNING, "cleanup-failed", error=error)
+            return False
+        return True
+
+    async def _place(self, policy: Policy) -> None:
+        """Written down first: a policy that nobody knows of would refuse its traffic for ever."""
+        earlier, owner = self._placed.get(policy.number), self.policies.owner(policy.number)
+        if policy == earlier or owner is None:
+            return
+        self._journal.add(policy_record(*owner, policy))
+        await self.dataplane.add_policy(policy)
+        self._placed[policy.number] = policy
+        if earlier is not None:
+            self._journal.end(policy_record(*owner, earlier))
+
+    # SPIs
+
+    def allocate(self, connection: Connection, child: Child, local: Endpoint, remote: Endpoint) -> Allocation:
+        """An inbound SPI, and a CPI where the child compresses. DataplaneError if there is none."""
+        spi = self.dataplane.allocate_spi(local, remote, child.protocol)
+        allocation = Allocation(
+            spi=spi, connection=connection.name, child=child.name, protocol=child.protocol, local=local, remote=remote
+        )
+        if self.sadb.allocation(spi) is not None or self.sadb.entry(spi) is not None:
+            # the kernel's SPIs are unique for each address only; ours for all
+            self.release(allocation)
+            raise DataplaneError("an SPI that is taken")
+        if child.ipcomp:
+            try:
+                cpi = self.dataplane.allocate_spi(local, remote, ProtocolId.IPCOMP)
+            except DataplaneError:
+                self.release(allocation)
+                raise
+            allocation = dataclasses.replace(allocation, cpi=Cpi(cpi))
+        self.sadb.allocate(allocation)
+        return allocation
+
+    def release(self, allocation: Allocation) -> None:
+        """Nothing was installed with it."""
+        if self.sadb.allocation(allocation.spi) is allocation:
+            self.sadb.release(allocation.spi)
+        self._give_back(allocation, allocation.spi, allocation.protocol)
+        self._give_back_cpi(allocation)
+
+    def _give_back_cpi(self, allocation: Allocation) -> None:
+        if allocation.cpi is not None:
+            self._give_back(allocation, Spi(allocation.cpi), ProtocolId.IPCOMP)
+
+    def _give_back(self, allocation: Allocation, spi: Spi, protocol: ProtocolId) -> None:
+        try:
+            self.dataplane.release_spi(spi, allocation.local, allocation.remote, protocol)
+        except DataplaneError as error:
+            self._log(Level.WARNING, "cleanup-failed", error=error)
+
+    # pairs
+
+    async def install(self, entry: Entry, pair: Pair, record: PairRecord) -> None:
+        """Policy and both SAs. DataplaneError, and nothing of the pair is left, when that fails.
+
+        `pair` is the entry's, with its keys, which nobody has any more when this is done.
+        """
+        allocation = self.sadb.allocation(pair.spi_in)
+        self.sadb.reserve(entry)
+        self.policies.record(entry.connection, entry.child, pair.policy)
+        try:
+            await self._place(pair.policy)
+            if self.closed:
+                raise DataplaneError("the daemon is stopping")
+            # first, so that nothing is installed that a successor would not find
+            self._journal.add(record)
+            await self.dataplane.install(pair)
+        except DataplaneError:
+            self.forget(entry)
+            if allocation is not None:
+                self.release(allocation)
+            raise
+        if allocation is not None and pair.ipcomp is None:
+            self._give_back_cpi(allocation)
+        entry.phase = Phase.INSTALLED
+
+    async def remove(self, entry: Entry) -> None:
+        """Both SAs go, their policy stays: deleting never means clear text (RFC 4301 section 5.1). DataplaneError."""
+        entry.phase = Phase.REMOVING
+        try:
+            await self.dataplane.remove(entry.pair)
+        except DataplaneError:
+            entry.phase = Phase.INSTALLED
+            raise
+        self.forget(entry)
+
+    def forget(self, entry: Entry) -> None:
+        """The data plane has the pair no more."""
+        self.sadb.forget(entry)
+        self._journal.end_pair(entry.pair.spi_in)
+
+    async def follow(self, entry: Entry, remote: Endpoint) -> None:
+        """The pair's peer has another port. DataplaneError, and nothing has changed."""
+        pair = dataclasses.replace(entry.pair, remote=remote)
+        # written down twice until one is true: a successor takes that which the kernel has
+        earlier = self._journal.pair(pair.spi_in)
+        later = dataclasses.replace(earlier, remote=remote) if earlier is not None else None
+        self._rewrite(None, later)
+        try:
+            await self.dataplane.follow(pair)
+        except DataplaneError:
+            self._rewrite(later, earlier)
+            raise
+        self._rewrite(earlier, later)
+        entry.pair = pair
+
+    def _rewrite(self, wrong: PairRecord | None, right: PairRecord | None) -> None:
+        if right is not None:
+            self._journal.add(right)
+        if wrong is not None:
+            self._journal.end(wrong)
