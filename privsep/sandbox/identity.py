@@ -30,7 +30,7 @@ def enter_root(path: str, outside: str | None) -> None:
 def leave_workplace() -> None:
     """Let go of the last directory that leads out of the root."""
     os.chdir("/")
-    if not os.path.samefile(".", "/") or not os.path.samefile("/", "/.."):
+    if not os.path.samefile(".", "/"):
         raise SandboxError("the working directory is outside the root directory")
 
 

@@ -17,7 +17,7 @@ _WORD = 2**64 - 1
 def _load() -> Any:
     """Import pyseccomp without a search: it asks ldconfig or a compiler, and a process of ours runs neither."""
     search = ctypes.util.find_library
-    ctypes.util.find_library = {"c": "libc.so.6", "seccomp": "libseccomp.so.2"}.get  # type: ignore[assignment]
+    ctypes.util.find_library = {"seccomp": "libseccomp.so.2"}.get  # type: ignore[assignment]
     try:
         return importlib.import_module("pyseccomp")
     finally:
@@ -88,7 +88,6 @@ def build(rules: Iterable[Rule], otherwise: int) -> Any:
     try:
         syscalls = _LIB.SyscallFilter(otherwise)
         syscalls.set_attr(_LIB.Attr.ACT_BADARCH, KILL)
-        syscalls.set_attr(_LIB.Attr.CTL_NNP, 1)
         syscalls.set_attr(_LIB.Attr.CTL_TSYNC, 1)
     except OSError as error:
         raise SandboxError(f"libseccomp: {error}") from error

@@ -104,6 +104,7 @@ def test_confinement_with_a_second_thread_running_is_refused(sandbox):
     ("spoil", "complaint"),
     [
         ("open(ROOT + '/file', 'w')", "is not empty"),
+        ("os.rmdir(ROOT); os.mknod(ROOT, 0o444)", "only root can write"),
         ("os.chmod(ROOT, 0o777)", "only root can write"),
         ("os.chown(ROOT, USER, USER)", "only root can write"),
         ("os.rmdir(ROOT)", "No such file"),
@@ -149,6 +150,10 @@ SILENT = {
     "root can be regained": ("worker", "identity.become = lambda uid, gid: os.setresuid(uid, uid, 0)"),
     "still dumpable": ("monitor", "prctl.set_dumpable = lambda value: 0"),
     "filter is not in force": ("worker", "seccomp.load = lambda compiled: None"),
+    "the empty one": ("worker", "os.chroot = lambda path: None"),
+    "outside the root directory": ("worker", "os.chdir = lambda path: None"),
+    "namespace did not change": ("worker", "system.call = lambda name, *arguments: 0"),
+    "did not take effect": ("worker", "resource.setrlimit = lambda kind, limits: None"),
 }
 
 
@@ -296,3 +301,15 @@ for attempt in (os.fork, lambda: [os.dup(0) for _ in range(5)]):
 """
     ).split()
     assert printed == ["EAGAIN", "EMFILE"]
+
+
+def test_a_limit_only_ever_shrinks(sandbox):
+    printed = sandbox.output(
+        """
+from privsep.sandbox import rlimits
+for seconds in (4096, 5000, 4000):
+    rlimits.apply({resource.RLIMIT_CPU: seconds})
+    print(*resource.getrlimit(resource.RLIMIT_CPU))
+"""
+    )
+    assert printed.split() == ["4096"] * 4 + ["4000"] * 2

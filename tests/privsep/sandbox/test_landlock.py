@@ -1,5 +1,8 @@
 """Landlock by itself, without the filter in front of it."""
 
+import ctypes
+import os
+
 import pytest
 
 from privsep.sandbox import landlock
@@ -83,3 +86,40 @@ thread.start()
 thread.join()
 """
     assert sandbox.output(code) == "refused"
+
+
+def test_no_descriptor_is_left_over(sandbox, version):
+    code = """
+seen = os.open("/proc/self/fd", os.O_RDONLY)
+before = os.listdir(seen)
+prctl.set_no_new_privs(1)
+landlock.restrict(sockets_in=WORKPLACE)
+print(len(os.listdir(seen)) - len(before))
+"""
+    assert sandbox.output(code) == "0"
+
+
+@pytest.mark.parametrize(
+    ("version", "bits", "network", "scopes"),
+    [(1, 13, 0, 0), (2, 14, 0, 0), (3, 15, 0, 0), (4, 15, 3, 0), (5, 16, 3, 0), (6, 16, 3, 3), (99, 16, 3, 3)],
+)
+def test_each_version_is_asked_for_all_that_it_has_and_no_more(monkeypatch, version, bits, network, scopes):
+    """An older kernel refuses bits that it does not know."""
+    asked = []
+
+    def syscall(number, ruleset, *_):
+        if number == 444 and ruleset is None:
+            return version
+        if number == 444:
+            asked.append(ctypes.cast(ruleset, ctypes.POINTER(ctypes.c_uint64))[:3])
+        return os.open("/dev/null", os.O_RDONLY) if number == 444 else 0
+
+    monkeypatch.setattr("privsep.sandbox.system.syscall", syscall)
+    assert landlock.restrict(sockets_in=None) == version
+    assert asked == [[(1 << bits) - 1, network, scopes]]
+
+
+def test_a_version_that_has_no_rights_is_refused(monkeypatch):
+    monkeypatch.setattr("privsep.sandbox.system.syscall", lambda *_: 0)
+    with pytest.raises(SandboxError, match="version 0"):
+        landlock.restrict(sockets_in=None)

@@ -1,6 +1,7 @@
 """The filters from the inside: what is not listed ends the process, at once and as a whole."""
 
 import errno
+import os
 import signal
 
 import pytest
@@ -38,6 +39,9 @@ FORBIDDEN = {
     "making memory executable": "call(10, address, 4096, 7)",
     "making memory executable, high bits set": "call(10, address, 4096, 1 << 40 | 7)",
     "mapping a file": "call(9, 0, 4096, 1, 1, udp.fileno(), 0)",
+    "moving memory to a place of its choice": "call(25, address, 4096, 4096, 3, address)",
+    "advice that hides memory from a core": "call(28, address, 4096, 16)",
+    "a futex by the wall clock": "call(202, ctypes.addressof(word), 256 | 1, 0, 0, 0, 0)",
     "a priority-inheriting futex": "call(202, ctypes.addressof(word), 8, 0, 0, 0, 0)",
     "ptrace": "libc.ptrace(0, 0, 0, 0)",
     "a signal": "os.kill(os.getpid(), 0)",
@@ -160,6 +164,35 @@ for attempt in (lambda: open("/etc/passwd"), lambda: os.stat("/"), lambda: os.re
 def test_a_name_that_libseccomp_does_not_know_is_an_error():
     with pytest.raises(SandboxError, match="opne"):
         seccomp.build([seccomp.allow("opne")], seccomp.KILL)
+
+
+def test_what_libseccomp_refuses_is_an_error():
+    with pytest.raises(SandboxError, match="libseccomp: "):
+        seccomp.build([], 1)
+    with pytest.raises(SandboxError, match="the rule for read"):
+        seccomp.build([seccomp.allow("read", seccomp.equals(9, 0))], seccomp.KILL)
+
+
+def test_a_filter_that_cannot_be_loaded_is_an_error(monkeypatch):
+    filter = seccomp.build([], seccomp.KILL)
+    monkeypatch.setattr(filter, "load", lambda: os.stat("/nonexistent"))
+    with pytest.raises(SandboxError, match="cannot be loaded"):
+        seccomp.load(filter)
+
+
+def test_a_call_of_another_abi_ends_the_process_not_the_thread_alone():
+    attributes = seccomp._LIB.Attr
+    filter = seccomp.build([], seccomp.ALLOW)
+    assert filter.get_attr(attributes.ACT_BADARCH) == seccomp.KILL
+    assert (filter.get_attr(attributes.CTL_TSYNC), filter.get_attr(attributes.CTL_NNP)) == (1, 1)
+
+
+def test_a_lock_may_wait_until_a_time_of_the_wall_clock(sandbox):
+    """As sem_timedwait and pthread_cond_timedwait do."""
+    code = (
+        "confine_as('worker')\ncall(202, ctypes.addressof(word), 9 | 128 | 256, 1, 0, 0, 1)\nprint(ctypes.get_errno())"
+    )
+    assert sandbox.output(SETUP + code) == str(errno.EAGAIN)
 
 
 def test_arguments_are_compared_in_all_64_bits(sandbox):
