@@ -152,5 +152,8 @@ class Adopting(Protocol):
     def discard(self, pair: Pair) -> Future[bool]:
         """Remove those of its SAs that are there as described, and no others; whether there were any."""
 
+    def expect(self, policy: Policy) -> Future[None]:
+        """An earlier instance placed it: `add_policy` may replace what is there of it."""
+
     def clear(self, rule: Policy | Shunt) -> Future[None]:
         """Remove what an earlier instance left of this policy or shunt, but for what stands in its place since."""

@@ -100,7 +100,12 @@ class Inheritance:
     async def adopt(self) -> None:
         """First of all, so that no SA of what is not allowed any more meets a new policy."""
         for record in self._journal.of(PolicyRecord):
-            self._restore(record)
+            policy = _policy(record)
+            try:
+                await self._kernel.expect(policy)
+            except DataplaneError as error:
+                self._log(Level.WARNING, "cleanup-failed", error=error)
+            self._restore(record, policy)
         counts = dict.fromkeys(("adopted", "removed", "forgotten"), 0)
         for pair in self._journal.of(PairRecord):
             counts[await self._settle(pair)] += 1
@@ -124,13 +129,12 @@ class Inheritance:
 
     # policies
 
-    def _restore(self, record: PolicyRecord) -> None:
+    def _restore(self, record: PolicyRecord, policy: Policy) -> None:
         """Of peers at changing addresses: their traffic goes protected or not at all, as before."""
         named = find_child(self._gateway, record.connection, record.child)
         if named is None:
             return
         connection, child = named
-        policy = _policy(record)
         allowed = (
             fixed(connection.remote) is None
             and (child.mode, child.protocol, child.kernel) == (record.mode, record.protocol, policy.kernel)

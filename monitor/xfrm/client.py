@@ -10,32 +10,18 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
-
-from pyroute2.netlink import NLM_F_CREATE, NLM_F_EXCL
+from typing import TypeVar
 
 from monitor.dataplane import DataplaneError, Pair, Policy, Traffic
 from monitor.waiting import Clock
 from monitor.xfrm import sa
 from monitor.xfrm.ends import Ends, Flow
-from monitor.xfrm.messages import (
-    AllocSpi,
-    Counters,
-    DelPolicy,
-    DelSa,
-    GetPolicy,
-    GetSa,
-    Message,
-    NewPolicy,
-    NewSa,
-    UpdPolicy,
-    UpdSa,
-)
+from monitor.xfrm.messages import AllocSpi, Counters, DelSa, GetSa, NewSa, UpdSa
 from monitor.xfrm.netlink import KernelError, XfrmNetlink
-from monitor.xfrm.policy import Entry, entries, has_our_priority, is_ours, is_same, stands_for
 from monitor.xfrm.present import PresentSa, is_as_described
 from monitor.xfrm.sa import SaId
-from monitor.xfrm.structs import Values, Way
+from monitor.xfrm.spd import NEW, Spd
+from monitor.xfrm.structs import Way
 from privsep.config.model import Shunt
 from privsep.iana import ProtocolId
 from privsep.loop import Timer
@@ -43,14 +29,8 @@ from privsep.tasks import Future
 from privsep.types import Endpoint, Role, Spi
 
 T = TypeVar("T")
-_Name = tuple[tuple[tuple[str, Any], ...], tuple[tuple[str, tuple[tuple[str, Any], ...]], ...]]
-"""What finds a policy: its selectors and direction, its mark and if_id."""
-
 HOLD_SECONDS = 1.0
 """Before a new pair sends in an old one's place: for message 3 of a Quick Mode, and for a slow peer to install."""
-
-_NEW = NLM_F_CREATE | NLM_F_EXCL
-"""Never in place of another. XFRM goes by the message's type, which says the same."""
 
 
 @dataclass(slots=True, repr=False)
@@ -81,8 +61,7 @@ class KernelDataplane:
         self._netlink = netlink
         self._later = later
         self._directed = directed
-        self._requiring: dict[int, Policy] = {}
-        """Policies in place, by reqid."""
+        self._spd = Spd(netlink)
         self._larval: set[SaId] = set()
         self._installed: dict[SaId, Ends] = {}
         """Each pair under all its SAs."""
@@ -90,10 +69,6 @@ class KernelDataplane:
         """How many there are for each flow."""
         self._held: dict[SaId, _Held] = {}
         """Pairs whose outbound SA is not used yet, nor there, by its name."""
-        self._placed: set[_Name] = set()
-        """Keys of the policies that are there by this instance."""
-        self._shunted: set[_Name] = set()
-        """Those of shunts."""
 
     # SPIs
 
@@ -116,68 +91,19 @@ class KernelDataplane:
 
     def add_policy(self, policy: Policy) -> Future[None]:
         """All of its entries or none. What an earlier instance of ours left for the same traffic is replaced."""
-        return _settled(lambda: self._add(policy))
+        return _settled(lambda: self._spd.add(policy))
 
     def add_shunt(self, shunt: Shunt) -> Future[None]:
-        """The same without protection. No peer's selectors take its place."""
-        return _settled(lambda: self._add(shunt))
-
-    def _add(self, rule: Policy | Shunt) -> None:
-        added: list[Entry] = []
-        try:
-            for entry in entries(rule):
-                key = _name(entry)
-                if isinstance(rule, Shunt):
-                    self._shunted.add(key)
-                elif key in self._shunted:
-                    raise DataplaneError("a shunt stands there")
-                if self._place(entry):
-                    added.append(entry)
-        except DataplaneError:
-            for entry in added:
-                self._drop(entry)
-            raise
-        if isinstance(rule, Policy):
-            self._requiring[rule.reqid] = rule
-
-    def _place(self, entry: Entry) -> bool:
-        """Whether it is new; otherwise it replaced one of ours."""
-        try:
-            self._netlink.do(NewPolicy.request(_NEW, entry.values, entry.attributes))
-        except KernelError as error:
-            if error.number != errno.EEXIST:
-                raise
-            present = self._present_policy(entry)
-            if not is_ours(present) and not is_same(present, entry):
-                raise
-            self._netlink.do(UpdPolicy.request(0, entry.values, entry.attributes))
-            is_new = False
-        else:
-            is_new = True
-        self._placed.add(_name(entry))
-        return is_new
+        """The same without protection."""
+        return _settled(lambda: self._spd.add(shunt))
 
     def remove_policy(self, policy: Policy) -> Future[None]:
         """All of its entries."""
-        return _settled(lambda: self._withdraw(policy))
+        return _settled(lambda: self._spd.remove(policy))
 
     def remove_shunt(self, shunt: Shunt) -> Future[None]:
         """All of its entries."""
-        return _settled(lambda: self._withdraw(shunt))
-
-    def _withdraw(self, rule: Policy | Shunt) -> None:
-        if isinstance(rule, Policy):
-            self._requiring.pop(rule.reqid, None)
-        for entry in entries(rule):
-            self._drop(entry)
-
-    def _present_policy(self, entry: Entry) -> NewPolicy:
-        return self._netlink.ask(GetPolicy.request(0, entry.key, entry.lane), NewPolicy)
-
-    def _drop(self, entry: Entry) -> None:
-        for keys in (self._placed, self._shunted):
-            keys.discard(_name(entry))
-        self._unless(errno.ENOENT, DelPolicy.request(0, entry.key, entry.lane))
+        return _settled(lambda: self._spd.remove(shunt))
 
     # pairs
 
@@ -212,9 +138,9 @@ class KernelDataplane:
     def _add_outbound(self, pair: Pair, ends: Ends) -> None:
         """With what compresses for it, or neither."""
         if pair.ipcomp is not None and ends.compressing is not None:
-            self._netlink.do(NewSa.request(_NEW, *sa.compressing(pair, pair.ipcomp, directed=self._directed)))
+            self._netlink.do(NewSa.request(NEW, *sa.compressing(pair, pair.ipcomp, directed=self._directed)))
         try:
-            self._netlink.do(NewSa.request(_NEW, *sa.outbound(pair, directed=self._directed)))
+            self._netlink.do(NewSa.request(NEW, *sa.outbound(pair, directed=self._directed)))
         except DataplaneError:
             if ends.compressing is not None:
                 self._delete(ends.compressing)
@@ -287,14 +213,7 @@ class KernelDataplane:
             self._delete(each)
 
     def _delete(self, name: SaId) -> None:
-        self._unless(errno.ESRCH, DelSa.request(0, sa.key(name), sa.marked(name)))
-
-    def _unless(self, harmless: int, message: Message) -> None:
-        try:
-            self._netlink.do(message)
-        except KernelError as error:
-            if error.number != harmless:
-                raise
+        self._netlink.do_unless(errno.ESRCH, DelSa.request(0, sa.key(name), sa.marked(name)))
 
     # monitor.dataplane.Adopting
 
@@ -334,22 +253,13 @@ class KernelDataplane:
                 found.append(name)
         return found
 
+    def expect(self, policy: Policy) -> Future[None]:
+        """What is there of it may be replaced, whatever its priority."""
+        return _settled(lambda: self._spd.expect(policy))
+
     def clear(self, rule: Policy | Shunt) -> Future[None]:
         """Of its entries those that are ours by their priority, stand for it, and that nothing has replaced."""
-        return _settled(lambda: self._clear(rule))
-
-    def _clear(self, rule: Policy | Shunt) -> None:
-        for entry in entries(rule):
-            if _name(entry) in self._placed:
-                continue
-            try:
-                present = self._present_policy(entry)
-            except KernelError as error:
-                if error.number != errno.ENOENT:
-                    raise
-                continue
-            if (is_ours(present) or is_same(present, entry)) and stands_for(present, rule):
-                self._drop(entry)
+        return _settled(lambda: self._spd.clear(rule))
 
     def traffic(self, pair: Pair) -> Future[Traffic]:
         """The kernel's counters of both SAs."""
@@ -371,10 +281,7 @@ class KernelDataplane:
 
     def requiring(self, reqid: int, priority: int) -> int | None:
         """The number of the policy that a packet matched; None if it is not ours."""
-        policy = self._requiring.get(reqid)
-        if policy is None or not (has_our_priority(priority) or priority == policy.kernel.priority):
-            return None
-        return policy.number
+        return self._spd.requiring(reqid, priority)
 
     def owner(self, name: SaId) -> Spi | None:
         """The inbound SPI of the pair, or of the allocation, that this SA belongs to; None if it is not ours."""
@@ -407,14 +314,6 @@ class KernelDataplane:
         except KernelError as error:
             return error.number != errno.ESRCH
         return True
-
-
-def _name(entry: Entry) -> _Name:
-    return _hashable(entry.key), tuple((name, _hashable(values)) for name, values in entry.lane)
-
-
-def _hashable(values: Values) -> tuple[tuple[str, Any], ...]:
-    return tuple(values.items())
 
 
 def _settled(action: Callable[[], T]) -> Future[T]:

@@ -82,6 +82,14 @@ class XfrmNetlink:
         if kind != NLMSG_ERROR:
             raise _unexpected(message, kind)
 
+    def do_unless(self, harmless: int, message: Message) -> None:
+        """The same, but the kernel may refuse with that errno."""
+        try:
+            self.do(message)
+        except KernelError as error:
+            if error.number != harmless:
+                raise
+
     def ask(self, message: Message, answer: type[M]) -> M:
         """Have the kernel answer with a message of this class."""
         message["header"]["flags"] |= NLM_F_REQUEST

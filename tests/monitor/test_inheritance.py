@@ -27,6 +27,7 @@ class Kernel:
         self.described = []
         self.ports = {}
         """Of the peers of pairs in UDP."""
+        self.expected = []
         self.cleared = []
         self.failing = False
 
@@ -59,6 +60,9 @@ class Kernel:
 
     def _elsewhere(self, pair):
         return self.ports.get(pair.spi_in, pair.remote.port) != pair.remote.port
+
+    def expect(self, policy):
+        return self._answer(lambda: self.expected.append(policy))
 
     def clear(self, rule):
         named = rule if isinstance(rule, Shunt) else (rule.number, rule.local_ts, rule.remote_ts)
@@ -276,13 +280,17 @@ def test_leftover_policies_of_what_is_not_configured_any_more_are_cleared_after_
     smaller = reconnected(bench.gateway, children=bench.gateway.connections[0].children[:1])
     placed_before = len(bench.plane.calls)
     order = []
-    add_policy, clear = bench.plane.add_policy, kernel.clear
-    bench.plane.add_policy = lambda policy: (order.append("place"), add_policy(policy))[1]
-    kernel.clear = lambda policy: (order.append("clear"), clear(policy))[1]
+    add_policy, clear, expect = bench.plane.add_policy, kernel.clear, kernel.expect
+    kernel.expect = lambda policy: (order.append("1 expect"), expect(policy))[1]
+    bench.plane.add_policy = lambda policy: (order.append("2 place"), add_policy(policy))[1]
+    kernel.clear = lambda policy: (order.append("3 clear"), clear(policy))[1]
+    written = {record.number for record in life.written(PolicyRecord)}
     life.begin(smaller)
+    assert {policy.number for policy in kernel.expected} == written
     assert placed_before < len(bench.plane.calls)
     assert number in [cleared for cleared, *_ in kernel.cleared]
-    assert order == sorted(order, reverse=True)
+    assert order == sorted(order)
+    assert len(set(order)) == 3
     assert "dmz" not in [record.child for record in life.written(PolicyRecord)]
 
 

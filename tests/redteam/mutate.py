@@ -46,10 +46,10 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "keyd/service.py": KEYD,
     "monitor/authorize.py": AUTHORIZE,
     **{
-        f"privsep/sandbox/{name}.py": SANDBOX
-        for name in ("confine", "identity", "memory", "namespaces", "landlock", "rlimits", "capabilities", "seccomp")
+        str(path.relative_to(CHECKOUT)): SANDBOX
+        for path in sorted(CHECKOUT.glob("privsep/sandbox/*.py"))
+        if path.name not in ("__init__.py", "errors.py")
     },
-    "privsep/sandbox/policy.py": SANDBOX,
     "worker/sandbox.py": SANDBOX,
     "keyd/sandbox.py": SANDBOX,
     "monitor/sandbox.py": SANDBOX,

@@ -17,6 +17,7 @@ from monitor.xfrm.netlink import KernelError
 from monitor.xfrm.policy import DISCOVERY_PRIORITY, PRIORITY_BASE, SHUNT_BASES
 from monitor.xfrm.sa import SaId
 from privsep.algorithms import ChildSuite
+from privsep.config.lanes import KernelOptions
 from privsep.config.model import Action, Order, Shunt
 from privsep.iana import ProtocolId
 from privsep.types import Mode, Role, Spi
@@ -43,6 +44,13 @@ class FakeKernel:
         self.allow[message.kind] -= 1
         if message.kind in self.refuse and self.allow[message.kind] < 0:
             raise KernelError(message.kind.name, self.refuse[message.kind], "for the test")
+
+    def do_unless(self, harmless, message):
+        try:
+            self.do(message)
+        except KernelError as error:
+            if error.number != harmless:
+                raise
 
     def ask(self, message, answer):
         self.do(message)
@@ -679,6 +687,29 @@ def test_a_leftover_policy_that_is_gone_is_no_error(kit, kernel, plane):
     kernel.refuse[Type.GETPOLICY] = errno.EPERM
     with pytest.raises(KernelError):
         kit.result(plane.clear(kit.policy()))
+
+
+@pytest.mark.parametrize("now", [None, 88])
+def test_a_policy_whose_configured_priority_changed_takes_its_predecessors_place(kit, kernel, plane, now):
+    before, after = (kit.policy(kernel=KernelOptions(priority=priority)) for priority in (77, now))
+    kernel.refuse[Type.NEWPOLICY] = errno.EEXIST
+    kernel.present = leftover(priority=77)
+    with pytest.raises(KernelError):
+        kit.result(plane.add_policy(after))
+    kit.result(plane.expect(before))
+    kit.result(plane.add_policy(after))
+    assert kernel.kinds().count(Type.UPDPOLICY) == 3
+
+
+@pytest.mark.parametrize("changes", [{"priority": 78}, {"template": {"reqid": 8}}, {"attrs": []}])
+def test_what_is_there_is_not_expected_unless_it_is_as_the_journal_has_it(kit, kernel, plane, changes):
+    before, after = (kit.policy(kernel=KernelOptions(priority=priority)) for priority in (77, 88))
+    kernel.refuse[Type.NEWPOLICY] = errno.EEXIST
+    kernel.present = leftover(**{"priority": 77} | changes)
+    kit.result(plane.expect(before))
+    with pytest.raises(KernelError):
+        kit.result(plane.add_policy(after))
+    assert Type.UPDPOLICY not in kernel.kinds()
 
 
 # shunts

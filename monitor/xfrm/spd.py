@@ -1,0 +1,128 @@
+"""Our policies in the kernel's Security Policy Database (RFC 4301 section 4.4.1): added, replaced, removed, recognised.
+
+A policy of somebody else's is never replaced nor removed: ours have priorities of their own, or are what the journal of
+an earlier instance names.
+"""
+
+import errno
+from typing import Any
+
+from pyroute2.netlink import NLM_F_CREATE, NLM_F_EXCL
+
+from monitor.dataplane import DataplaneError, Policy
+from monitor.xfrm.messages import DelPolicy, GetPolicy, NewPolicy, UpdPolicy
+from monitor.xfrm.netlink import KernelError, XfrmNetlink
+from monitor.xfrm.policy import Entry, entries, has_our_priority, is_ours, is_same, stands_for
+from monitor.xfrm.structs import Values
+from privsep.config.model import Shunt
+
+_Name = tuple[tuple[tuple[str, Any], ...], tuple[tuple[str, tuple[tuple[str, Any], ...]], ...]]
+"""What finds a policy: its selectors and direction, its mark and if_id."""
+
+NEW = NLM_F_CREATE | NLM_F_EXCL
+"""Never in place of another. XFRM goes by the message's type, which says the same."""
+
+
+class Spd:
+    """That of one network namespace. Each method raises DataplaneError when the kernel refuses."""
+
+    def __init__(self, netlink: XfrmNetlink) -> None:
+        self._netlink = netlink
+        self._requiring: dict[int, Policy] = {}
+        """Policies in place, by reqid."""
+        self._placed: set[_Name] = set()
+        """Those that are there by this instance."""
+        self._shunted: set[_Name] = set()
+        """Those of shunts."""
+        self._expected: set[_Name] = set()
+        """Those of an earlier instance that are not known by their priority."""
+
+    def add(self, rule: Policy | Shunt) -> None:
+        """All of its entries or none. What an earlier instance of ours left for the same traffic is replaced.
+
+        No peer's selectors take the place of a shunt.
+        """
+        added: list[Entry] = []
+        try:
+            for entry in entries(rule):
+                name = _name(entry)
+                if isinstance(rule, Shunt):
+                    self._shunted.add(name)
+                elif name in self._shunted:
+                    raise DataplaneError("a shunt stands there")
+                if self._place(entry):
+                    added.append(entry)
+        except DataplaneError:
+            for entry in added:
+                self._drop(entry)
+            raise
+        if isinstance(rule, Policy):
+            self._requiring[rule.reqid] = rule
+
+    def _place(self, entry: Entry) -> bool:
+        """Whether it is new; otherwise it replaced one of ours."""
+        try:
+            self._netlink.do(NewPolicy.request(NEW, entry.values, entry.attributes))
+        except KernelError as error:
+            if error.number != errno.EEXIST:
+                raise
+            if _name(entry) not in self._expected and not self._stands(entry):
+                raise
+            self._netlink.do(UpdPolicy.request(0, entry.values, entry.attributes))
+            is_new = False
+        else:
+            is_new = True
+        self._placed.add(_name(entry))
+        return is_new
+
+    def remove(self, rule: Policy | Shunt) -> None:
+        """All of its entries."""
+        if isinstance(rule, Policy):
+            self._requiring.pop(rule.reqid, None)
+        for entry in entries(rule):
+            self._drop(entry)
+
+    def _drop(self, entry: Entry) -> None:
+        for names in (self._placed, self._shunted):
+            names.discard(_name(entry))
+        self._netlink.do_unless(errno.ENOENT, DelPolicy.request(0, entry.key, entry.lane))
+
+    # what an earlier instance left
+
+    def expect(self, policy: Policy) -> None:
+        """An earlier instance placed it, perhaps by a priority that is configured: what is there of it is ours."""
+        if policy.kernel.priority is not None:
+            self._expected.update(_name(entry) for entry in entries(policy) if self._stands(entry))
+
+    def clear(self, rule: Policy | Shunt) -> None:
+        """Of its entries those that are ours, stand for it, and that nothing has replaced."""
+        for entry in entries(rule):
+            if _name(entry) not in self._placed and self._stands(entry, rule):
+                self._drop(entry)
+
+    def _stands(self, entry: Entry, rule: Policy | Shunt | None = None) -> bool:
+        """Whether what the kernel has there is ours, and part of that rule if one is given."""
+        try:
+            present = self._netlink.ask(GetPolicy.request(0, entry.key, entry.lane), NewPolicy)
+        except KernelError as error:
+            if error.number != errno.ENOENT:
+                raise
+            return False
+        return (is_ours(present) or is_same(present, entry)) and (rule is None or stands_for(present, rule))
+
+    # for `events.py`
+
+    def requiring(self, reqid: int, priority: int) -> int | None:
+        """The number of the policy that a packet matched; None if it is not ours."""
+        policy = self._requiring.get(reqid)
+        if policy is None or not (has_our_priority(priority) or priority == policy.kernel.priority):
+            return None
+        return policy.number
+
+
+def _name(entry: Entry) -> _Name:
+    return _hashable(entry.key), tuple((name, _hashable(values)) for name, values in entry.lane)
+
+
+def _hashable(values: Values) -> tuple[tuple[str, Any], ...]:
+    return tuple(values.items())
