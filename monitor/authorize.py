@@ -113,25 +113,25 @@ def authorize(
 def _cpis(case: Case) -> Cpis | None:
     """The CPI that the monitor allocated with the SPI, and the peer's."""
     allocation = case.sadb.allocation(Spi(case.redeemed.spi_in))
-    if allocation is None or allocation.cpi is None or case.install.cpi_out is None:
-        return None
-    return Cpis(inbound=allocation.cpi, outbound=Cpi(case.install.cpi_out))
+    inbound, outbound = None if allocation is None else allocation.cpi, case.install.cpi_out
+    return None if inbound is None or outbound is None else Cpis(inbound=inbound, outbound=Cpi(outbound))
 
 
 def find_child(gateway: Gateway, connection_name: str, child_name: str) -> tuple[Connection, Child] | None:
     """The configured child of those names."""
     connection = gateway.connection(connection_name)
-    child = connection.child(child_name) if connection is not None else None
-    return (connection, child) if connection is not None and child is not None else None
+    if connection is None:
+        return None
+    child = connection.child(child_name)
+    return None if child is None else (connection, child)
 
 
 def outer_addresses(gateway: Gateway, connection: Connection, local: Address, remote: Address) -> Verdict:
     """The two ends are ones that the connection is configured for."""
     if local.version != remote.version:
         return Denial.ADDRESSES
-    if connection.local is not None and connection.local != local:
-        return Denial.ADDRESSES
-    if connection.local is None and gateway.listen and local not in gateway.listen:
+    ours = gateway.listen if connection.local is None else (connection.local,)
+    if ours and local not in ours:
         return Denial.ADDRESSES
     if any(address.is_unspecified or address.is_multicast for address in (local, remote)):
         return Denial.ADDRESSES
@@ -292,9 +292,9 @@ def _any_overlap(some: tuple[TrafficSelector, ...], others: tuple[TrafficSelecto
 
 
 def _overlap(one: TrafficSelector, other: TrafficSelector) -> bool:
+    # an address is in no network of another version
     return (
-        one.network.version == other.network.version
-        and (one.network.network_address in other.network or other.network.network_address in one.network)
+        (one.network.network_address in other.network or other.network.network_address in one.network)
         and (0 in (one.protocol, other.protocol) or one.protocol == other.protocol)
         and (0 in (one.port, other.port) or one.port == other.port)
     )

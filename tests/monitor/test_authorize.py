@@ -245,6 +245,13 @@ def test_where_the_peer_has_no_ipcomp_nothing_is_compressed(scene):
     assert (pair.ipcomp, pair.policy.ipcomp) == (None, False)
 
 
+def test_without_a_cpi_of_ours_nothing_is_compressed(scene):
+    configure_ipcomp(scene)
+    scene.allocated["cpi"] = None
+    pair = scene.judge()
+    assert (pair.ipcomp, pair.policy.ipcomp) == (None, False)
+
+
 def test_a_cpi_is_no_spi(scene):
     configure_ipcomp(scene)
     scene.resident("gw2.example.org", 0x500)
@@ -296,6 +303,18 @@ def test_a_connection_or_child_that_is_not_configured_is_denied(scene, names):
 
 def test_an_spi_that_nobody_allocated_is_denied(scene):
     assert authorize(scene.gateway, Sadb(), scene.policies, scene.redeemed, scene.request) is Denial.SPI
+
+
+def test_an_spi_that_nobody_allocated_has_no_addresses_either(scene):
+    checks = (authorize_module._spi_addresses,)
+    verdict = authorize(scene.gateway, Sadb(), scene.policies, scene.redeemed, scene.request, checks)
+    assert verdict is Denial.ADDRESSES
+
+
+def test_no_pair_without_a_policy_of_its_own(scene, monkeypatch):
+    """Their numbers may be used up."""
+    monkeypatch.setattr(scene.policies, "propose", lambda *_, **__: None)
+    assert scene.judge() is Denial.QUOTA
 
 
 def test_an_spi_of_another_connection_is_denied(scene):

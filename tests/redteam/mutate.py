@@ -32,7 +32,7 @@ KEYD = (
 )
 AUTHORIZE = (
     "tests/monitor/test_authorize.py",
-    "tests/redteam/test_fuzz.py tests/monitor/test_service.py",
+    "tests/monitor/test_inheritance.py tests/monitor/test_service.py tests/redteam/test_fuzz.py",
     "tests/redteam/test_install.py tests/redteam/test_captured_keyd.py",
 )
 SANDBOX = (
