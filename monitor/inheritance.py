@@ -1,8 +1,8 @@
 """What an earlier instance left in the kernel, after kill -9 say: adopted where the configuration still allows it.
 
 The journal names it; this configuration must allow it, by the checks of an installation that do not concern keys and
-SPIs; and the kernel must have it as it was installed. What fails the second is removed, half a pair too; what fails the
-third is forgotten. Nothing that the journal does not name is touched: it is somebody else's.
+SPIs; and the kernel must have it as it was installed. What fails the second is removed, and what is left of a pair too;
+what fails the third is forgotten. Nothing that the journal does not name is touched: it is somebody else's.
 """
 
 import dataclasses

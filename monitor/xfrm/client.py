@@ -196,7 +196,7 @@ class KernelDataplane:
         return _settled(lambda: self._remove(Ends.of(pair)))
 
     def _remove(self, ends: Ends) -> None:
-        self._delete_all(ends.inward if ends.outbound in self._held else ends.every)
+        self._delete_all(tuple(each for each in ends.every if each in self._installed))
         self._forget(ends)
 
     def _forget(self, ends: Ends) -> None:
@@ -218,14 +218,18 @@ class KernelDataplane:
     # monitor.dataplane.Adopting
 
     def adopt(self, pair: Pair) -> Future[None]:
-        """Its SAs are there, with these addresses, this reqid, mode, encapsulation and lifetime."""
+        """Its SAs are there, with these addresses, this reqid, mode, encapsulation and lifetime.
+
+        Those inbound suffice: who made it may have ended before the pair was to send, and the peer sends already.
+        """
         return _settled(lambda: self._adopt(pair))
 
     def _adopt(self, pair: Pair) -> None:
         ends = Ends.of(pair)
-        if len(self._described(pair, ends)) != len(ends.every):
+        standing = self._standing(pair, ends)
+        if standing not in (dict.fromkeys(ends.every, True), dict.fromkeys(ends.inward, True)):
             raise DataplaneError("the kernel does not have all SAs as they were installed")
-        self._installed.update(dict.fromkeys(ends.outward, ends))
+        self._installed.update(dict.fromkeys(standing, ends))
         self._take(ends)
 
     def discard(self, pair: Pair) -> Future[bool]:
@@ -233,15 +237,16 @@ class KernelDataplane:
         return _settled(lambda: self._discard(pair))
 
     def _discard(self, pair: Pair) -> bool:
-        found = self._described(pair, Ends.of(pair))
+        found = [name for name, as_described in self._standing(pair, Ends.of(pair)).items() if as_described]
         for each in found:
             self._delete(each)
         return bool(found)
 
-    def _described(self, pair: Pair, ends: Ends) -> list[SaId]:
+    def _standing(self, pair: Pair, ends: Ends) -> dict[SaId, bool]:
+        """Which SAs there are by the pair's names, and whether each is as it was installed."""
         sides = [(name, pair.remote, pair.local) for name in ends.inward]
         sides += [(name, pair.local, pair.remote) for name in ends.outward]
-        found = []
+        standing = {}
         for name, source, destination in sides:
             try:
                 present = self._netlink.ask(GetSa.request(0, sa.key(name), sa.marked(name)), PresentSa)
@@ -249,9 +254,8 @@ class KernelDataplane:
                 if error.number != errno.ESRCH:
                     raise
                 continue
-            if is_as_described(present, pair, name.protocol, source, destination):
-                found.append(name)
-        return found
+            standing[name] = is_as_described(present, pair, name.protocol, source, destination)
+        return standing
 
     def expect(self, policy: Policy) -> Future[None]:
         """What is there of it may be replaced, whatever its priority."""

@@ -142,16 +142,32 @@ def test_what_is_not_configured_any_more_is_removed_and_what_is_not_ours_stays(n
     assert counts(ours) == (1, 1)
 
 
-def test_half_a_pair_is_removed_and_larval_sas_expire_by_themselves(network, ours, tunnel):
+def test_a_pair_that_did_not_send_yet_is_adopted_and_larval_sas_expire_by_themselves(network, ours, theirs, tunnel):
+    """As when the monitor ends in the second before a new pair takes over (RFC 2409 section 5.5: message 3 first)."""
     subprocess.run(ours.site.command("sysctl", "-qw", "net.core.xfrm_acq_expires=5"), check=True)
     larval = ("src", network.right.outer, "dst", network.left.outer, "proto", "esp", "mode", "tunnel")
     network.ip(ours.site, "xfrm", "state", "allocspi", *larval, "min", "0x5000", "max", "0x5fff")
+    old = spis(ours)
     kill_daemon(network, ours)
-    (child,) = re.findall(rf"dst {network.right.outer}\s+proto esp spi (0x[0-9a-f]+)", ours.xfrm("state"))
-    network.ip(ours.site, "xfrm", "state", "delete", "dst", network.right.outer, "proto", "esp", "spi", child)
+    drop_sa(network, ours, network.right.outer)
+    ours.launch()
+    assert "notice earlier-pairs adopted=1 removed=0 forgotten=0" in ours.text()
+    assert network.wait_for(settled(ours, theirs, (2, 3), old), PATIENCE), (ours.xfrm("state"), ours.text())
+    assert network.left.ping(network.right.inner) == 3
+
+
+def test_a_pair_by_which_nothing_arrives_is_removed(network, ours, tunnel):
+    kill_daemon(network, ours)
+    drop_sa(network, ours, network.left.outer)
     ours.launch()
     assert "notice earlier-pairs adopted=0 removed=1 forgotten=0" in ours.text()
-    assert network.wait_for(lambda: counts(ours) == (0, 3), PATIENCE), ours.xfrm("state")
+    assert counts(ours) == (0, 3)
     ours.order("up")
     assert network.left.ping(network.right.inner) == 3
     assert counts(ours) == (2, 3)
+
+
+def drop_sa(network, ours, destination):
+    """One of the two."""
+    (spi,) = re.findall(rf"dst {destination}\s+proto esp spi (0x[0-9a-f]+)", ours.xfrm("state"))
+    network.ip(ours.site, "xfrm", "state", "delete", "dst", destination, "proto", "esp", "spi", spi)

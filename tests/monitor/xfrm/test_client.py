@@ -350,7 +350,7 @@ def test_removing_takes_both_and_is_harmless_when_they_are_gone(kit, kernel, pla
     kernel.refuse[Type.DELSA] = errno.ESRCH
     kit.result(plane.remove(installed))
     kit.result(plane.remove(installed))
-    assert kernel.spis(Type.DELSA) == [0x1000, 0x2000] * 2
+    assert kernel.spis(Type.DELSA) == [0x1000, 0x2000]
 
 
 def test_a_removal_that_fails_is_told_and_may_be_tried_again(kit, kernel, plane, installed):
@@ -604,6 +604,23 @@ def test_a_pair_that_the_kernel_has_as_described_is_adopted_and_reported_on(kit,
     assert plane.owner(SaId(pair.remote.address, ProtocolId.ESP, Spi(0x2000))) == 0x1000
     assert plane.ended(inbound) == 0x1000
     assert plane.owner(inbound) is None
+
+
+def test_a_pair_that_did_not_send_yet_is_adopted_too_and_what_stands_outbound_is_not_its(kit, kernel, plane, having):
+    """The peer sends by it, and would go on to."""
+    pair = kit.pair()
+    having(spi_1000=described(pair))
+    kit.result(plane.adopt(pair))
+    assert plane.owner(SaId(pair.local.address, ProtocolId.ESP, Spi(0x1000))) == 0x1000
+    assert plane.owner(SaId(pair.remote.address, ProtocolId.ESP, Spi(0x2000))) is None
+    kit.result(plane.remove(pair))
+    assert kernel.spis(Type.DELSA) == [0x1000]
+
+
+def test_a_pair_by_which_nothing_arrives_is_not_adopted(kit, kernel, plane, having):
+    having(spi_2000=described(kit.pair(), outbound=True))
+    with pytest.raises(DataplaneError, match="all"):
+        kit.result(plane.adopt(kit.pair()))
 
 
 OTHERS = {
