@@ -1,11 +1,10 @@
 """Two gateways whose ESP is the kernel's. A kernel that has none skips them; `make test-kernel` boots one that has."""
 
 import re
-import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import peers
@@ -40,7 +39,7 @@ class Row:
     clear: int = 0
     result: str = "failed"
 
-    LINE = "{:48} {:11} {:9} {:>4} {:>8} {:>9} {:>5}  {}"
+    LINE = "{:52} {:11} {:9} {:>4} {:>8} {:>9} {:>5}  {}"
 
     def __str__(self) -> str:
         counts = self.sent, self.received, self.protected, self.clear
@@ -129,22 +128,6 @@ class Gateway(Ours):
         listed = subprocess.run(words, capture_output=True, text=True, check=True).stdout
         entries = re.split(r"^(?=\S)", listed, flags=re.M)
         return "".join(each for each in entries if "spi 0x00000000 " not in each)
-
-
-class Pinging:
-    """Ten a second until it ends."""
-
-    def __init__(self, site: Site, target: str) -> None:
-        self._process = subprocess.Popen(
-            site.command("ping", "-n", "-q", "-i", "0.1", "-I", site.inner, target), stdout=subprocess.PIPE, text=True
-        )
-
-    def end(self) -> tuple[int, int]:
-        """How many were sent, how many came back."""
-        self._process.send_signal(signal.SIGINT)
-        output, _ = self._process.communicate(timeout=10)
-        sent, received = re.search(r"(\d+) packets transmitted, (\d+) received", output).groups()
-        return int(sent), int(received)
 
 
 @pytest.fixture
@@ -249,6 +232,26 @@ def matrix(tmp_path_factory) -> Iterator[Matrix]:
         yield built
 
 
+@dataclass
+class Couple:
+    """Two gateways of ours that the tests of one module share, in their order."""
+
+    network: Network
+    ours: Gateway
+    theirs: Gateway
+
+
+@pytest.fixture(scope="module")
+def couple(tmp_path_factory) -> Iterator[Couple]:
+    """To be configured and launched."""
+    with contextmanager(made)(tmp_path_factory, "cpl") as network:
+        need_esp(network.left)
+        built = Couple(network, Gateway(network.left), Gateway(network.right))
+        yield built
+        built.ours.stop()
+        built.theirs.stop()
+
+
 @pytest.fixture
 def ours(network) -> Iterator[Gateway]:
     daemon = Gateway(network.left)
@@ -268,17 +271,3 @@ def wiretap(network) -> Iterator[Wiretap]:
     tap = Wiretap(network)
     yield tap
     tap.close()
-
-
-@pytest.fixture
-def pinging(network) -> Iterator[Pinging]:
-    """To be asked for after the tunnel is up: made by calling it."""
-    started: list[Pinging] = []
-
-    def start() -> Pinging:
-        started.append(Pinging(network.left, network.right.inner))
-        return started[-1]
-
-    yield start
-    for each in started:
-        each.end()

@@ -3,9 +3,9 @@
 import re
 import signal
 import subprocess
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from lab import launch
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 
@@ -36,9 +36,7 @@ def tunnel(network, ours, theirs):
     """Between both daemons, up."""
     ours.configure(IKE, ESP)
     theirs.configure(IKE, ESP, uid=62011)
-    with ThreadPoolExecutor() as pool:
-        for started in [pool.submit(gateway.launch) for gateway in (ours, theirs)]:
-            started.result()
+    launch(ours, theirs)
     ours.order("up")
     assert network.left.ping(network.right.inner) == 3
 
@@ -84,7 +82,8 @@ def settled(ours, theirs, before, old):
     return lambda: counts(ours) == counts(theirs) == before and not old & spis(ours)
 
 
-def test_killed_children_cost_no_packet_and_leave_nothing_over(network, ours, theirs, flowing):
+def test_killed_children_cost_no_packet_and_leave_nothing_over(network, ours, theirs, flowing, row):
+    line = row("kill -9 of worker, keyd, both, under 200 packets/s", "ourselves", "we")
     before = counts(ours)
     for victims in (("worker",), ("keyd",), ("worker", "keyd")):
         old, present = spis(ours), ours.processes()
@@ -96,13 +95,15 @@ def test_killed_children_cost_no_packet_and_leave_nothing_over(network, ours, th
         assert restarted, ours.text()
         assert network.wait_for(settled(ours, theirs, before, old), PATIENCE), (ours.xfrm("state"), ours.text())
     sent, lost = flowing.end()
+    line.sent, line.received = sent, sent - lost
     assert (sent > 1000, lost) == (True, 0)
     assert ours.status()["adopted"] == []
 
 
 def test_a_killed_monitor_costs_no_packet_and_its_successor_adopts_replaces_and_leaves_nothing_over(
-    network, ours, theirs, flowing
+    network, ours, theirs, flowing, row
 ):
+    line = row("kill -9 of the monitor, under 200 packets/s", "ourselves", "we")
     assert_journal_is_private(ours)
     before, old = counts(ours), spis(ours)
     kill_daemon(network, ours)
@@ -111,6 +112,7 @@ def test_a_killed_monitor_costs_no_packet_and_its_successor_adopts_replaces_and_
     assert "notice earlier-pairs adopted=1 removed=0 forgotten=0" in ours.text()
     assert network.wait_for(settled(ours, theirs, before, old), PATIENCE), (ours.xfrm("state"), ours.text())
     sent, lost = flowing.end()
+    line.sent, line.received = sent, sent - lost
     assert (sent > 1000, lost) == (True, 0)
     assert ours.status()["adopted"] == []
     assert ours.stop() == 0

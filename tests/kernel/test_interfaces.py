@@ -1,11 +1,11 @@
 """Route-based tunnels, marks and limits over two kernels: what decides before selectors, what ends an SA but time."""
 
+import re
 import subprocess
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from lab import LEFT, PSK, RIGHT, run
+from lab import LEFT, PSK, RIGHT, launch, run
 
 from monitor.xfrm.interfaces import ALIAS, Interfaces, possible
 from privsep.errors import OperatorError
@@ -14,6 +14,7 @@ pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 
 SECOND = "192.0.2.3"
 """Where the right gateway is another peer."""
+LIFE_BYTES = "life_bytes = '64K'"
 EVERYTHING = 'local_ts = ["0.0.0.0/0"]\nremote_ts = ["0.0.0.0/0"]\n'
 EVERYTHING_IPV6 = 'local_ts = ["::/0"]\nremote_ts = ["::/0"]\n'
 
@@ -52,9 +53,7 @@ def configure(gateway, uid, *connections):
 def mirrored(ours, theirs, *connections):
     configure(ours, 62001, *connections)
     configure(theirs, 62011, *((name, remote, local, children) for name, local, remote, children in connections))
-    with ThreadPoolExecutor() as pool:
-        for started in [pool.submit(gateway.launch) for gateway in (ours, theirs)]:
-            started.result()
+    launch(ours, theirs)
 
 
 def up(gateway, connection, child="net"):
@@ -75,7 +74,8 @@ def packets(gateway):
     }
 
 
-def test_all_that_is_routed_into_the_interface_is_protected_and_nothing_else(network, ours, theirs, wiretap):
+def test_all_that_is_routed_into_the_interface_is_protected_and_nothing_else(network, ours, theirs, wiretap, row):
+    line = row("aes256gcm16 tunnel, interfaces at both ends", "ourselves", "we")
     lane = "if_id = 7\ninterface = 'ipsec0'\n"
     children = {"net": EVERYTHING + lane, "six": EVERYTHING_IPV6 + lane}
     mirrored(ours, theirs, ("peer", LEFT, RIGHT, children))
@@ -96,7 +96,9 @@ def test_all_that_is_routed_into_the_interface_is_protected_and_nothing_else(net
     for gateway in (ours, theirs):
         assert packets(gateway)["peer", "net"] == (3, 3)
         assert gateway.xfrm("state").count("if_id 0x7") == 4
-    assert wiretap.counts()["cleartext"] == 0
+    counted = wiretap.counts()
+    line.sent, line.received, line.protected, line.clear = 6, 6, counted["encrypted"], counted["cleartext"]
+    assert counted["cleartext"] == 0
     for gateway, site in ((ours, network.left), (theirs, network.right)):
         assert gateway.stop() == 0
         assert (gateway.xfrm("state"), gateway.xfrm("policy")) == ("", "")
@@ -104,7 +106,8 @@ def test_all_that_is_routed_into_the_interface_is_protected_and_nothing_else(net
 
 
 @pytest.mark.parametrize("lane", ["if_id = {0}\ninterface = 'ipsec{0}'", "mark_in = {0}\nmark_out = '0x{0}/0xf'"])
-def test_two_peers_have_equal_selectors_in_lanes_of_their_own(network, ours, theirs, lane):
+def test_two_peers_have_equal_selectors_in_lanes_of_their_own(network, ours, theirs, lane, row):
+    line = row(f"aes256gcm16 tunnel, equal selectors, {lane.partition(' ')[0]}", "ourselves", "we")
     network.ip(network.right, "address", "add", f"{SECOND}/24", "dev", "wire0")
     network.ip(network.right, "address", "add", "10.2.0.2/32", "dev", "lo")
     network.ip(network.left, "address", "add", "10.1.0.2/32", "dev", "lo")
@@ -121,6 +124,7 @@ def test_two_peers_have_equal_selectors_in_lanes_of_their_own(network, ours, the
     for number in (1, 2, 2):
         options = ("-m", str(number)) if marked else ()
         assert ping(network.left, f"10.1.0.{number}", f"10.2.0.{number}", *options) == "3"
+    line.sent = line.received = 9
     for gateway in (ours, theirs):
         assert packets(gateway) == {("one", "net"): (3, 3), ("two", "net"): (6, 6)}
     for gateway in (ours, theirs):
@@ -134,9 +138,7 @@ def test_only_what_has_the_mark_is_protected_and_what_comes_has_the_other(networ
     marks = 'mark_out = "0x10/0xff"\nmark_in = "0x20/0xff"\npriority = 77\nreqid = 70000\n'
     configure(ours, 62001, ("peer", LEFT, RIGHT, {"net": selectors.format(here, there) + marks}))
     configure(theirs, 62011, ("peer", RIGHT, LEFT, {"net": selectors.format(there, here)}))
-    with ThreadPoolExecutor() as pool:
-        for started in [pool.submit(gateway.launch) for gateway in (ours, theirs)]:
-            started.result()
+    launch(ours, theirs)
     assert ours.xfrm("policy").count("priority 77") == 3
     assert ours.xfrm("policy").count("reqid 70000") == 3
     up(ours, "peer")
@@ -148,37 +150,36 @@ def test_only_what_has_the_mark_is_protected_and_what_comes_has_the_other(networ
     assert ours.xfrm("state") == "", "found by its mark, the outbound SA goes too"
 
 
-def test_the_first_packet_into_an_interface_brings_its_trap_up(network, ours, theirs):
-    children = {"net": EVERYTHING + "if_id = 7\ninterface = 'ipsec0'\npriority = 99\nstart = 'trap'\n"}
-    mirrored(ours, theirs, ("peer", LEFT, RIGHT, children))
-    network.ip(network.left, "route", "add", "10.2.0.1", "dev", "ipsec0")
-    network.ip(network.right, "route", "add", "10.1.0.1", "dev", "ipsec0")
-    ping(network.left, "10.1.0.1", "10.2.0.1")
-    assert network.wait_for(lambda: packets(ours), 30), ours.text()
-    assert ping(network.left, "10.1.0.1", "10.2.0.1") == "3"
-
-
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("limit", ["life_packets = 200", "life_bytes = '64K'"])
-def test_an_sa_that_is_used_up_is_replaced_without_a_loss(network, ours, theirs, limit):
-    keys = 'local_ts = ["{}/32"]\nremote_ts = ["{}/32"]\n' + limit
-    here, there = network.left.inner, network.right.inner
-    configure(ours, 62001, ("peer", LEFT, RIGHT, {"net": keys.format(here, there)}))
-    configure(theirs, 62011, ("peer", RIGHT, LEFT, {"net": keys.format(there, here)}))
-    with ThreadPoolExecutor() as pool:
-        for started in [pool.submit(gateway.launch) for gateway in (ours, theirs)]:
-            started.result()
-    up(ours, "peer")
-    words = network.left.command(
-        "ping", "-n", "-q", "-c", "400", "-i", "0.1", "-W", "5", "-s", "400", "-I", here, there
-    )
-    seen = set()
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as stream:
-        while stream.poll() is None:
-            seen.update(child["spi_in"] for child in ours.children())
-            time.sleep(0.5)
-        assert "400 packets transmitted, 400 received" in stream.stdout.read()
-    assert len(seen) >= 3, ours.text()
+def test_sas_that_are_used_up_are_replaced_without_a_loss(network, ours, theirs, row):
+    limits = {"packets": ("10.1.0.1", "10.2.0.1", "life_packets = 200"), "bytes": ("10.1.0.2", "10.2.0.2", LIFE_BYTES)}
+    keys = 'local_ts = ["{}/32"]\nremote_ts = ["{}/32"]\n{}'
+    for site, inner in ((network.left, "10.1.0.2"), (network.right, "10.2.0.2")):
+        network.ip(site, "address", "add", f"{inner}/32", "dev", "lo")
+    children = {name: keys.format(*limit) for name, limit in limits.items()}
+    configure(ours, 62001, ("peer", LEFT, RIGHT, children))
+    children = {name: keys.format(there, here, limit) for name, (here, there, limit) in limits.items()}
+    configure(theirs, 62011, ("peer", RIGHT, LEFT, children))
+    launch(ours, theirs)
+    for name in limits:
+        up(ours, "peer", name)
+    options = ("-n", "-q", "-c", "400", "-i", "0.1", "-W", "5", "-s", "400")
+    flows = {
+        name: subprocess.Popen(
+            network.left.command("ping", *options, "-I", here, there), stdout=subprocess.PIPE, text=True
+        )
+        for name, (here, there, _) in limits.items()
+    }
+    seen = {name: set() for name in limits}
+    while any(flow.poll() is None for flow in flows.values()):
+        for child in ours.children():
+            seen[child["name"]].add(child["spi_in"])
+        time.sleep(0.5)
+    for name, flow in flows.items():
+        line = row(f"aes256gcm16 tunnel IPv4, {limits[name][2]}", "ourselves", "we")
+        line.sent, line.received = map(int, re.findall(r"(\d+) (?:packets transmitted|received)", flow.stdout.read()))
+        assert line.sent == line.received == 400, name
+        assert len(seen[name]) >= 3, ours.text()
     assert " expired" not in ours.text() + theirs.text(), "the limit itself was never reached"
 
 

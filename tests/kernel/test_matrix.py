@@ -96,6 +96,7 @@ def test_traffic_passes_protected(matrix, placed, row):
     suite = parsed(case.suite)
     assert (child["proposal"], child["protocol"]) == (str(suite), suite.protocol.name.lower())
     assert (child["mode"], child["encap"]) == (case.mode, case.nat or case.encap == "force")
+    assert child["ipcomp"] == (case.ipcomp == "both")
 
 
 @behind_nat

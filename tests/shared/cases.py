@@ -50,10 +50,15 @@ class Case:
     encap: Literal["auto", "force"] = "auto"
     nat: bool = False
     """The initiator is behind a NAT."""
+    ipcomp: Literal["", "both", "we"] = ""
+    """Who would compress."""
+    routed: bool = False
+    """Our end is an XFRM interface, into which routes lead."""
 
     def __str__(self) -> str:
         families = f"IPv{self.outer}" if self.inner == self.outer else f"IPv{self.inner} in IPv{self.outer}"
         extras = " NAT" * self.nat + " UDP" * (self.encap == "force") + " trap" * (self.initiator == "trap")
+        extras += " routed" * self.routed + {"": "", "both": " IPComp", "we": " IPComp of ours only"}[self.ipcomp]
         return f"{self.suite} {self.mode} {families}{extras}"
 
 
@@ -78,8 +83,18 @@ CASES = (
     Case("ourselves", GCM, outer=6, inner=4),
     Case("ourselves", CBC, encap="force"),
     Case("ourselves", GCM, outer=6, inner=6, encap="force"),
+    Case("ourselves", CBC, "peer", outer=4, inner=6, encap="force"),
+    Case("ourselves", GCM, "peer", outer=6, inner=4, encap="force"),
     Case("ourselves", GCM, "trap"),
     Case("ourselves", CBC, "trap", outer=6, inner=6),
+    Case("ourselves", GCM, routed=True),
+    Case("ourselves", CBC, "trap", outer=6, inner=6, routed=True),
+    Case("ourselves", GCM, "trap", outer=4, inner=6, encap="force", routed=True),
+    Case("ourselves", CBC, encap="force", ipcomp="both"),
+    Case("ourselves", GCM, "peer", mode="transport", ipcomp="both"),
+    Case("ourselves", GCM, outer=4, inner=6, ipcomp="both"),
+    Case("ourselves", GCM, ipcomp="we"),
+    Case("ourselves", GCM, "peer", ipcomp="we"),
     Case("strongSwan", CBC, mode="transport"),
     Case("strongSwan", GCM, "peer", mode="transport", outer=6, inner=6),
     Case("strongSwan", CBC, "peer", outer=6, inner=6),
@@ -87,6 +102,12 @@ CASES = (
     Case("strongSwan", CBC, "peer", outer=6, inner=4),
     Case("strongSwan", GCM, encap="force"),
     Case("strongSwan", CBC, "trap"),
+    Case("strongSwan", GCM, routed=True),
+    Case("strongSwan", CBC, "peer", outer=6, inner=6, routed=True),
+    Case("strongSwan", GCM, ipcomp="both"),
+    Case("strongSwan", CBC, "peer", ipcomp="both"),
+    Case("strongSwan", CBC, ipcomp="we"),
+    Case("strongSwan", GCM, "peer", ipcomp="we"),
     Case("libreswan", GCM),
     Case("libreswan", GCM, "peer"),
     Case("libreswan", CBC),
@@ -96,4 +117,6 @@ CASES = (
     Case("libreswan", CBC, outer=6, inner=6),
     Case("libreswan", GCM, "peer", outer=4, inner=6),
     Case("libreswan", "aes256-sha512", "trap"),
+    Case("libreswan", GCM, routed=True),
+    Case("libreswan", CBC, "peer", routed=True),
 )

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
@@ -260,6 +261,13 @@ class Ours:
             return self.process.wait()
         finally:
             self.process = None
+
+
+def launch(*daemons: Ours) -> None:
+    """All at once."""
+    with ThreadPoolExecutor() as pool:
+        for started in [pool.submit(daemon.launch) for daemon in daemons]:
+            started.result()
 
 
 def made(tmp_path_factory, mark: str) -> Iterator[Network]:

@@ -32,6 +32,7 @@ local_ts = ["{inner}"]
 remote_ts = ["{other}"]
 {protocol} = ["{suite}"]
 start = "{start}"
+{lane}ipcomp = {compresses}
 """
 STRONGSWAN = """
 connections {{ {name} {{
@@ -48,6 +49,7 @@ connections {{ {name} {{
     mode = {mode}
     local_ts = {inner}
     remote_ts = {other}
+    ipcomp = {compresses}
     {protocol}_proposals = {suite} }} }} }} }}
 """
 LIBRESWAN = """
@@ -99,6 +101,11 @@ class Placed:
         return 2 if self.case.initiator == "peer" else 1
 
     @property
+    def interface(self) -> str:
+        """Of a case whose left end is one."""
+        return f"xfrm{self.number}"
+
+    @property
     def addresses(self) -> set[str]:
         return {self.outer(1), self.outer(2), self.inner(1), self.inner(2)}
 
@@ -120,6 +127,8 @@ class Placed:
             "protocol": suite.protocol.name.lower(),
             "suite": case.suite.removeprefix(AH),
             "start": "trap" if case.initiator == "trap" and end == 1 else "wait",
+            "lane": f'if_id = {self.number}\ninterface = "{self.interface}"\n' if case.routed and end == 1 else "",
+            "compresses": "true" if case.ipcomp == "both" or (case.ipcomp and end == 1) else "false",
         }
 
 
@@ -232,6 +241,11 @@ class Star:
                 lines.append(f"address add {local}/{24 if placed.case.outer == 4 else 64} dev wire{number} nodad")
             if placed.case.mode == "tunnel":
                 lines.append(f"address add {_host(placed.inner(end))} dev lo")
+                if placed.case.routed and end == 1:
+                    lines.append(f"link add {placed.interface} type xfrm dev lo if_id {placed.number}")
+                    lines.append(f"link set {placed.interface} up")
+                    lines.append(f"route add {_host(placed.inner(2))} dev {placed.interface}")
+                    continue
                 # a packet that escapes the tunnel shows on the wire
                 lines.append(f"route add {_host(placed.inner(3 - end))} via {hop(number, placed.case.inner, 3 - end)}")
 
