@@ -19,7 +19,7 @@ pytestmark = pytest.mark.root
 
 
 def test_the_worker_keeps_nothing(sandbox):
-    actual = json.loads(sandbox.output(SHOW + "become('worker', WORKPLACE)\nshow()"))
+    actual = json.loads(sandbox.output(SHOW + "os.setgroups([4, 7])\nbecome('worker', WORKPLACE)\nshow()"))
     user = json.loads(sandbox.output("print(USER)"))
     assert actual["uids"] == actual["gids"] == [user] * 4
     assert actual["groups"] == []
@@ -79,6 +79,10 @@ lock("worker")
 """
     ).split()
     assert printed == ["0", "False", "False"]
+
+
+def test_who_has_no_workplace_is_in_the_empty_root_at_once(sandbox):
+    assert sandbox.output("become('esp')\nprint(os.stat('.').st_ino == os.stat('/').st_ino)") == "True"
 
 
 def test_after_lockdown_the_working_directory_is_the_empty_root(sandbox):
