@@ -1,6 +1,7 @@
 """Which data plane carries ESP: what the configuration asks for, what this machine can do, and why in a sentence."""
 
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 
 from monitor.dataplane import Adopting, Dataplane, Events
@@ -94,8 +95,8 @@ def leave_kernel(gateway: Gateway, journal: Journal, log: Log) -> None:
     except OperatorError:
         # a kernel without XFRM has nothing of it
         return
-    run(renounce(gateway, journal, KernelDataplane(netlink), log))
-    netlink.close()
+    with closing(netlink):
+        run(renounce(gateway, journal, KernelDataplane(netlink), log))
 
 
 def _instead(gateway: Gateway) -> str:
