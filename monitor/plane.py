@@ -15,9 +15,8 @@ from monitor.xfrm.events import XfrmEvents
 from monitor.xfrm.interfaces import Interfaces, configured
 from monitor.xfrm.netlink import XfrmNetlink
 from monitor.xfrm.probe import knows_direction, probe
-from privsep.config import kernel, shunts
-from privsep.config.checks import beyond_userspace
 from privsep.config.model import DataplaneChoice, Gateway
+from privsep.config.userspace import beyond_userspace
 from privsep.errors import OperatorError
 from privsep.loop import Loop
 
@@ -103,15 +102,13 @@ def _instead(gateway: Gateway) -> str:
     """What would work without this kernel."""
     if not _beyond(gateway):
         return '"auto" or "userspace"'
-    rights = dict.fromkeys(each.right for each in beyond_userspace(gateway))
+    rights = dict.fromkeys(each.right for each in beyond_userspace(gateway) if each.right)
     return f"{' and '.join(rights)} in their place" if rights else "doing without them"
 
 
 def _beyond(gateway: Gateway) -> str:
-    """What userspace cannot carry, keys and shunts too, and whose they are; empty if there are none."""
-    found = [f"{each.what} of {each.connection.name}/{each.child.name}" for each in beyond_userspace(gateway)]
-    found += [f"{key} of {one.name}/{child.name}" for one, child, key in kernel.beyond_userspace(gateway)]
-    found += [f"shunt {shunt.name} ({reason})" for shunt, reason in shunts.beyond_userspace(gateway)]
+    """What userspace cannot carry, and whose it is; empty if there is nothing."""
+    found = [each.named for each in beyond_userspace(gateway)]
     return ", ".join(found[:MAX_TOLD]) + (f" and {len(found) - MAX_TOLD} more" if len(found) > MAX_TOLD else "")
 
 

@@ -3,10 +3,9 @@
 import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 
 from privsep.algorithms import ChildSuite
-from privsep.config import kernel, shunts
+from privsep.config import kernel, userspace
 from privsep.config.lanes import MAX_U32
 from privsep.config.model import Child, Connection, DataplaneChoice, Encap, Gateway
 from privsep.config.reader import Reader, Section
@@ -54,7 +53,7 @@ def check(gateway: Gateway, reader: Reader) -> None:
         _check_children(connection, reader)
         _check_ah(connection, reader)
     if gateway.dataplane is DataplaneChoice.USERSPACE:
-        _check_userspace(gateway, reader)
+        userspace.check(gateway, reader)
     _check_duplicates(gateway, reader)
     kernel.check(gateway, reader)
     _check_overlaps(gateway, reader)
@@ -95,55 +94,6 @@ def _check_ah(connection: Connection, reader: Reader) -> None:
                 ("connection", connection.name, "child", child.name, "ah"),
                 'AH is not encapsulated in UDP; esp, or encap = "off", would be right',
             )
-
-
-@dataclass(slots=True, frozen=True, kw_only=True)
-class Beyond:
-    """What the userspace data plane cannot carry: whose, where it stands in the child, and what would be right."""
-
-    connection: Connection
-    child: Child
-    where: tuple[str | int, ...]
-    what: str
-    right: str
-
-
-def beyond_userspace(gateway: Gateway) -> Iterator[Beyond]:
-    """All of them."""
-    for connection in gateway.connections:
-        for child in connection.children:
-            for number, suite in enumerate(child.suites):
-                if not suite.in_userspace:
-                    key = "ah" if suite.protocol is ProtocolId.AH else "esp"
-                    yield Beyond(
-                        connection=connection,
-                        child=child,
-                        where=(key, number),
-                        what=suite.described,
-                        right='esp = ["aes256gcm16"]',
-                    )
-            if child.ipcomp:
-                yield Beyond(
-                    connection=connection, child=child, where=("ipcomp",), what="IPComp", right="ipcomp = false"
-                )
-
-
-def _check_userspace(gateway: Gateway, reader: Reader) -> None:
-    for each in beyond_userspace(gateway):
-        reader.problem(
-            ("connection", each.connection.name, "child", each.child.name, *each.where),
-            f'the userspace data plane cannot carry {each.what}; dataplane = "kernel" or {each.right} would be right',
-        )
-    for shunt, reason in shunts.beyond_userspace(gateway):
-        reader.problem(
-            ("shunt", shunt.name, "remote_ts"),
-            f'the userspace data plane cannot tell this traffic apart: {reason}; dataplane = "kernel" would be right',
-        )
-    for connection, child, name in kernel.beyond_userspace(gateway):
-        reader.problem(
-            ("connection", connection.name, "child", child.name, name),
-            f'the userspace data plane has no {name}; dataplane = "kernel" would be right',
-        )
 
 
 def _check_overlaps(gateway: Gateway, reader: Reader) -> None:

@@ -111,13 +111,6 @@ def check(gateway: Gateway, reader: Reader) -> None:
                 )
 
 
-def beyond_userspace(gateway: Gateway) -> Iterator[tuple[Connection, Child, str]]:
-    """The keys that the userspace data plane has nothing for."""
-    for connection, child in _children(gateway):
-        for key in child.kernel.configured():
-            yield connection, child, key
-
-
 def _children(gateway: Gateway) -> Iterator[tuple[Connection, Child]]:
     for connection in gateway.connections:
         for child in connection.children:

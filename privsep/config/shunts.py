@@ -67,15 +67,8 @@ def check(gateway: Gateway, reader: Reader) -> None:
             )
 
 
-def beyond_userspace(gateway: Gateway) -> Iterator[tuple[Shunt, str]]:
-    """Shunts that the userspace data plane has no route for, and why: routes look at the destination alone."""
-    for shunt in gateway.shunts:
-        reason = _beyond_routes(gateway, shunt)
-        if reason is not None:
-            yield shunt, reason
-
-
-def _beyond_routes(gateway: Gateway, shunt: Shunt) -> str | None:
+def beyond_routes(gateway: Gateway, shunt: Shunt) -> str | None:
+    """Why the userspace data plane has no route for it, if so: routes look at the destination alone."""
     if any(selector.protocol for selector in shunt.local_ts + shunt.remote_ts):
         return "its routes know no protocols and ports"
     everything = any(not selector.network.prefixlen for selector in shunt.local_ts)
