@@ -35,8 +35,9 @@ class Row:
     initiator: str = ""
     sent: int = 0
     received: int = 0
-    protected: int = 0
-    clear: int = 0
+    protected: int | str = "-"
+    """On the wire, both ways; a dash where nobody counted."""
+    clear: int | str = "-"
     result: str = "failed"
 
     LINE = "{:52} {:11} {:9} {:>4} {:>8} {:>9} {:>5}  {}"
