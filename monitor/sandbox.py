@@ -9,7 +9,6 @@ newer calls. What only an intruder would ask for ends it.
 """
 
 import errno
-import resource
 import socket
 from collections.abc import Callable
 
@@ -149,7 +148,7 @@ def confinement(uid: int, gid: int, root: str, absent: frozenset[Layer]) -> Conf
         grant=Grant.NOTHING,
         permitted=EFFECTIVE | _FOR_CHILDREN | {_FOR_LAYERS[layer] for layer in _FOR_LAYERS.keys() - absent},
         effective=EFFECTIVE,
-        rlimits={resource.RLIMIT_CORE: 0},  # no core file, whatever happens
+        rlimits={},
         syscalls=SYSCALLS,
         otherwise=fail(errno.ENOSYS),
     )

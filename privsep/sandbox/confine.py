@@ -49,6 +49,7 @@ class Confinement:
     """Capabilities, also the bounding set."""
     effective: frozenset[int]
     rlimits: Mapping[int, int]
+    """Beside that of core files, which nobody has."""
     syscalls: tuple[seccomp.Rule, ...]
     otherwise: int
     """What happens to a system call that no rule admits."""

@@ -38,9 +38,8 @@ def describe(trace: TracebackType | None) -> str:
     return " < ".join(f"{'/'.join(f.f_code.co_filename.split('/')[-2:])}:{line}" for f, line in frames)
 
 
-def _report(kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-    name = "unknown" if kind is None else kind.__name__
-    event(Level.ERROR, "unhandled", type=name, message=error, at=describe(trace))
+def _report(kind: type[BaseException], error: BaseException | None, trace: TracebackType | None) -> None:
+    event(Level.ERROR, "unhandled", type=kind.__name__, message=error, at=describe(trace))
 
 
 def report_unhandled() -> None:
