@@ -51,12 +51,7 @@ def report_unhandled() -> None:
 
 def seal_interpreter() -> None:
     """No import of anything that is not loaded, no source lines."""
-    report_unhandled()
     sys.meta_path.clear()
-    sys.path_hooks.clear()
-    sys.path.clear()
-    sys.path_importer_cache.clear()
-    linecache.clearcache()
     linecache.updatecache = _no_lines
 
 

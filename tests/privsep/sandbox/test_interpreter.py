@@ -24,9 +24,33 @@ except KeyError:
 
 
 def test_what_is_not_loaded_cannot_be_imported(sandbox):
-    code = "try:\n    import fractions\n    print('imported')\nexcept ImportError:\n    print('refused')"
-    assert sandbox.output(code) == "imported"
-    assert sandbox.output("confine_as('worker')\n" + code) == "refused"
+    """Not even what is part of the interpreter, and so no file."""
+    code = """
+for name in "fractions", "xxsubtype":
+    try:
+        __import__(name)
+        print("imported")
+    except ImportError:
+        print("refused")
+"""
+    assert sandbox.output(code).split() == ["imported"] * 2
+    assert sandbox.output("confine_as('worker')\n" + code).split() == ["refused"] * 2
+
+
+def test_garbage_is_freed_once_and_what_is_alive_is_not_looked_at_again(sandbox):
+    code = """
+import gc, weakref
+class Cycle:
+    pass
+cycle = Cycle()
+cycle.itself = cycle
+left = weakref.ref(cycle)
+del cycle
+{}
+print(left() is None, gc.get_freeze_count() > 1000, gc.get_threshold()[0])
+"""
+    assert sandbox.output(code.format("gc.disable()")) == "False False 700"
+    assert sandbox.output(code.format("gc.disable()\nconfine_as('worker')")) == "True True 10000"
 
 
 def test_an_unhandled_exception_is_one_escaped_line_with_places_and_no_source(sandbox):
