@@ -90,6 +90,7 @@ CASES = (
     Case("ourselves", GCM, routed=True),
     Case("ourselves", CBC, "trap", outer=6, inner=6, routed=True),
     Case("ourselves", GCM, "trap", outer=4, inner=6, encap="force", routed=True),
+    Case("ourselves", GCM, routed=True, ipcomp="both"),
     Case("ourselves", CBC, encap="force", ipcomp="both"),
     Case("ourselves", GCM, "peer", mode="transport", ipcomp="both"),
     Case("ourselves", GCM, outer=4, inner=6, ipcomp="both"),
