@@ -6,6 +6,8 @@ import signal
 
 import pytest
 
+from privsep.sandbox import system
+
 SHOW = """
 import dataclasses, json
 shown = os.open("/proc/self/status", os.O_RDONLY)
@@ -156,6 +158,7 @@ SILENT = {
     "filter is not in force": ("worker", "seccomp.load = lambda compiled: None"),
     "the empty one": ("worker", "os.chroot = lambda path: None"),
     "outside the root directory": ("worker", "os.chdir = lambda path: None"),
+    "cannot be locked down": ("worker", "identity.leave_workplace = lambda: os.stat('/nonexistent')"),
     "namespace did not change": ("worker", "system.call = lambda name, *arguments: 0"),
     "did not take effect": ("worker", "resource.setrlimit = lambda kind, limits: None"),
 }
@@ -178,6 +181,16 @@ print("confined")
     )
     assert (result.returncode, result.stdout) == (1, "")
     assert what in result.stderr
+
+
+def test_no_descriptor_is_left_over(sandbox):
+    lowest = "lowest = os.dup(0)\nos.close(lowest)\n"
+    assert sandbox.output(f"{lowest}become('worker')\nprint(os.dup(0) - lowest)") == "0"
+
+
+def test_arguments_of_system_calls_are_full_registers():
+    assert system._register(1 << 40).value == 1 << 40
+    assert system._register(None) is None
 
 
 def test_who_begins_is_hidden_before_it_has_anything_to_hide(sandbox):
