@@ -91,8 +91,10 @@ def test_traffic_passes_protected(matrix, placed, row):
     ping_without_loss(matrix, placed, line)
     child, seen = matrix.ours.child(placed.name), matrix.witness.of(placed.addresses)
     line.protected, line.clear = seen["protected"], seen["clear"]
-    assert (child["packets_in"], child["packets_out"]) == (line.received, line.received)
-    assert (line.protected, line.clear) == (2 * line.received, 0)
+    received, sent = child["packets_in"], child["packets_out"]
+    # what a trap sends is lost until the peer has its pair too
+    assert received == line.received <= sent <= (line.sent if case.initiator == "trap" else received)
+    assert (line.protected, line.clear) == (received + sent, 0)
     suite = parsed(case.suite)
     assert (child["proposal"], child["protocol"]) == (str(suite), suite.protocol.name.lower())
     assert (child["mode"], child["encap"]) == (case.mode, case.nat or case.encap == "force")
