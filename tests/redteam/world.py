@@ -202,6 +202,8 @@ class World:
 
     def connect(self) -> None:
         """The bystander's tunnel. The responder installs a moment after the initiator says that it is up."""
+        # a victim whose worker had only just begun could not tell it that the earlier one is gone
+        self.honest.cli("down", "peer", check=False)
         self.honest.cli("up", "peer/net")
         assert wait_for(self.bystander_works), self.victim.text()
 
