@@ -3,8 +3,11 @@
 A case is a line in `tests/shared/cases.py`.
 """
 
+import ipaddress
 import re
 import subprocess
+from collections import Counter
+from contextlib import closing
 
 import pytest
 import star
@@ -12,11 +15,20 @@ from cases import CASES, parsed
 from lab import wait_for
 from pyroute2 import NFCTSocket
 
+from monitor.xfrm import sa
+from monitor.xfrm.messages import GetSa, NewSa
+from monitor.xfrm.netlink import XfrmNetlink
+from monitor.xfrm.probe import knows_direction
+from monitor.xfrm.structs import Way
+from privsep.iana import ProtocolId
+from privsep.types import Spi
+
 pytestmark = [pytest.mark.root, pytest.mark.timeout(400)]
 
 PINGS = 3
 SECONDS = 60
 """For what takes less than one on a real processor."""
+PROTOCOLS = {"esp": ProtocolId.ESP, "ah": ProtocolId.AH, "comp": ProtocolId.IPCOMP}
 KEEPALIVE_SECONDS = 25
 """RFC 3948 section 4: every 20."""
 
@@ -99,6 +111,32 @@ def test_traffic_passes_protected(matrix, placed, row):
     assert (child["proposal"], child["protocol"]) == (str(suite), suite.protocol.name.lower())
     assert (child["mode"], child["encap"]) == (case.mode, case.nat or case.encap == "force")
     assert child["ipcomp"] == (case.ipcomp == "both")
+
+
+def asked(work):
+    """What `work` finds out over a netlink socket."""
+    with closing(XfrmNetlink()) as netlink:
+        return work(netlink)
+
+
+def ways_of(netlink, listed):
+    """By the address that an SA goes to, which way it goes, as the kernel was told."""
+    ways = Counter()
+    for destination, protocol, spi in re.findall(r"dst (\S+)\s+proto (esp|ah|comp) spi (\S+)", listed):
+        address, name = ipaddress.ip_address(destination), PROTOCOLS[protocol]
+        present = netlink.ask(GetSa.request(0, sa.key(sa.SaId(address, name, Spi(int(spi, 16))))), NewSa)
+        ways[destination, present.get_attr("XFRMA_SA_DIR")] += 1
+    return ways
+
+
+def test_a_kernel_that_can_be_told_knows_which_way_each_sa_goes(matrix):
+    inside = matrix.star.left.enter
+    if not inside(lambda: asked(knows_direction)):
+        pytest.skip("XFRMA_SA_DIR is missing: Linux 6.10 has it")
+    ways = inside(lambda: asked(lambda netlink: ways_of(netlink, matrix.ours.xfrm("state"))))
+    assert len(ways) >= 2 * len(CASES) - len(natted_cases)
+    for destination, way in ways:
+        assert way == (Way.IN if destination in {each.outer(1) for each in placed_cases} else Way.OUT), destination
 
 
 @behind_nat
