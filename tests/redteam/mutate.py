@@ -35,6 +35,13 @@ AUTHORIZE = (
     "tests/monitor/test_inheritance.py tests/monitor/test_service.py tests/redteam/test_fuzz.py",
     "tests/redteam/test_install.py tests/redteam/test_captured_keyd.py",
 )
+MONITOR = (
+    "tests/monitor/test_service.py tests/monitor/test_inheritance.py tests/monitor/test_sadb.py "
+    "tests/monitor/test_status.py tests/monitor/test_commands.py",
+    "tests/redteam/test_fuzz.py",
+    "tests/redteam/test_install.py tests/redteam/test_captured_keyd.py tests/redteam/test_exhaust.py",
+)
+XFRM = ("tests/monitor/xfrm/test_client.py", "tests/monitor/xfrm")
 SANDBOX = (
     "tests/privsep/sandbox",
     "tests/privsep/test_audit.py",
@@ -45,6 +52,10 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "keyd/handles.py": KEYD,
     "keyd/service.py": KEYD,
     "monitor/authorize.py": AUTHORIZE,
+    **dict.fromkeys(
+        (f"monitor/{name}.py" for name in ("service", "installer", "epoch", "inheritance", "sadb")), MONITOR
+    ),
+    **dict.fromkeys((f"monitor/xfrm/{name}.py" for name in ("client", "spd")), XFRM),
     **{
         str(path.relative_to(CHECKOUT)): SANDBOX
         for path in sorted(CHECKOUT.glob("privsep/sandbox/*.py"))
