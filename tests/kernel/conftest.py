@@ -1,17 +1,18 @@
 """Two gateways whose ESP is the kernel's. A kernel that has none skips them; `make test-kernel` boots one that has."""
 
+import os
 import re
 import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 
 import peers
 import pytest
 import star
 from cases import CASES
-from lab import Network, Ours, Site, Wiretap, made, made_directory
+from lab import Network, Ours, Site, Wiretap, made, made_directory, run
 from witness import Witness
 
 from monitor.xfrm.netlink import XfrmNetlink
@@ -131,27 +132,32 @@ class Gateway(Ours):
         return "".join(each for each in entries if "spi 0x00000000 " not in each)
 
 
-@pytest.fixture
-def wire(tmp_path_factory) -> Iterator[Network]:
-    yield from made(tmp_path_factory, "krn")
-
-
-@pytest.fixture
-def network(wire) -> Network:
-    need_esp(wire.left)
-    return wire
-
-
-def need_esp(site: Site) -> None:
+@pytest.fixture(scope="session")
+def esp(tmp_path_factory) -> None:
     """Skip where the kernel has none."""
+    site = Site(f"esp{os.getpid()}", "", "", made_directory(tmp_path_factory) / "esp")
+    run("ip", "netns", "add", site.namespace)
     try:
-        netlink = site.enter(XfrmNetlink)
+        lacked = site.enter(what_lacks)
+    finally:
+        run("ip", "netns", "del", site.namespace)
+    if lacked:
+        pytest.skip(f"{lacked}; make test-kernel boots a kernel that has it")
+
+
+def what_lacks() -> str:
+    """Of ESP in this kernel; nothing if it is there."""
+    try:
+        netlink = XfrmNetlink()
     except OperatorError as error:
-        pytest.skip(f"{error}; make test-kernel boots a kernel that has it")
-    reason = lacking(netlink, PROBED, [4])
-    netlink.close()
-    if reason is not None:
-        pytest.skip(f"{reason}; make test-kernel boots a kernel that has it")
+        return str(error)
+    with closing(netlink):
+        return lacking(netlink, PROBED, [4]) or ""
+
+
+@pytest.fixture
+def network(tmp_path_factory, esp) -> Iterator[Network]:
+    yield from made(tmp_path_factory, "krn")
 
 
 class Matrix:
@@ -216,7 +222,7 @@ class Matrix:
 
 
 @pytest.fixture(scope="module")
-def matrix(tmp_path_factory) -> Iterator[Matrix]:
+def matrix(tmp_path_factory, esp) -> Iterator[Matrix]:
     for needed in (peers.CHARON, peers.LIBRESWAN):
         if not needed.exists():
             pytest.skip(f"{needed} is missing: make peers installs it")
@@ -226,7 +232,6 @@ def matrix(tmp_path_factory) -> Iterator[Matrix]:
     with ExitStack() as stack:
         stack.callback(network.down)
         network.up()
-        need_esp(network.left)
         built = Matrix(network)
         stack.callback(built.stop)
         built.start()
@@ -243,10 +248,9 @@ class Couple:
 
 
 @pytest.fixture(scope="module")
-def couple(tmp_path_factory) -> Iterator[Couple]:
+def couple(tmp_path_factory, esp) -> Iterator[Couple]:
     """To be configured and launched."""
     with contextmanager(made)(tmp_path_factory, "cpl") as network:
-        need_esp(network.left)
         built = Couple(network, Gateway(network.left), Gateway(network.right))
         yield built
         built.ours.stop()
