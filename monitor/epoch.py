@@ -67,11 +67,14 @@ class Epoch:
 
     def answered(self, message: WorkerReply, sequence: int) -> None:
         """The worker answers."""
-        asked, kind, future = self._pending.get(sequence, (None, None, None))
-        if future is None or type(message) is not kind:
-            raise Violation("an answer to nothing, or of another kind than asked for")
-        if isinstance(asked, Describe) and isinstance(message, Described) and 0 < message.cursor <= asked.cursor:
-            raise Violation("a description that does not go on")
+        if sequence not in self._pending:
+            raise Violation("an answer to nothing")
+        asked, kind, future = self._pending[sequence]
+        if type(message) is not kind:
+            raise Violation("an answer of another kind than asked for")
+        match asked, message:
+            case Describe(), Described() if 0 < message.cursor <= asked.cursor:
+                raise Violation("a description that does not go on")
         del self._pending[sequence]
         future.set_result(message)
 

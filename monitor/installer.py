@@ -59,8 +59,8 @@ class Installer:
         # an adopted pair sends by the policy that it was installed with, compressed or not
         entries = sorted(self.sadb.entries(), key=lambda entry: entry.since)
         adopted = {entry.pair.policy.number: entry.pair.policy for entry in entries}
-        for policy in self.policies.all():
-            await self._place(adopted.get(policy.number, policy))
+        for owner, policy in self.policies.all():
+            await self._place(owner, adopted.get(policy.number, policy))
         for shunt in self._shunts:
             self._journal.add(shunt_record(shunt))
             await self.dataplane.add_shunt(shunt)
@@ -93,10 +93,10 @@ class Installer:
             return False
         return True
 
-    async def _place(self, policy: Policy) -> None:
+    async def _place(self, owner: tuple[str, str], policy: Policy) -> None:
         """Written down first: a policy that nobody knows of would refuse its traffic for ever."""
-        earlier, owner = self._placed.get(policy.number), self.policies.owner(policy.number)
-        if policy == earlier or owner is None:
+        earlier = self._placed.get(policy.number)
+        if policy == earlier:
             return
         self._journal.add(policy_record(*owner, policy))
         await self.dataplane.add_policy(policy)
@@ -154,7 +154,7 @@ class Installer:
         self.sadb.reserve(entry)
         self.policies.record(entry.connection, entry.child, pair.policy)
         try:
-            await self._place(pair.policy)
+            await self._place((entry.connection, entry.child), pair.policy)
             if self.closed:
                 raise DataplaneError("the daemon is stopping")
             # first, so that nothing is installed that a successor would not find

@@ -185,9 +185,11 @@ class Policies:
         """Those that are installed at start."""
         return tuple(self._static.values())
 
-    def all(self) -> tuple[Policy, ...]:
-        """These and those of peers at changing addresses."""
-        return (*self._static.values(), *self._dynamic.values())
+    def all(self) -> Iterator[tuple[tuple[str, str], Policy]]:
+        """These and those of peers at changing addresses, each with (connection, child)."""
+        yield from self._static.items()
+        for (connection, child, *_), policy in self._dynamic.items():
+            yield (connection, child), policy
 
     def restore(self, connection: str, child: str, policy: Policy) -> bool:
         """A policy that an earlier instance made for a peer at a changing address; whether its number is still free."""

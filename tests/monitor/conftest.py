@@ -204,6 +204,8 @@ class FakeDataplane:
 
     def release_spi(self, spi, local, remote, protocol):
         assert self.protocols[spi] is protocol
+        if "release_spi" in self.failing:
+            raise DataplaneError("refused")
         self.calls.append(("release_spi", spi))
 
     def add_policy(self, policy):

@@ -92,7 +92,27 @@ def test_an_honest_worker_gets_its_pair_installed_and_removed(bench, kit):
     assert bench.ask(Remove(spi_in=spi)) == Removed()
     assert bench.plane.calls[-1] == ("remove", spi)
     assert bench.codes() == ["installed", "removed"]
+    assert bench.service.sadb.entry(spi) is None
     assert "remove_policy" not in bench.plane.names()
+    assert Adopted not in [type(message) for message, _ in bench.sent], "its worker knows it"
+
+
+def test_what_happens_to_a_pair_is_logged_with_its_names(bench, kit):
+    spi = behind_nat(bench, kit)
+    named = {"connection": "paris", "child": "lan", "spi_in": f"0x{spi:08x}", "spi_out": "0x00002000"}
+    bench.service.moved(spi, kit.endpoint("192.0.2.2", 40001))
+    bench.service.expired(spi, False)
+    bench.plane.failing.add("remove")
+    bench.ask(Remove(spi_in=spi))
+    bench.plane.failing.clear()
+    bench.ask(Remove(spi_in=spi))
+    assert bench.codes() == ["installed", "moved", "expires", "remove-failed", "removed"]
+    for _, fields in bench.logged:
+        assert fields.items() >= named.items()
+        assert fields["remote"].address == kit.remote
+    bench.service.expired(again := installed(bench, kit), True)
+    assert bench.logged[-1][0] == "expired"
+    assert bench.logged[-1][1]["spi_in"] == f"0x{again:08x}"
 
 
 def test_keys_are_forgotten_once_the_data_plane_has_them(bench, kit):
@@ -141,6 +161,7 @@ def test_two_peers_of_one_child_have_two_policy_numbers(bench, kit):
 def test_an_acquire_reaches_the_worker_by_name(bench):
     bench.service.acquired(2)
     assert bench.sent[-1] == (Acquire(connection="paris", child="dmz"), 0)
+    assert bench.logged == [("acquire", {"connection": "paris", "child": "dmz"})]
 
 
 @pytest.mark.parametrize("number", [0, 65535])
@@ -324,6 +345,7 @@ def test_a_keymat_handle_that_keyd_does_not_honour_is_denied(bench, kit):
     calls = list(bench.plane.calls)
     assert bench.install(NotRedeemable()) == Denied(why=Denial.KEYMAT)
     assert bench.plane.calls == calls
+    assert bench.logged[-1] == ("denied", {"reason": "keymat", "remote": kit.endpoint("192.0.2.2")})
 
 
 def test_an_answer_of_keyd_of_another_kind_is_a_violation(bench, kit):
@@ -402,10 +424,17 @@ def test_policies_of_one_connection_are_bounded_and_known_ones_stay_in_use(bench
 
 
 @pytest.mark.parametrize("sequence", [0, 7])
-def test_a_request_without_a_number_of_its_own_is_a_violation(bench, kit, sequence):
+@pytest.mark.parametrize("kind", ["install", "allocate", "remove"])
+def test_a_request_without_a_number_of_its_own_is_a_violation(bench, kit, sequence, kind):
+    ends = {"local": kit.endpoint("192.0.2.1"), "remote": kit.endpoint("192.0.2.2")}
+    again = {
+        "install": kit.install(),
+        "allocate": AllocateSpi(connection="paris", child="lan", **ends),
+        "remove": Remove(spi_in=1),
+    }
     bench.service.from_worker(kit.install(), 7)
     with pytest.raises(Violation):
-        bench.service.from_worker(kit.install(), sequence)
+        bench.service.from_worker(again[kind], sequence)
 
 
 def test_too_many_unanswered_requests_are_a_violation(bench, kit, monkeypatch):
@@ -447,6 +476,7 @@ def test_denials_are_logged_at_a_bounded_rate_and_the_rest_counted(bench, kit):
     for _ in range(100):
         allocate(bench, kit, "rome")
     assert bench.codes().count("denied") == service_module.LOGGED_PER_SECOND
+    assert not any("unlogged" in fields for _, fields in bench.logged)
     bench.clock.advance(1)
     allocate(bench, kit, "rome")
     assert bench.logged[-1][1]["unlogged"] == 100 - service_module.LOGGED_PER_SECOND
@@ -460,6 +490,7 @@ def test_a_failed_installation_leaves_nothing_behind(bench, kit):
     bench.plane.failing.add("install")
     assert bench.install(kit.redeemed(spi_in=spi)) == Denied(why=Denial.DATAPLANE)
     assert bench.plane.calls[-1] == ("release_spi", spi)
+    assert bench.codes() == ["install-failed", "denied"]
     assert bench.service.sadb.entries() == ()
     assert not bench.service.sadb.has_outbound(kit.remote, ProtocolId.ESP, 0x2000)
     bench.plane.failing.clear()
@@ -491,7 +522,38 @@ def test_an_spi_that_is_in_use_for_another_address_is_not_given_out_twice(bench,
     spi = allocate(bench, kit).spi
     bench.plane.next_spi = spi
     assert allocate(bench, kit, "road") == Denied(why=Denial.DATAPLANE)
+    assert bench.plane.calls[-1] == ("release_spi", spi)
     assert bench.service.sadb.allocation(spi).connection == "paris"
+    assert bench.install(kit.redeemed(spi_in=spi)) == Installed(spi_in=spi)
+    bench.plane.next_spi = spi
+    assert allocate(bench, kit, "road") == Denied(why=Denial.DATAPLANE)
+    assert bench.plane.calls[-1] == ("release_spi", spi)
+
+
+def test_an_spi_that_cannot_be_given_back_is_logged(bench, kit):
+    spi = allocate(bench, kit).spi
+    bench.plane.failing.add("release_spi")
+    assert bench.ask(Remove(spi_in=spi)) == Removed()
+    assert bench.codes() == ["cleanup-failed"]
+
+
+def test_a_pair_that_is_not_in_place_yet_or_is_going_is_not_touched(bench, kit):
+    spi = allocate(bench, kit).spi
+    ends = {"local": kit.endpoint("192.0.2.1", 4500), "remote": kit.endpoint("192.0.2.2", 40000)}
+    bench.plane.held = True
+
+    def untouched():
+        calls = list(bench.plane.calls)
+        assert bench.ask(Remove(spi_in=spi)) == Denied(why=Denial.UNKNOWN_SA)
+        bench.service.moved(spi, kit.endpoint("192.0.2.2", 40001))
+        assert answers_to(bench.service.traffic([spi, 0xBAD0])) == {}
+        assert bench.plane.calls == calls
+
+    bench.install(kit.redeemed(spi_in=spi), encap=True, **ends)
+    untouched()
+    bench.plane.waiting[-1].set_result(None)
+    assert bench.ask(Remove(spi_in=spi)) is None
+    untouched()
 
 
 # epochs
@@ -532,6 +594,18 @@ def test_many_adopted_pairs_come_in_portions_without_those_removed_meanwhile(ben
     assert adopted == [spis[0], spis[1], spis[3], spis[4]]
 
 
+def test_portions_for_a_worker_end_with_it(bench, kit, monkeypatch):
+    monkeypatch.setattr(service_module, "ADOPTED_AT_ONCE", 1)
+    spis = [installed(bench, kit) for _ in range(3)]
+    bench.service.epoch_ended()
+    bench.service.epoch_began()
+    bench.service.epoch_ended()
+    bench.sent.clear()
+    bench.service.epoch_began()
+    bench.clock.advance(1)
+    assert [message.spi_in for message, _ in bench.sent] == spis
+
+
 def test_spis_that_a_dead_worker_did_not_use_are_released(bench, kit):
     kept, spare = installed(bench, kit), allocate(bench, kit).spi
     bench.service.epoch_ended()
@@ -551,6 +625,7 @@ def test_a_redemption_that_outlives_its_worker_installs_nothing(bench, kit):
     bench.redemptions[-1].set_result(kit.redeemed(spi_in=spi))
     assert bench.plane.calls == calls
     assert bench.sent == []
+    assert bench.codes() == []
 
 
 def test_a_redemption_that_keyds_death_ends_is_nothing(bench, kit):
@@ -567,9 +642,33 @@ def test_an_installation_that_outlives_its_worker_is_adopted_by_the_next(bench, 
     bench.install(kit.redeemed(spi_in=spi))
     bench.service.epoch_ended()
     bench.service.epoch_began()
+    assert Adopted not in [type(message) for message, _ in bench.sent], "not in place yet"
     bench.sent.clear()
     bench.plane.waiting[-1].set_result(None)
     assert [type(message) for message, _ in bench.sent] == [Adopted]
+
+
+def test_an_installation_that_outlives_every_worker_is_told_to_nobody(bench, kit):
+    spi = allocate(bench, kit).spi
+    bench.plane.held = True
+    bench.install(kit.redeemed(spi_in=spi))
+    bench.service.epoch_ended()
+    bench.sent.clear()
+    bench.plane.waiting[-1].set_result(None)
+    assert bench.sent == []
+    assert bench.service.sadb.entry(spi).phase is Phase.INSTALLED
+
+
+def test_an_installation_that_has_expired_when_it_is_done_is_told_to_nobody(bench, kit):
+    spi = allocate(bench, kit).spi
+    bench.plane.held = True
+    bench.install(kit.redeemed(spi_in=spi))
+    bench.service.epoch_ended()
+    bench.service.epoch_began()
+    bench.service.expired(spi, True)
+    bench.sent.clear()
+    bench.plane.waiting[-1].set_result(None)
+    assert bench.sent == []
 
 
 def test_between_two_workers_messages_and_events_go_nowhere(bench, kit):
@@ -666,6 +765,9 @@ def test_a_description_holds_a_bounded_number_of_sas_and_children(bench, monkeyp
     bench.service.from_worker(Described(cursor=4, ike_sas=(sa, sa, sa)), asked(bench, Describe)[1])
     assert answers_to(future) == (sa, sa)
     assert len(bench.sent) == 2
+    full = bench.service.describe(3)
+    bench.service.from_worker(Described(cursor=0, ike_sas=(sa, sa, SimpleNamespace(children=()))), bench.sent[-1][1])
+    assert len(answers_to(full)) == 3
 
 
 def test_pages_are_not_asked_for_when_nobody_waits_any_more(bench):
@@ -708,6 +810,7 @@ def test_a_worker_that_does_not_answer_delays_the_stop_for_a_bounded_time(bench,
     future = bench.service.stop()
     bench.clock.advance(service_module.STOP_SECONDS)
     assert future.done
+    assert bench.codes()[-1] == "stop-unanswered"
     assert ("remove", spi) in bench.plane.calls
 
 

@@ -706,6 +706,14 @@ def test_a_leftover_policy_that_is_gone_is_no_error(kit, kernel, plane):
         kit.result(plane.clear(kit.policy()))
 
 
+def test_what_is_ours_is_replaced_for_no_other_reason_than_that_it_is_there(kit, kernel, plane):
+    kernel.refuse[Type.NEWPOLICY] = errno.EPERM
+    kernel.present = leftover()
+    with pytest.raises(KernelError, match="EPERM"):
+        kit.result(plane.add_policy(kit.policy()))
+    assert Type.UPDPOLICY not in kernel.kinds()
+
+
 @pytest.mark.parametrize("now", [None, 88])
 def test_a_policy_whose_configured_priority_changed_takes_its_predecessors_place(kit, kernel, plane, now):
     before, after = (kit.policy(kernel=KernelOptions(priority=priority)) for priority in (77, now))
