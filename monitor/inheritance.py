@@ -188,7 +188,6 @@ class Inheritance:
         )
         # of two records of a pair that was moving the true one
         self._journal.add(record)
-        self._policies.record(record.connection, record.child, pair.policy)
         self._sadb.reserve(entry)
 
     def _readmitted(self, record: PairRecord) -> Pair | str:
@@ -221,8 +220,6 @@ class Inheritance:
         was = record.policy, record.mode, record.kernel.options()
         if (pair.policy.number, pair.policy.mode, pair.policy.kernel) != was:
             return "its policy is another now"
-        if self._sadb.entry(Spi(record.spi_in)) is not None:
-            return "its SPI stands there twice"
         policy = dataclasses.replace(pair.policy, ipcomp=record.cpis is not None)
         return dataclasses.replace(pair, policy=policy, lifetime=record.lifetime, ipcomp=record.cpis)
 

@@ -137,7 +137,7 @@ class KernelDataplane:
 
     def _add_outbound(self, pair: Pair, ends: Ends) -> None:
         """With what compresses for it, or neither."""
-        if pair.ipcomp is not None and ends.compressing is not None:
+        if pair.ipcomp is not None:
             self._netlink.do(NewSa.request(NEW, *sa.compressing(pair, pair.ipcomp, directed=self._directed)))
         try:
             self._netlink.do(NewSa.request(NEW, *sa.outbound(pair, directed=self._directed)))

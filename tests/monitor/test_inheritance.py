@@ -1,6 +1,7 @@
 """A successor of a killed daemon: what it adopts, what it removes, what it forgets, what it does not touch."""
 
 import dataclasses
+import ipaddress
 
 import pytest
 
@@ -11,6 +12,7 @@ from monitor.journal import Journal, PairRecord, PolicyRecord, ShuntRecord
 from monitor.sadb import Phase, Policies
 from monitor.service import Service
 from privsep.algorithms import ChildSuite
+from privsep.config.lanes import KernelOptions
 from privsep.config.model import Action, Encap, Order, Shunt
 from privsep.iana import ProtocolId
 from privsep.schema.install import Adopted, AllocateSpi, Denial, Installed
@@ -113,9 +115,10 @@ def life(bench, kit, kernel, tmp_path):
             """A pair of the present daemon; its inbound SPI. `asked`: what else the worker says."""
             ends = {"local": kit.endpoint("192.0.2.1"), "remote": kit.endpoint(remote)}
             spi = bench.ask(AllocateSpi(connection=connection, child=child, **ends)).spi
-            redeemed = kit.redeemed(connection=connection, child=child, spi_in=spi, spi_out=spi + 0x10000, **changes)
+            values = {"spi_in": spi, "spi_out": spi + 0x10000} | changes
+            redeemed = kit.redeemed(connection=connection, child=child, **values)
             traffic = {"local_ts": kit.selectors(local_ts), "remote_ts": kit.selectors(remote_ts)}
-            answer = bench.install(redeemed, **traffic, **(ends | (asked or {})))
+            answer = bench.install(redeemed, **(traffic | ends | (asked or {})))
             assert answer == Installed(spi_in=spi)
             kernel.pairs[spi] = 2
             return spi
@@ -226,7 +229,73 @@ def test_half_a_pair_is_removed_and_a_lost_one_forgotten(life, kernel, left):
     assert service.sadb.entries() == ()
     assert kernel.discarded == [spi]
     assert life.written() == ()
-    assert len(life.reasons()) == left
+    named = {"connection": "paris", "child": "lan", "spi_in": f"0x{spi:08x}", "reason": "not both"}
+    assert [fields for code, fields in life.log if code == "not-adopted"] == [named] * left
+    assert ("earlier-pairs", {"adopted": 0, "removed": left, "forgotten": 1 - left}) in life.log
+
+
+ROAD = {"remote": "198.51.100.9", "remote_ts": "10.4.9.0/24"}
+RESTORED = {
+    "nothing changed": lambda kit, g: g,
+    "more is configured": lambda kit, g: changed(g, "road", remote_ts=kit.selectors("10.0.0.0/8")),
+    "a network that has its address": lambda kit, g: reconnected(
+        g, "road", remote=ipaddress.ip_network("198.51.100.0/24")
+    ),
+}
+NOT_RESTORED = {
+    "its address is configured": lambda kit, g: reconnected(g, "road", remote=kit.endpoint("198.51.100.9").address),
+    "another network": lambda kit, g: reconnected(g, "road", remote=ipaddress.ip_network("203.0.113.0/24")),
+    "another mode": lambda kit, g: changed(g, "road", mode=Mode.TRANSPORT),
+    "another lane": lambda kit, g: changed(g, "road", kernel=KernelOptions(priority=7)),
+    "ours is another": lambda kit, g: changed(g, "road", local_ts=kit.selectors("10.9.0.0/16")),
+    "one of ours is another": lambda kit, g: changed(g, "road", local_ts=kit.selectors("10.1.1.0/24", "10.9.0.0/16")),
+    "the peer's is another": lambda kit, g: changed(g, "road", remote_ts=kit.selectors("10.9.0.0/16")),
+    "one of the peer's is another": lambda kit, g: changed(g, "road", remote_ts=kit.selectors("10.4.9.0/25")),
+    "it is a configured peer's": lambda kit, g: changed(g, "paris", "dmz", remote_ts=kit.selectors("10.4.0.0/16")),
+}
+
+
+@pytest.mark.parametrize("why", [*RESTORED, *NOT_RESTORED])
+def test_a_road_warriors_policy_stays_as_long_as_the_configuration_would_make_it(bench, life, kernel, kit, why):
+    both = {
+        "local_ts": kit.selectors("10.1.1.0/24", "10.1.2.0/24"),
+        "remote_ts": kit.selectors("10.4.9.0/25", "10.4.9.128/25"),
+    }
+    wider = changed(bench.gateway, "road", local_ts=kit.selectors("10.1.1.0/24", "10.1.2.0/24"))
+    life.begin(wider)
+    life.install("road", asked=both, remote="198.51.100.9")
+    (number,) = (record.number for record in life.written(PolicyRecord) if record.connection == "road")
+    kernel.pairs.clear()
+    bench.plane.calls.clear()
+    life.begin((RESTORED | NOT_RESTORED)[why](kit, wider))
+    placed = [policy.remote_ts for name, policy in bench.plane.calls if name == "add_policy"]
+    assert (both["remote_ts"] in placed) is (why in RESTORED)
+    assert ((number, *both.values()) in kernel.cleared) is (why in NOT_RESTORED)
+
+
+@pytest.mark.parametrize(("then", "now"), [(False, True), (True, False), (True, True)])
+def test_a_road_warriors_policy_compresses_if_it_did_and_still_may(bench, life, kernel, kit, then, now):
+    life.begin(changed(bench.gateway, "road", ipcomp=True))
+    life.install("road", asked={"cpi_out": 0x500} if then else {}, **ROAD)
+    kernel.pairs.clear()
+    bench.plane.calls.clear()
+    life.begin(changed(bench.gateway, "road", ipcomp=now))
+    placed = [policy for name, policy in bench.plane.calls if name == "add_policy"]
+    (policy,) = (policy for policy in placed if policy.remote_ts == kit.selectors("10.4.9.0/24"))
+    assert policy.ipcomp is (then and now)
+
+
+def test_of_two_records_of_one_pair_one_is_adopted(bench, life, kernel, kit):
+    """As they stand there while the peer moves, should the kernel not tell them apart."""
+    ends = {"local": kit.endpoint("192.0.2.1", 4500), "remote": kit.endpoint("192.0.2.2", 40000)}
+    spi = life.install(asked=ends | {"encap": True})
+    bench.plane.held = True
+    bench.service.moved(spi, kit.endpoint("192.0.2.2", 40001))
+    bench.plane.held = False
+    assert len(life.written()) == 2
+    service = life.begin()
+    assert [entry.pair.spi_in for entry in service.sadb.entries()] == [spi]
+    assert life.reasons() == [Denial.EXISTS.value]
 
 
 def test_a_pair_that_cannot_be_removed_is_tried_again_by_the_next_successor(bench, life, kernel, kit):
@@ -234,7 +303,10 @@ def test_a_pair_that_cannot_be_removed_is_tried_again_by_the_next_successor(benc
     before = bench.gateway
     kernel.failing = True
     life.begin(changed(before, remote_ts=kit.selectors("10.2.4.0/24")))
-    assert "cleanup-failed" in [code for code, _ in life.log]
+    assert ("earlier-pairs", {"adopted": 0, "removed": 0, "forgotten": 1}) in life.log
+    # of each earlier policy, of the pair, and of the policy in whose place another is
+    earlier = len(life.written(PolicyRecord)) - 1
+    assert [code for code, _ in life.log].count("cleanup-failed") == earlier + 2
     assert [record.spi_in for record in life.written()] == [spi]
     kernel.failing = False
     life.begin()
@@ -271,6 +343,32 @@ def test_policies_keep_their_numbers_when_the_configuration_grows_or_shrinks(ben
 def test_numbers_of_an_earlier_instance_that_leave_no_room_are_given_up(kit):
     policies = Policies(kit.gateway(), {65535: ("gone", "lan"), 2: ("paris", "lan")})
     assert [policy.number for policy in policies.static()] == list(range(1, len(policies.static()) + 1))
+    children = sum(len(connection.children) for connection in kit.gateway().connections)
+    policies = Policies(kit.gateway(), {65535 - children: ("gone", "lan"), 2: ("paris", "lan")})
+    assert policies.static()[0].number == 2
+
+
+def test_what_became_of_earlier_pairs_is_logged_if_there_were_any(bench, life, kernel):
+    assert "earlier-pairs" not in [code for code, _ in life.log]
+    kernel.pairs[life.install()] = 0
+    life.install(spi_out=0x4000)
+    life.begin()
+    assert ("earlier-pairs", {"adopted": 1, "removed": 0, "forgotten": 1}) in life.log
+
+
+@pytest.mark.parametrize("verb", ["expect", "clear"])
+def test_a_leftover_policy_that_the_kernel_does_not_show_or_remove_is_logged(bench, life, kernel, verb):
+    smaller = reconnected(bench.gateway, children=bench.gateway.connections[0].children[:1])
+    setattr(kernel, verb, lambda policy: failed())
+    life.begin(smaller)
+    assert {code for code, _ in life.log} == {"cleanup-failed"}
+    assert ("dmz" in [record.child for record in life.written(PolicyRecord)]) is (verb == "clear")
+
+
+def failed():
+    future = Future()
+    future.set_error(DataplaneError("refused"))
+    return future
 
 
 def test_leftover_policies_of_what_is_not_configured_any_more_are_cleared_after_the_new_ones_are_placed(

@@ -125,6 +125,7 @@ def test_policies_take_our_address_from_the_connection_else_the_only_one_we_list
     assert local(listen=(ours, six)) == ours
     assert local(listen=(ours, kit.local)) == unspecified
     assert local(connections=(kit.connection(),)) == kit.local
+    assert local(connections=(kit.connection(local=None, remote=six),)) == ipaddress.ip_address("::")
 
 
 def test_policies_of_fixed_peers_do_not_change_with_what_is_negotiated(kit):
@@ -135,6 +136,18 @@ def test_policies_of_fixed_peers_do_not_change_with_what_is_negotiated(kit):
         paris, paris.child("lan"), (kit.local, kit.remote), kit.selectors("10.1.1.0/24"), kit.selectors("10.2.1.0/24")
     )
     assert proposed == policies.static()[0]
+
+
+def test_a_policy_of_an_earlier_instance_comes_back_under_its_number_unless_that_is_taken_or_unknown(kit):
+    policies = Policies(kit.gateway(), {8: ("road", "lan"), 1: ("paris", "lan")})
+    road, taken = kit.gateway().connection("road"), policies.static()[0]
+    ends = kit.local, ipaddress.ip_address("198.51.100.9")
+    policy = policies.propose(road, road.child("lan"), ends, kit.selectors("10.1.0.0/16"), kit.selectors("10.4.9.0/24"))
+    for number in (taken.number, 65535):
+        assert not policies.restore("road", "lan", replace(policy, number=number))
+    assert policies.restore("road", "lan", replace(policy, number=8))
+    assert not policies.restore("road", "lan", replace(policy, number=8))
+    assert (("road", "lan"), replace(policy, number=8)) in policies.all()
 
 
 def test_owners_are_known_by_number(kit):

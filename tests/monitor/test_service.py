@@ -405,6 +405,8 @@ def test_policy_numbers_are_bounded(bench, kit, monkeypatch):
     spi = allocate(bench, kit, "road").spi
     redeemed = kit.redeemed(connection="road", identity=kit.identity("wanderer.example.org"), spi_in=spi)
     assert bench.install(redeemed, remote_ts=kit.selectors("10.4.0.0/16")) == Denied(why=Denial.QUOTA)
+    monkeypatch.setattr(sadb_module, "MAX_POLICY_NUMBER", 7)
+    assert bench.install(redeemed, remote_ts=kit.selectors("10.4.0.0/16")) == Installed(spi_in=spi)
 
 
 def test_policies_of_one_connection_are_bounded_and_known_ones_stay_in_use(bench, kit, monkeypatch):

@@ -617,6 +617,31 @@ def test_a_pair_that_did_not_send_yet_is_adopted_too_and_what_stands_outbound_is
     assert kernel.spis(Type.DELSA) == [0x1000]
 
 
+def test_what_the_kernel_does_not_say_is_not_guessed(kit, kernel, plane):
+    kernel.refuse[Type.GETSA] = errno.EPERM
+    for verb in plane.adopt, plane.discard:
+        with pytest.raises(KernelError, match="EPERM"):
+            kit.result(verb(kit.pair()))
+
+
+def test_a_pair_is_forgotten_with_its_other_sa_even_if_that_cannot_be_removed(kit, kernel, plane, installed):
+    kernel.refuse[Type.DELSA] = errno.EPERM
+    inbound = SaId(installed.local.address, ProtocolId.ESP, installed.spi_in)
+    assert plane.ended(inbound) == installed.spi_in
+    assert plane.owner(inbound) is None
+
+
+def test_an_adopted_pair_sends_until_its_successor_may(kit, kernel, clock, having):
+    plane = KernelDataplane(kernel, Later(clock, lambda spi, hard: None))
+    having(spi_9000=described(kit.pair(spi_in=Spi(0x9000))), spi_2000=described(kit.pair(), outbound=True))
+    kit.result(plane.adopt(kit.pair(spi_in=Spi(0x9000))))
+    spi = plane.allocate_spi(kit.policy().local, kit.policy().remote, ProtocolId.ESP)
+    kit.result(plane.install(kit.pair(spi_in=spi, spi_out=Spi(0x3000), role=Role.INITIATOR)))
+    assert Type.NEWSA not in kernel.kinds()
+    clock.advance(HOLD_SECONDS)
+    assert kernel.kinds()[-1] is Type.NEWSA
+
+
 def test_a_pair_by_which_nothing_arrives_is_not_adopted(kit, kernel, plane, having):
     having(spi_2000=described(kit.pair(), outbound=True))
     with pytest.raises(DataplaneError, match="all"):
