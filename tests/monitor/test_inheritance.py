@@ -273,6 +273,18 @@ def test_a_road_warriors_policy_stays_as_long_as_the_configuration_would_make_it
     assert ((number, *both.values()) in kernel.cleared) is (why in NOT_RESTORED)
 
 
+def test_a_road_warrior_who_got_an_address_has_the_configured_policy_alone(bench, life, kernel, kit):
+    narrow = [f"10.4.{octet}.0/24" for octet in (9, 10)]
+    for remote_ts in narrow:
+        life.install("road", remote="198.51.100.9", remote_ts=remote_ts)
+    kernel.pairs.clear()
+    bench.plane.calls.clear()
+    life.begin(reconnected(bench.gateway, "road", remote=kit.endpoint("198.51.100.9").address))
+    placed = [policy.remote_ts for name, policy in bench.plane.calls if name == "add_policy"]
+    assert kit.selectors("10.2.0.0/16", "10.4.0.0/16") in placed
+    assert not {kit.selectors(each) for each in narrow} & set(placed)
+
+
 @pytest.mark.parametrize(("then", "now"), [(False, True), (True, False), (True, True)])
 def test_a_road_warriors_policy_compresses_if_it_did_and_still_may(bench, life, kernel, kit, then, now):
     life.begin(changed(bench.gateway, "road", ipcomp=True))

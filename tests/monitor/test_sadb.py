@@ -154,6 +154,7 @@ def test_owners_are_known_by_number(kit):
     policies = Policies(kit.gateway())
     assert policies.owner(1) == ("paris", "lan")
     assert policies.owner(0) is None
+    assert policies.owner(6) == ("wrapped", "lan")
     assert policies.owner(7) is None
 
 
