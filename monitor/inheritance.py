@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from monitor.authorize import PASSED, READMISSION, authorize, find_child, outer_addresses
 from monitor.dataplane import Adopting, DataplaneError, Pair, Policy
 from monitor.journal import Journal, OptionsRecord, PairRecord, PolicyRecord, ShuntRecord
-from monitor.sadb import Claim, Entry, Phase, Policies, Sadb, fixed
+from monitor.sadb import Claim, Entry, Phase, Policies, Sadb
 from monitor.waiting import Log
 from privsep.config.model import Gateway, Shunt
 from privsep.log import Level
@@ -136,11 +136,11 @@ class Inheritance:
             return
         connection, child = named
         allowed = (
-            fixed(connection.remote) is None
-            and (child.mode, child.protocol, child.kernel) == (record.mode, record.protocol, policy.kernel)
+            (child.mode, child.protocol, child.kernel) == (record.mode, record.protocol, policy.kernel)
             and outer_addresses(self._gateway, connection, record.local.address, record.remote.address) is PASSED
             and all(any(outer.contains(inner) for outer in child.local_ts) for inner in record.local_ts)
             and all(any(outer.contains(inner) for outer in child.remote_ts) for inner in record.remote_ts)
+            # nor what is reserved, for this peer too if its address is configured now
             and not any(
                 True
                 for ts in record.remote_ts
