@@ -238,6 +238,22 @@ def test_what_has_expired_is_noticed_when_used_and_wiped():
     assert thing.wiped
 
 
+def test_who_expired_is_looked_for_every_so_often():
+    entries, clock = registry()
+    entries.mint(Thing(5.0))
+    for now, dropped in ((9.9, False), (handles.SWEEP_EVERY, True), (handles.SWEEP_EVERY + 9.9, False)):
+        clock.now = now
+        assert entries.sweep() is dropped
+        entries.mint(Thing(handles.SWEEP_EVERY + 5.0))
+    clock.now = 2 * handles.SWEEP_EVERY
+    assert entries.sweep()
+    assert len(entries) == 0
+
+
+def test_a_refusal_says_why():
+    assert str(Refuse(ops.Refusal.QUOTA)) == ops.Refusal.QUOTA.value
+
+
 def test_a_random_source_that_repeats_itself_is_fatal():
     entries = Registry(Clock(), bytes)
     entries.mint(Thing(1.0))
