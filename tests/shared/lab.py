@@ -274,8 +274,10 @@ def made(tmp_path_factory, mark: str) -> Iterator[Network]:
     """Two sites on one wire; `mark` begins the names of the namespaces."""
     network = Network(made_directory(tmp_path_factory), mark)
     network.up()
-    yield network
-    network.down()
+    try:
+        yield network
+    finally:
+        network.down()
 
 
 def made_directory(tmp_path_factory) -> Path:
