@@ -12,7 +12,7 @@ from monitor.authorize import PASSED, READMISSION, authorize, find_child, outer_
 from monitor.dataplane import Adopting, DataplaneError, Pair, Policy
 from monitor.journal import Journal, OptionsRecord, PairRecord, PolicyRecord, ShuntRecord
 from monitor.sadb import Claim, Entry, Phase, Policies, Sadb
-from monitor.waiting import Log
+from monitor.waiting import Log, quietly
 from privsep.config.model import Gateway, Shunt
 from privsep.log import Level
 from privsep.schema.install import Denial, Install
@@ -101,10 +101,7 @@ class Inheritance:
         """First of all, so that no SA of what is not allowed any more meets a new policy."""
         for record in self._journal.of(PolicyRecord):
             policy = _policy(record)
-            try:
-                await self._kernel.expect(policy)
-            except DataplaneError as error:
-                self._log(Level.WARNING, "cleanup-failed", error=error)
+            await quietly(self._kernel.expect(policy), self._log)
             self._restore(record, policy)
         counts = dict.fromkeys(("adopted", "removed", "forgotten"), 0)
         for pair in self._journal.of(PairRecord):
@@ -118,14 +115,8 @@ class Inheritance:
         records: list[PolicyRecord | ShuntRecord] = [*self._journal.of(PolicyRecord), *self._journal.of(ShuntRecord)]
         for record in records:
             rule = _policy(record) if isinstance(record, PolicyRecord) else _shunt(record)
-            if rule in kept:
-                continue
-            try:
-                await self._kernel.clear(rule)
-            except DataplaneError as error:
-                self._log(Level.WARNING, "cleanup-failed", error=error)
-                continue
-            self._journal.end(record)
+            if rule not in kept and await quietly(self._kernel.clear(rule), self._log):
+                self._journal.end(record)
 
     # policies
 

@@ -11,11 +11,10 @@ from monitor.dataplane import Adopting, Dataplane, DataplaneError, Pair, Policy
 from monitor.inheritance import Inheritance, owners, policy_record, shunt_record
 from monitor.journal import Journal, PairRecord
 from monitor.sadb import Allocation, Entry, Phase, Policies, Sadb
-from monitor.waiting import Log
+from monitor.waiting import Log, quietly
 from privsep.config.model import Child, Connection, Gateway
 from privsep.iana import ProtocolId
 from privsep.log import Level
-from privsep.tasks import Future
 from privsep.types import Cpi, Endpoint, Spi
 
 
@@ -71,27 +70,18 @@ class Installer:
         """At the end of the daemon: removes all that is ours and nothing else. Never fails."""
         clean = True
         for entry in self.sadb.entries():
-            if await self._quietly(self.dataplane.remove(entry.pair)):
+            if await quietly(self.dataplane.remove(entry.pair), self._log):
                 self.forget(entry)
             else:
                 clean = False
         if leave is Leave.POLICIES:
             return
         for policy in self._placed.values():
-            clean &= await self._quietly(self.dataplane.remove_policy(policy))
+            clean &= await quietly(self.dataplane.remove_policy(policy), self._log)
         for shunt in self._shunts:
-            clean &= await self._quietly(self.dataplane.remove_shunt(shunt))
+            clean &= await quietly(self.dataplane.remove_shunt(shunt), self._log)
         if clean:
             self._journal.remove()
-
-    async def _quietly(self, future: Future[None]) -> bool:
-        """Whether it succeeded."""
-        try:
-            await future
-        except DataplaneError as error:
-            self._log(Level.WARNING, "cleanup-failed", error=error)
-            return False
-        return True
 
     async def _place(self, owner: tuple[str, str], policy: Policy) -> None:
         """Written down first: a policy that nobody knows of would refuse its traffic for ever."""

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Coroutine
 from typing import Any, Protocol, TypeVar
 
+from monitor.dataplane import DataplaneError
 from privsep.log import Level
 from privsep.loop import Timer
 from privsep.tasks import Future, Task
@@ -54,6 +55,16 @@ def run(coroutine: Coroutine[Any, None, None]) -> None:
             raise error
 
     Task(coroutine, ended)
+
+
+async def quietly(future: Future[None], log: Log) -> bool:
+    """Whether the data plane did it; a refusal is logged and costs nothing else."""
+    try:
+        await future
+    except DataplaneError as error:
+        log(Level.WARNING, "cleanup-failed", error=error)
+        return False
+    return True
 
 
 def within(clock: Clock, seconds: float, future: Future[T]) -> Future[T]:

@@ -17,7 +17,9 @@ MessageId = NewType("MessageId", int)
 Spi = NewType("Spi", int)
 """32 bits, RFC 4303 section 2.1; 0 to 255 are reserved."""
 Cpi = NewType("Cpi", int)
-"""16 bits, RFC 3173 section 3.3: what is IPComp's SPI. 256 to 61439 are for negotiation."""
+"""16 bits, RFC 3173 section 3.3: what is IPComp's SPI."""
+MIN_CPI, MAX_CPI = 256, 61439
+"""RFC 3173 section 3.3: those between are negotiated, those above are private."""
 
 IkeHandle = NewType("IkeHandle", bytes)
 QuickHandle = NewType("QuickHandle", bytes)

@@ -70,10 +70,9 @@ class Keeper:
         self._establisher = establisher
         self._renewal = renewal
         self.goals: dict[tuple[str, str], Goal] = {}
-        for connection in context.gateway.connections:
-            for child in connection.children:
-                wanted = Wanted.ALWAYS if child.start is Start.UP else Wanted.ON_DEMAND
-                self.goals[connection.name, child.name] = Goal(next(context.serials), connection, child, wanted)
+        for connection, child in context.gateway.children():
+            wanted = Wanted.ALWAYS if child.start is Start.UP else Wanted.ON_DEMAND
+            self.goals[connection.name, child.name] = Goal(next(context.serials), connection, child, wanted)
 
     def start(self) -> None:
         """Begin with what starts by itself, once the monitor had time to tell what is installed."""

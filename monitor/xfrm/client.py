@@ -16,11 +16,11 @@ from monitor.dataplane import DataplaneError, Pair, Policy, Traffic
 from monitor.waiting import Clock
 from monitor.xfrm import sa
 from monitor.xfrm.ends import Ends, Flow
-from monitor.xfrm.messages import AllocSpi, Counters, DelSa, GetSa, NewSa, UpdSa
+from monitor.xfrm.messages import NEW, AllocSpi, Counters, DelSa, GetSa, NewSa, UpdSa
 from monitor.xfrm.netlink import KernelError, XfrmNetlink
 from monitor.xfrm.present import PresentSa, is_as_described
 from monitor.xfrm.sa import SaId
-from monitor.xfrm.spd import NEW, Spd
+from monitor.xfrm.spd import Spd
 from monitor.xfrm.structs import Way
 from privsep.config.model import Shunt
 from privsep.iana import ProtocolId

@@ -24,15 +24,14 @@ def configured(gateway: Gateway) -> dict[str, int]:
     """if_id by name."""
     return {
         child.kernel.interface: child.kernel.lane.if_id_out
-        for connection in gateway.connections
-        for child in connection.children
+        for _, child in gateway.children()
         if child.kernel.interface is not None
     }
 
 
 def needed(gateway: Gateway) -> bool:
     """Whether any child has an if_id, be the interface ours or the operator's."""
-    return any(child.kernel.lane.if_ids != {0} for connection in gateway.connections for child in connection.children)
+    return any(child.kernel.lane.if_ids != {0} for _, child in gateway.children())
 
 
 def possible() -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from enum import IntEnum
 from typing import ClassVar, Self
 
-from pyroute2.netlink import nlmsg
+from pyroute2.netlink import NLM_F_CREATE, NLM_F_EXCL, nlmsg
 
 from monitor.xfrm.structs import (
     ATTRIBUTES,
@@ -26,6 +26,8 @@ from monitor.xfrm.structs import (
 
 HEADER_OCTETS = 16
 ATTRIBUTE_OCTETS = 4
+NEW = NLM_F_CREATE | NLM_F_EXCL
+"""Never in place of another. XFRM goes by the message's type, which says the same."""
 
 
 class Type(IntEnum):

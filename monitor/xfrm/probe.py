@@ -6,17 +6,15 @@ import os
 import secrets
 from collections.abc import Collection, Iterable
 
-from pyroute2.netlink import NLM_F_CREATE, NLM_F_EXCL
-
 from monitor.dataplane import Cpis, Pair, Policy
 from monitor.xfrm import interfaces, sa
 from monitor.xfrm.algorithms import CIPHERS, CONFIG, INTEGRITIES
-from monitor.xfrm.messages import DelSa, GetSa, NewSa
+from monitor.xfrm.messages import NEW, DelSa, GetSa, NewSa
 from monitor.xfrm.netlink import KernelError, XfrmNetlink
 from privsep.algorithms import ChildSuite
 from privsep.config.model import Gateway, RemoteAny
 from privsep.iana import ProtocolId
-from privsep.types import Address, Cpi, Endpoint, Mode, Network, Spi, TrafficSelector
+from privsep.types import MAX_CPI, MIN_CPI, Address, Cpi, Endpoint, Mode, Network, Spi, TrafficSelector
 
 _LOOPBACKS: dict[int, Address] = {4: ipaddress.IPv4Address("127.0.0.1"), 6: ipaddress.IPv6Address("::1")}
 """Where the tried SA leads: nowhere."""
@@ -39,15 +37,10 @@ _TRIAL_SECONDS = 2
 
 def probe(netlink: XfrmNetlink, gateway: Gateway) -> str | None:
     """None if the kernel can carry whatever the configuration may negotiate; else what it lacks. Changes nothing."""
-    suites = {
-        suite.without_group()
-        for connection in gateway.connections
-        for child in connection.children
-        for suite in child.suites
-    }
+    suites = {suite.without_group() for _, child in gateway.children() for suite in child.suites}
     versions = sorted(_versions(gateway))
     lacks = [lacking(netlink, sorted(suites, key=lambda suite: suite.described), versions)]
-    if any(child.ipcomp for connection in gateway.connections for child in connection.children):
+    if any(child.ipcomp for _, child in gateway.children()):
         lacks += (_try_ipcomp(netlink, version) for version in versions)
     if interfaces.needed(gateway) and not interfaces.possible():
         lacks.append("the kernel has no XFRM interfaces (CONFIG_XFRM_INTERFACE)")
@@ -92,7 +85,7 @@ def lacking(netlink: XfrmNetlink, suites: Collection[ChildSuite], versions: Iter
 def _try(netlink: XfrmNetlink, suite: ChildSuite, version: int) -> str | None:
     pair = _trial(suite, _LOOPBACKS[version])
     try:
-        netlink.do(NewSa.request(NLM_F_CREATE | NLM_F_EXCL, *sa.outbound(pair)))
+        netlink.do(NewSa.request(NEW, *sa.outbound(pair)))
     except KernelError as error:
         return _reason(error, suite, version)
     netlink.do(DelSa.request(0, sa.key(sa.SaId(pair.remote.address, suite.protocol, pair.spi_out))))
@@ -101,9 +94,9 @@ def _try(netlink: XfrmNetlink, suite: ChildSuite, version: int) -> str | None:
 
 def _try_ipcomp(netlink: XfrmNetlink, version: int) -> str | None:
     pair = _trial(_COMMON[ProtocolId.ESP], _LOOPBACKS[version])
-    cpis = Cpis(inbound=Cpi(0), outbound=Cpi(sa.MIN_SPI + secrets.randbelow(sa.MAX_CPI - sa.MIN_SPI)))
+    cpis = Cpis(inbound=Cpi(0), outbound=Cpi(MIN_CPI + secrets.randbelow(MAX_CPI - MIN_CPI)))
     try:
-        netlink.do(NewSa.request(NLM_F_CREATE | NLM_F_EXCL, *sa.compressing(pair, cpis)))
+        netlink.do(NewSa.request(NEW, *sa.compressing(pair, cpis)))
     except KernelError as error:
         match error.number:
             case errno.EPROTONOSUPPORT | errno.EAFNOSUPPORT:

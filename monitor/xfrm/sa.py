@@ -23,13 +23,11 @@ from monitor.xfrm.structs import (
 )
 from privsep.config.lanes import ANY_MARK, Mark
 from privsep.iana import ProtocolId
-from privsep.types import Address, Endpoint, Mode, Spi, TrafficSelector
+from privsep.types import MAX_CPI, Address, Endpoint, Mode, Spi, TrafficSelector
 
 MIN_SPI = 0x100
 """RFC 4303 section 2.1: those below are reserved."""
 MAX_SPI = 0xFFFFFFFF
-MAX_CPI = 61439
-"""RFC 3173 section 3.3: those above are private."""
 DEFLATE = b"deflate"
 MAPPING_SECONDS = 1
 """Between two reports that a peer's packets come from elsewhere; otherwise there would be one for each packet. Kernels
@@ -156,7 +154,7 @@ def _ipcomp(pair: Pair, cpi: Spi, source: tuple[Endpoint, Selectors], destinatio
         **UNLIMITED,
         "id.proto": PROTOCOLS[ProtocolId.IPCOMP],
         "mode": MODES[pair.policy.mode],
-        "flags": STATE_AF_UNSPEC if _is_open(pair, from_ts, outer) and _mixed(from_ts, outer) else 0,
+        "flags": STATE_AF_UNSPEC if _admits_both(pair, from_ts, outer) else 0,
     }
     around = [each for each in attributes if each[0] != "XFRMA_ENCAP"]
     return values, [*around, ("XFRMA_ALG_COMP", {"name": DEFLATE})]
@@ -211,13 +209,17 @@ def _narrowed(pair: Pair, from_ts: Selectors, to_ts: Selectors, outer: int) -> V
 
 
 def _flags(pair: Pair, from_ts: Selectors, outer: int) -> int:
-    """AF_UNSPEC where an open selector must admit both families."""
     flags = STATE_ESN if pair.suite.esn else 0
     if pair.suite.protocol is ProtocolId.AH and outer == socket.AF_INET:
         flags |= STATE_ALIGN4
-    if _is_open(pair, from_ts, outer) and _mixed(from_ts, outer):
+    if _admits_both(pair, from_ts, outer):
         flags |= STATE_AF_UNSPEC
     return flags
+
+
+def _admits_both(pair: Pair, from_ts: Selectors, outer: int) -> bool:
+    """Whether an open selector must admit both families: AF_UNSPEC."""
+    return _is_open(pair, from_ts, outer) and _mixed(from_ts, outer)
 
 
 def _is_open(pair: Pair, from_ts: Selectors, outer: int) -> bool:

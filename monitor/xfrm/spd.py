@@ -7,10 +7,8 @@ an earlier instance names.
 import errno
 from typing import Any
 
-from pyroute2.netlink import NLM_F_CREATE, NLM_F_EXCL
-
 from monitor.dataplane import DataplaneError, Policy
-from monitor.xfrm.messages import DelPolicy, GetPolicy, NewPolicy, UpdPolicy
+from monitor.xfrm.messages import NEW, DelPolicy, GetPolicy, NewPolicy, UpdPolicy
 from monitor.xfrm.netlink import KernelError, XfrmNetlink
 from monitor.xfrm.policy import Entry, entries, has_our_priority, is_ours, is_same, stands_for
 from monitor.xfrm.structs import Values
@@ -18,9 +16,6 @@ from privsep.config.model import Shunt
 
 _Name = tuple[tuple[tuple[str, Any], ...], tuple[tuple[str, tuple[tuple[str, Any], ...]], ...]]
 """What finds a policy: its selectors and direction, its mark and if_id."""
-
-NEW = NLM_F_CREATE | NLM_F_EXCL
-"""Never in place of another. XFRM goes by the message's type, which says the same."""
 
 
 class Spd:

@@ -143,10 +143,9 @@ def _check_nested(remotes: Iterable[_Remote], reader: Reader, reported: set[tupl
 
 
 def _remotes(gateway: Gateway) -> Iterator[_Remote]:
-    for connection in gateway.connections:
-        for child in connection.children:
-            for selector in child.remote_ts:
-                yield selector, connection, child
+    for connection, child in gateway.children():
+        for selector in child.remote_ts:
+            yield selector, connection, child
 
 
 def _order(selector: TrafficSelector) -> tuple[int, int, int]:

@@ -1,10 +1,9 @@
 """Keys of a child that only the kernel's data plane knows: marks, if_id, interface, priority, reqid, an SA's limits."""
 
 import re
-from collections.abc import Iterator
 
 from privsep.config.lanes import ANY_MARK, MAX_U32, KernelOptions, Lane, Mark
-from privsep.config.model import Child, Connection, Gateway, Remote
+from privsep.config.model import Gateway, Remote
 from privsep.config.problems import quote
 from privsep.config.reader import Reader, Section
 from privsep.types import Address
@@ -95,7 +94,7 @@ def check(gateway: Gateway, reader: Reader) -> None:
     reqids: dict[int, str] = {}
     interfaces: dict[int, str] = {}
     if_ids: dict[str, int] = {}
-    for connection, child in _children(gateway):
+    for connection, child in gateway.children():
         path = ("connection", connection.name, "child", child.name)
         name, options = ".".join(path), child.kernel
         if options.reqid is not None and (other := reqids.setdefault(options.reqid, name)) != name:
@@ -109,9 +108,3 @@ def check(gateway: Gateway, reader: Reader) -> None:
                     f"{interface} has if_id {if_ids[interface]}, and if_id {if_id} is {interfaces[if_id]}'s; "
                     f"one if_id for one interface would be right",
                 )
-
-
-def _children(gateway: Gateway) -> Iterator[tuple[Connection, Child]]:
-    for connection in gateway.connections:
-        for child in connection.children:
-            yield connection, child

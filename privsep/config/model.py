@@ -5,6 +5,7 @@ selectors and addresses, the worker proposals and timers, keyd identities and au
 """
 
 import ipaddress
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 
@@ -157,6 +158,12 @@ class Gateway:
     connections: tuple[Connection, ...]
     egress: Egress = Egress.OPEN
     shunts: tuple[Shunt, ...] = ()
+
+    def children(self) -> Iterator[tuple[Connection, Child]]:
+        """Those of all connections, in the order of the configuration."""
+        for connection in self.connections:
+            for child in connection.children:
+                yield connection, child
 
     def connection(self, name: str) -> Connection | None:
         """The connection of that name, or None."""

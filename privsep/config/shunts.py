@@ -1,9 +1,8 @@
 """`[shunt.NAME]`: traffic that no connection protects, by decision; what may stand beside the children and what not."""
 
 import itertools
-from collections.abc import Iterator
 
-from privsep.config.model import Action, Child, Connection, Gateway, Order, Shunt
+from privsep.config.model import Action, Child, Gateway, Order, Shunt
 from privsep.config.problems import quote
 from privsep.config.reader import Reader, Section
 from privsep.config.selectors import parse_selector
@@ -44,7 +43,7 @@ def check(gateway: Gateway, reader: Reader) -> None:
     """Overlaps with children are what shunts are for; but each must leave the other something, and they an order."""
     children = [
         (f"[connection.{connection.name}.child.{child.name}]", pairs_of(child))
-        for connection, child in _children(gateway)
+        for connection, child in gateway.children()
     ]
     taken: dict[Pair, str] = {pair: name for name, pairs in children for pair in pairs}
     for shunt in gateway.shunts:
@@ -74,7 +73,7 @@ def beyond_routes(gateway: Gateway, shunt: Shunt) -> str | None:
     everything = any(not selector.network.prefixlen for selector in shunt.local_ts)
     for network in (selector.network for selector in shunt.remote_ts):
         inside = False
-        for _, child in _children(gateway):
+        for _, child in gateway.children():
             for protected in (selector.network for selector in child.remote_ts):
                 if not _nested(protected, network):
                     continue
@@ -96,12 +95,6 @@ def _within(network: Network, shunt: Shunt) -> bool:
         and network.network_address in selector.network
         for selector in shunt.local_ts
     )
-
-
-def _children(gateway: Gateway) -> Iterator[tuple[Connection, Child]]:
-    for connection in gateway.connections:
-        for child in connection.children:
-            yield connection, child
 
 
 def pairs_of(rule: Child | Shunt) -> tuple[Pair, ...]:

@@ -25,27 +25,26 @@ class Beyond:
 
 def beyond_userspace(gateway: Gateway) -> Iterator[Beyond]:
     """All of them."""
-    for connection in gateway.connections:
-        for child in connection.children:
-            path = ("connection", connection.name, "child", child.name)
-            owner = f"{connection.name}/{child.name}"
-            for number, suite in enumerate(child.suites):
-                if not suite.in_userspace:
-                    yield Beyond(
-                        path=(*path, "ah" if suite.protocol is ProtocolId.AH else "esp", number),
-                        named=f"{suite.described} of {owner}",
-                        problem=f"cannot carry {suite.described}",
-                        right='esp = ["aes256gcm16"]',
-                    )
-            if child.ipcomp:
+    for connection, child in gateway.children():
+        path = ("connection", connection.name, "child", child.name)
+        owner = f"{connection.name}/{child.name}"
+        for number, suite in enumerate(child.suites):
+            if not suite.in_userspace:
                 yield Beyond(
-                    path=(*path, "ipcomp"),
-                    named=f"IPComp of {owner}",
-                    problem="cannot carry IPComp",
-                    right="ipcomp = false",
+                    path=(*path, "ah" if suite.protocol is ProtocolId.AH else "esp", number),
+                    named=f"{suite.described} of {owner}",
+                    problem=f"cannot carry {suite.described}",
+                    right='esp = ["aes256gcm16"]',
                 )
-            for key in child.kernel.configured():
-                yield Beyond(path=(*path, key), named=f"{key} of {owner}", problem=f"has no {key}")
+        if child.ipcomp:
+            yield Beyond(
+                path=(*path, "ipcomp"),
+                named=f"IPComp of {owner}",
+                problem="cannot carry IPComp",
+                right="ipcomp = false",
+            )
+        for key in child.kernel.configured():
+            yield Beyond(path=(*path, key), named=f"{key} of {owner}", problem=f"has no {key}")
     for shunt in gateway.shunts:
         reason = shunts.beyond_routes(gateway, shunt)
         if reason is not None:

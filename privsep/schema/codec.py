@@ -20,7 +20,7 @@ import msgpack
 from privsep.algorithms import ChildSuite, IkeSuite
 from privsep.errors import Violation
 from privsep.iana import IdType, ProtocolId
-from privsep.types import HANDLE_OCTETS, Endpoint, Identity, TrafficSelector
+from privsep.types import HANDLE_OCTETS, MAX_CPI, MIN_CPI, Endpoint, Identity, TrafficSelector
 
 MAX_FRAME = 65536
 """Octets; a sealed IKE message of UDP's largest size still fits."""
@@ -65,8 +65,8 @@ NonceField = Annotated[bytes, Length(8, 256)]
 PublicValue = Annotated[bytes, Length(1, 1024)]
 SpiField = Annotated[int, Range(256, 0xFFFFFFFF)]
 """RFC 4303 section 2.1 reserves 0 to 255."""
-CpiField = Annotated[int, Range(256, 61439)]
-"""RFC 3173 section 3.3: those that are negotiated."""
+CpiField = Annotated[int, Range(MIN_CPI, MAX_CPI)]
+"""Those that are negotiated."""
 
 _Encode = Callable[[Any], Any]
 _Decode = Callable[[Any], Any]

@@ -2,17 +2,19 @@
 
 import os
 import re
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import peers
 import pytest
 import star
 from cases import CASES
-from lab import Network, Ours, Site, Wiretap, made, made_directory, run
+from lab import Network, Ours, Site, Wiretap, made, made_directory, run, wait_for
 from witness import Witness
 
 from monitor.xfrm.netlink import XfrmNetlink
@@ -99,6 +101,13 @@ class Gateway(Ours):
 
     def processes(self) -> dict[str, int]:
         return {each["name"]: each["pid"] for each in self.ask("audit")["processes"]}
+
+    def kill(self) -> None:
+        """The monitor, and wait for all; a child that had only just been started notices on its first step."""
+        pids = self.processes()
+        os.kill(pids["monitor"], signal.SIGKILL)
+        self.process.wait(10)
+        assert wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids.values()), SECONDS)
 
     def order(self, command: str) -> None:
         result = self.ask(command, connection="peer", child="net", timeout=SECONDS)

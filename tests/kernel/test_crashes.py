@@ -71,14 +71,6 @@ def assert_journal_is_private(ours):
         assert not any(key[at : at + 4] in written for at in range(len(key) - 3))
 
 
-def kill_daemon(network, daemon):
-    pids = list(daemon.processes().values())
-    network.kill(daemon.processes()["monitor"])
-    daemon.process.wait(10)
-    # a child that had only just been started notices on its first step
-    assert network.wait_for(lambda: not any(network.alive(pid) for pid in pids), PATIENCE)
-
-
 def settled(ours, theirs, before, old):
     """What was adopted is replaced and removed at both ends; as many SAs and policies as before."""
     return lambda: counts(ours) == counts(theirs) == before and not old & spis(ours)
@@ -110,7 +102,7 @@ def test_a_killed_monitor_costs_no_packet_and_its_successor_adopts_replaces_and_
     network, ours, theirs = tunnel.network, tunnel.ours, tunnel.theirs
     assert_journal_is_private(ours)
     before, old = counts(ours), spis(ours)
-    kill_daemon(network, ours)
+    ours.kill()
     assert (counts(ours), spis(ours)) == (before, old)
     ours.launch()
     assert "notice earlier-pairs adopted=1 removed=0 forgotten=0" in ours.text()
@@ -128,7 +120,7 @@ def test_a_pair_that_did_not_send_yet_is_adopted_and_larval_sas_expire_by_themse
     larval = ("src", network.right.outer, "dst", network.left.outer, "proto", "esp", "mode", "tunnel")
     network.ip(ours.site, "xfrm", "state", "allocspi", *larval, "min", "0x5000", "max", "0x5fff")
     before, old = counts(theirs), spis(ours)
-    kill_daemon(network, ours)
+    ours.kill()
     drop_sa(network, ours, network.right.outer)
     ours.launch()
     assert "notice earlier-pairs adopted=1 removed=0 forgotten=0" in ours.text()
@@ -138,7 +130,7 @@ def test_a_pair_that_did_not_send_yet_is_adopted_and_larval_sas_expire_by_themse
 
 def test_a_pair_by_which_nothing_arrives_is_removed(tunnel):
     network, ours = tunnel.network, tunnel.ours
-    kill_daemon(network, ours)
+    ours.kill()
     drop_sa(network, ours, network.left.outer)
     ours.launch()
     assert "notice earlier-pairs adopted=0 removed=1 forgotten=0" in ours.text()
@@ -159,7 +151,7 @@ def test_what_is_not_configured_any_more_is_removed_and_what_is_not_ours_stays(t
     template = ("tmpl", "src", "198.51.100.1", "dst", "198.51.100.2", "proto", "esp", "reqid", "1", "mode", "tunnel")
     traffic = ("src", "10.77.0.0/16", "dst", "10.78.0.0/16", "dir", "out", "priority", "4803000")
     ip("policy", "add", *traffic, *template)
-    kill_daemon(network, ours)
+    ours.kill()
     assert counts(ours) == (3, 4)
     text = ours.config.read_text()
     ours.config.write_text(text.replace(f"{network.right.inner}/32", "10.99.0.0/16"))

@@ -69,8 +69,7 @@ def test_what_a_shunt_selects_passes_or_not_and_the_rest_is_protected(shunted, r
 
 def test_the_successor_of_a_killed_daemon_keeps_its_shunts_and_clears_those_that_are_gone(shunted):
     network, ours = shunted.network, shunted.ours
-    network.kill(ours.processes()["monitor"])
-    ours.process.wait(10)
+    ours.kill()
     assert [answers(network.left, target) for target in (PROTECTED, PASSED, DROPPED)] == [2, 2, 0]
     text = ours.config.read_text()
     ours.config.write_text(text[: text.index("[shunt.none]")])

@@ -9,15 +9,13 @@ from dataclasses import dataclass, replace
 
 from privsep.errors import PeerError
 from privsep.iana import IpcompTransform, IpsecAttribute, NotifyType, ProtocolId
-from privsep.types import Cpi
+from privsep.types import MAX_CPI, MIN_CPI, Cpi
 from worker.codec.association import Attribute, Proposal, SecurityAssociation, Transform
 from worker.codec.terms import CHILD_LIFE, read_terms
 
 CPI_OCTETS = 2
 _SIZES = (CPI_OCTETS, 4)
 """Some peers put the CPI into the lower half of an SPI's four octets."""
-FIRST_CPI, LAST_CPI = 256, 61439
-"""RFC 2393 section 3.3: those that are negotiated."""
 
 _GROUP = int(IpsecAttribute.GROUP_DESCRIPTION)
 _ENCAPSULATION = int(IpsecAttribute.ENCAPSULATION_MODE)
@@ -74,7 +72,7 @@ def bundles(sa: SecurityAssociation) -> Iterator[tuple[Proposal, Compression | N
 
 def _understood(proposal: Proposal) -> Compression | None:
     cpi = int.from_bytes(proposal.spi, "big")
-    if len(proposal.spi) not in _SIZES or not FIRST_CPI <= cpi <= LAST_CPI:
+    if len(proposal.spi) not in _SIZES or not MIN_CPI <= cpi <= MAX_CPI:
         return None
     for transform in proposal.transforms:
         values = read_terms(transform.attributes, CHILD_LIFE).values
