@@ -139,6 +139,13 @@ class Dataplane(Protocol):
     def follow(self, pair: Pair) -> Future[None]:
         """The installed pair's peer has the port that stands here now; keys and counters stay, no keys are given."""
 
+    def migrate(self, policy: Policy, pairs: tuple[Pair, ...], remote: Endpoint) -> Future[tuple[Spi, ...]]:
+        """The peer is at another address: all pairs that the policy, which is in place, has at its addresses go there.
+
+        Keys and sequence numbers stay. Answers with the inbound SPIs of those that went, perhaps none; the others stay.
+        One that went by half ends. DataplaneError, and none went.
+        """
+
     def traffic(self, pair: Pair) -> Future[Traffic]:
         """Counters; DataplaneError when the pair is gone."""
 

@@ -5,6 +5,7 @@ the data plane has, the other two know of; decisions are made elsewhere (service
 """
 
 import dataclasses
+from collections.abc import Callable, Iterable
 from enum import Enum
 
 from monitor.dataplane import Adopting, Dataplane, DataplaneError, Pair, Policy
@@ -16,6 +17,9 @@ from privsep.config.model import Child, Connection, Gateway
 from privsep.iana import ProtocolId
 from privsep.log import Level
 from privsep.types import Cpi, Endpoint, Spi
+
+MAX_MIGRATED = 8
+"""Pairs of a policy that go with their peer: two while it renews one. What has more is negotiated anew."""
 
 
 class Leave(Enum):
@@ -30,9 +34,18 @@ class Installer:
     """One for the life of the daemon."""
 
     def __init__(
-        self, gateway: Gateway, dataplane: Dataplane, log: Log, journal: Journal, kernel: Adopting | None
+        self,
+        gateway: Gateway,
+        dataplane: Dataplane,
+        log: Log,
+        journal: Journal,
+        kernel: Adopting | None,
+        moved: Callable[[Entry], None],
     ) -> None:
-        """`kernel` is the data plane, if it is one that outlives us; `journal` tells what it has from before."""
+        """`kernel` is the data plane, if it is one that outlives us; `journal` tells what it has from before.
+
+        `moved` hears of each pair whose peer is somewhere else now.
+        """
         self.sadb = Sadb()
         self.policies = Policies(gateway, owners(journal))
         self.dataplane = dataplane
@@ -41,6 +54,7 @@ class Installer:
         self._shunts = gateway.shunts
         self._journal = journal
         self._log = log
+        self._moved = moved
         self._placed: dict[int, Policy] = {}
         self._inheritance: Inheritance | None = None
         if kernel is not None:
@@ -83,12 +97,17 @@ class Installer:
         if clean:
             self._journal.remove()
 
-    async def _place(self, owner: tuple[str, str], policy: Policy) -> None:
-        """Written down first: a policy that nobody knows of would refuse its traffic for ever."""
+    async def _place(self, owner: tuple[str, str], policy: Policy, entry: Entry | None = None) -> None:
+        """Written down first: a policy that nobody knows of would refuse its traffic for ever.
+
+        `entry` is the pair for which it is placed, if it is for one.
+        """
         earlier = self._placed.get(policy.number)
         if policy == earlier:
             return
         self._journal.add(policy_record(*owner, policy))
+        if earlier is not None and entry is not None:
+            await self._migrate(earlier, entry)
         await self.dataplane.add_policy(policy)
         self._placed[policy.number] = policy
         if earlier is not None:
@@ -144,7 +163,7 @@ class Installer:
         self.sadb.reserve(entry)
         self.policies.record(entry.connection, entry.child, pair.policy)
         try:
-            await self._place((entry.connection, entry.child), pair.policy)
+            await self._place((entry.connection, entry.child), pair.policy, entry)
             if self.closed:
                 raise DataplaneError("the daemon is stopping")
             # first, so that nothing is installed that a successor would not find
@@ -174,23 +193,77 @@ class Installer:
         self.sadb.forget(entry)
         self._journal.end_pair(entry.pair.spi_in)
 
+    # peers that move
+
     async def follow(self, entry: Entry, remote: Endpoint) -> None:
         """The pair's peer has another port. DataplaneError, and nothing has changed."""
-        pair = dataclasses.replace(entry.pair, remote=remote)
-        # written down twice until one is true: a successor takes that which the kernel has
-        earlier = self._journal.pair(pair.spi_in)
-        later = dataclasses.replace(earlier, remote=remote) if earlier is not None else None
-        self._rewrite(None, later)
+        records = self._write_twice(entry, remote)
         try:
-            await self.dataplane.follow(pair)
-        except DataplaneError:
-            self._rewrite(later, earlier)
-            raise
-        self._rewrite(earlier, later)
-        entry.pair = pair
+            await self.dataplane.follow(dataclasses.replace(entry.pair, remote=remote))
+            self._change(entry, remote)
+        finally:
+            self._settle(entry, records)
 
-    def _rewrite(self, wrong: PairRecord | None, right: PairRecord | None) -> None:
-        if right is not None:
-            self._journal.add(right)
-        if wrong is not None:
-            self._journal.end(wrong)
+    async def _migrate(self, earlier: Policy, entry: Entry) -> None:
+        """A peer's new pair is elsewhere than its policy: those that are there go with it, until it uses the new one.
+
+        keyd proved that it is the same peer, and it agreed to the new pair: nothing is sent there but what is its own.
+        """
+        behind = self._behind(earlier, entry)
+        if not behind:
+            return
+        remote = entry.pair.remote
+        records = [self._write_twice(each, remote) for each in behind]
+        try:
+            went = await self.dataplane.migrate(earlier, tuple(each.pair for each in behind), remote)
+            for each in behind:
+                if each.pair.spi_in in went:
+                    self._change(each, remote)
+        except DataplaneError as error:
+            self._log(Level.INFO, "not-migrated", connection=entry.connection, child=entry.child, error=error)
+        finally:
+            for each, written in zip(behind, records, strict=True):
+                self._settle(each, written)
+
+    def _behind(self, earlier: Policy, entry: Entry) -> tuple[Entry, ...]:
+        """Those that the policy has at its addresses. All or none: the kernel takes whichever it finds."""
+        remote = entry.pair.remote
+        behind = [
+            each for each in self.sadb.under(earlier.number) if each.pair.remote.address == earlier.remote.address
+        ]
+        able = len(behind) <= MAX_MIGRATED and all(
+            each.phase is Phase.INSTALLED
+            and each.claim == entry.claim
+            and each.pair.local.address == earlier.local.address == entry.pair.local.address
+            and each.pair.encap == entry.pair.encap
+            and (each.pair.ipcomp is not None) == earlier.ipcomp
+            and self.sadb.has_room_for(dataclasses.replace(each.pair, remote=remote))
+            for each in behind
+        )
+        return tuple(behind) if able else ()
+
+    def _change(self, entry: Entry, remote: Endpoint) -> None:
+        if self._stands(entry):
+            self.sadb.change(entry, dataclasses.replace(entry.pair, remote=remote))
+            self._moved(entry)
+
+    def _stands(self, entry: Entry) -> bool:
+        """Whether the pair has not ended meanwhile."""
+        return self.sadb.entry(entry.pair.spi_in) is entry
+
+    def _write_twice(self, entry: Entry, remote: Endpoint) -> tuple[PairRecord, ...]:
+        """Until one is true: a successor takes that which the kernel has."""
+        earlier = self._journal.pair(entry.pair.spi_in)
+        if earlier is None:
+            return ()
+        later = dataclasses.replace(earlier, remote=remote)
+        self._journal.add(later)
+        return earlier, later
+
+    def _settle(self, entry: Entry, records: Iterable[PairRecord]) -> None:
+        """The one that is true stays, if the pair does."""
+        for record in records:
+            if self._stands(entry) and record.remote == entry.pair.remote:
+                self._journal.add(record)
+            else:
+                self._journal.end(record)

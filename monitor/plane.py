@@ -8,19 +8,21 @@ from monitor.dataplane import Adopting, Dataplane, Events
 from monitor.inheritance import renounce
 from monitor.journal import Journal
 from monitor.routes import Routes
+from monitor.sadb import fixed
 from monitor.userspace.client import UserspaceDataplane
 from monitor.waiting import Log, run
 from monitor.xfrm.client import KernelDataplane, Later
 from monitor.xfrm.events import XfrmEvents
 from monitor.xfrm.interfaces import Interfaces, configured
 from monitor.xfrm.netlink import XfrmNetlink
-from monitor.xfrm.probe import knows_direction, probe
+from monitor.xfrm.probe import can_migrate, knows_direction, probe
 from privsep.config.model import DataplaneChoice, Gateway
 from privsep.config.userspace import beyond_userspace
 from privsep.errors import OperatorError
 from privsep.loop import Loop
 
 ABLE = "the kernel carries every configured suite"
+NO_MIGRATION = "; it lacks CONFIG_XFRM_MIGRATE, so that a peer that moves has no traffic until it has a new pair"
 MAX_TOLD = 8
 """Suites, shunts and keys that are named when a data plane cannot carry them."""
 
@@ -65,8 +67,8 @@ def foresee(gateway: Gateway) -> str:
     """What `choose` would take and why, without taking it."""
     found = _decide(gateway)
     if isinstance(found, XfrmNetlink):
-        found.close()
-        return f"kernel, because {ABLE}"
+        with closing(found):
+            return f"kernel, because {_able(gateway, found)}"
     return f"userspace, because {found}"
 
 
@@ -125,6 +127,12 @@ def _able_kernel(gateway: Gateway) -> XfrmNetlink | str:
     return lacking
 
 
+def _able(gateway: Gateway, netlink: XfrmNetlink) -> str:
+    """Why the kernel, and what it does worse than another one would."""
+    travels = any(fixed(connection.remote) is None for connection in gateway.connections)
+    return ABLE + (NO_MIGRATION if travels and not can_migrate(netlink) else "")
+
+
 def _kernel(gateway: Gateway, netlink: XfrmNetlink, loop: Loop, events: Events) -> Choice:
     wanted = configured(gateway)
     interfaces = Interfaces(wanted) if wanted else None
@@ -139,7 +147,8 @@ def _kernel(gateway: Gateway, netlink: XfrmNetlink, loop: Loop, events: Events) 
         if interfaces is not None:
             interfaces.close()
 
-    return Choice(dataplane=dataplane, reason=ABLE, userspace=None, kernel=dataplane, settle=_nothing, close=close)
+    reason = _able(gateway, netlink)
+    return Choice(dataplane=dataplane, reason=reason, userspace=None, kernel=dataplane, settle=_nothing, close=close)
 
 
 def _userspace(loop: Loop, events: Events, lost: Callable[[str], None], reason: str) -> Choice:

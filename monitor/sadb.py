@@ -270,6 +270,7 @@ class Sadb:
         self.claims = Claims()
         self._allocated: dict[Spi, Allocation] = {}
         self._entries: dict[Spi, Entry] = {}
+        self._by_policy: dict[int, dict[Spi, Entry]] = {}
         self._outbound: set[tuple[Address, ProtocolId, Spi]] = set()
         self._allocated_by_connection: Counter[str] = Counter()
         self._installed_by_connection: Counter[str] = Counter()
@@ -295,6 +296,10 @@ class Sadb:
     def entry(self, spi: Spi) -> Entry | None:
         """The pair of an inbound SPI."""
         return self._entries.get(spi)
+
+    def under(self, number: int) -> tuple[Entry, ...]:
+        """The pairs of a policy, oldest first."""
+        return tuple(self._by_policy.get(number, {}).values())
 
     def has_outbound(self, remote: Address, protocol: ProtocolId, spi: Spi) -> bool:
         """Whether a pair sends there with that protocol and SPI or CPI, an SA's key (RFC 4301 section 4.1)."""
@@ -324,15 +329,30 @@ class Sadb:
         """The SPI is no longer to be had: its pair is being installed."""
         self.release(entry.pair.spi_in)
         self._entries[entry.pair.spi_in] = entry
+        self._by_policy.setdefault(entry.pair.policy.number, {})[entry.pair.spi_in] = entry
         self._outbound.update(_outbound(entry.pair))
         self._installed_by_connection[entry.connection] += 1
         self.claims.add(entry.claim)
+
+    def has_room_for(self, pair: Pair) -> bool:
+        """Whether no pair sends by what this one would."""
+        return self._outbound.isdisjoint(_outbound(pair))
+
+    def change(self, entry: Entry, pair: Pair) -> None:
+        """The same pair between other ends."""
+        self._outbound.difference_update(_outbound(entry.pair))
+        entry.pair = pair
+        self._outbound.update(_outbound(pair))
 
     def forget(self, entry: Entry) -> None:
         """The pair is gone. Harmless when it was forgotten before."""
         if self._entries.get(entry.pair.spi_in) is not entry:
             return
         del self._entries[entry.pair.spi_in]
+        siblings = self._by_policy[entry.pair.policy.number]
+        del siblings[entry.pair.spi_in]
+        if not siblings:
+            del self._by_policy[entry.pair.policy.number]
         self._outbound.difference_update(_outbound(entry.pair))
         self._installed_by_connection[entry.connection] -= 1
         self.claims.remove(entry.claim)

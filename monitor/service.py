@@ -84,7 +84,9 @@ class Service:
         """`kernel` is the data plane, if it is one that outlives us; `journal` tells what it has from before."""
         self.gateway = gateway
         self.dataplane = dataplane
-        self._installer = Installer(gateway, dataplane, log, journal or Journal(None, clock, log), kernel)
+        self._installer = Installer(
+            gateway, dataplane, log, journal or Journal(None, clock, log), kernel, self._tell_moved
+        )
         self.sadb = self._installer.sadb
         self._redeem = redeem
         self._to_worker = to_worker
@@ -392,10 +394,11 @@ class Service:
             await self._installer.follow(entry, remote)
         except DataplaneError as error:
             self._log_rarely(Level.WARNING, "move-failed", **_describe(entry), error=error)
-            return
+
+    def _tell_moved(self, entry: Entry) -> None:
         self._log_rarely(Level.NOTICE, "moved", **_describe(entry))
         if self._epoch is not None:
-            self._send(Moved(spi_in=entry.pair.spi_in, remote=remote))
+            self._send(Moved(spi_in=entry.pair.spi_in, remote=entry.pair.remote))
 
 
 def _describe(entry: Entry) -> dict[str, object]:

@@ -36,8 +36,9 @@ def authenticated_from(context: Context, sa: IkeSa, received: Received) -> None:
 
 
 def followed(context: Context, spi: Spi, remote: Endpoint) -> None:
-    """The data plane saw the peer's ESP come from another port, and follows. IKE has the same port (RFC 3947 section
-    4), so nothing has to be negotiated anew.
+    """The data plane sends this pair's ESP to another port, from which the peer's came, or to where the peer has moved.
+
+    IKE has the same port (RFC 3947 section 4), so for a port nothing has to be negotiated anew.
     """
     child = context.children.get(spi)
     if child is None:

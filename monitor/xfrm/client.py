@@ -7,7 +7,7 @@ that ALLOCSPI made; an outbound SA is added and replaces none. The kernel answer
 import errno
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -17,6 +17,7 @@ from monitor.waiting import Clock
 from monitor.xfrm import sa
 from monitor.xfrm.ends import Ends, Flow
 from monitor.xfrm.messages import NEW, AllocSpi, Counters, DelSa, GetSa, NewSa, UpdSa
+from monitor.xfrm.migration import migrate
 from monitor.xfrm.netlink import KernelError, XfrmNetlink
 from monitor.xfrm.present import PresentSa, is_as_described
 from monitor.xfrm.sa import SaId
@@ -131,9 +132,8 @@ class KernelDataplane:
             raise
         self._take(ends)
         if later is not None:
-            expired = later.expired
-            timer = later.clock.after(HOLD_SECONDS, lambda: self._switch(ends, expired))
-            self._held[ends.outbound] = _Held(pair, timer)
+            held = _Held(pair, later.clock.after(HOLD_SECONDS, lambda: self._switch(held)))
+            self._held[ends.outbound] = held
 
     def _add_outbound(self, pair: Pair, ends: Ends) -> None:
         """With what compresses for it, or neither."""
@@ -151,17 +151,24 @@ class KernelDataplane:
         self._installed.update(dict.fromkeys(ends.inward, ends))
         self._pairs[ends.flow] += 1
 
-    def _switch(self, ends: Ends, expired: Callable[[Spi, bool], None]) -> None:
+    def _switch(self, held: _Held) -> None:
         """From the old pair to this one."""
-        pair = self._held.pop(ends.outbound).pair
+        ends = Ends.of(held.pair)
+        del self._held[ends.outbound]
         try:
-            self._add_outbound(pair, ends)
+            self._add_outbound(held.pair, ends)
         except DataplaneError:
-            # what stands outbound is somebody else's; should the kernel refuse: the lifetime ends as it would have
-            with suppress(DataplaneError):
-                self._delete_all(ends.inward)
-            self._forget(ends)
-            expired(ends.inbound.spi, True)
+            # what stands outbound is somebody else's
+            self._end(ends, ends.inward)
+
+    def _end(self, ends: Ends, names: Iterable[SaId]) -> None:
+        """What is left of a pair that failed, by these names."""
+        # should the kernel refuse: the lifetime ends as it would have
+        with suppress(DataplaneError):
+            self._delete_all(names)
+        self._forget(ends)
+        if self._later is not None:
+            self._later.expired(ends.inbound.spi, True)
 
     def follow(self, pair: Pair) -> Future[None]:
         """UPDSA takes the ports over into an SA that is in use, and no secret: the keys that it wants are not used.
@@ -191,6 +198,42 @@ class KernelDataplane:
         # the inbound last: as long as it has the old port the kernel goes on to report the new one
         self._netlink.do(UpdSa.request(0, *sa.inbound(pair, directed=self._directed)))
 
+    def migrate(self, policy: Policy, pairs: tuple[Pair, ...], remote: Endpoint) -> Future[tuple[Spi, ...]]:
+        """By XFRM_MSG_MIGRATE. Nothing is lost where the kernel cannot (CONFIG_XFRM_MIGRATE)."""
+        return _settled(lambda: self._migrate(policy, pairs, remote))
+
+    def _migrate(self, policy: Policy, pairs: tuple[Pair, ...], remote: Endpoint) -> tuple[Spi, ...]:
+        moves = [(pair, replace(pair, remote=remote)) for pair in pairs]
+        refusal: DataplaneError | None = None
+        try:
+            migrate(self._netlink, self._spd, policy, [after for _, after in moves])
+        except DataplaneError as error:
+            refusal = error
+        # the kernel does not tell what it moved
+        looks = [(self._as_described(before), self._as_described(after)) for before, after in moves]
+        went = [self._went(*move, *look) for move, look in zip(moves, looks, strict=True)]
+        if refusal is not None and not any(went):
+            raise refusal
+        return tuple(pair.spi_in for pair, has_gone in zip(pairs, went, strict=True) if has_gone)
+
+    def _went(self, before: Pair, after: Pair, stayed: set[SaId], arrived: set[SaId]) -> bool:
+        """Whether all went that the pair has so far. One that is torn apart ends."""
+        old, new = Ends.of(before), Ends.of(after)
+        names = {here: there for here, there in zip(old.every, new.every, strict=True) if here in self._installed}
+        if stayed.issuperset(names):
+            return False
+        if not arrived.issuperset(names.values()):
+            self._end(old, stayed | arrived)
+            return False
+        held = self._held.pop(old.outbound, None)
+        self._forget(old)
+        self._installed.update(dict.fromkeys(names.values(), new))
+        self._pairs[new.flow] += 1
+        if held is not None:
+            held.pair = replace(held.pair, remote=after.remote)
+            self._held[new.outbound] = held
+        return True
+
     def remove(self, pair: Pair) -> Future[None]:
         """All its SAs; harmless when they are gone."""
         return _settled(lambda: self._remove(Ends.of(pair)))
@@ -205,10 +248,12 @@ class KernelDataplane:
             held.timer.cancel()
         if ends.inbound in self._installed:
             self._pairs[ends.flow] -= 1
+            if not self._pairs[ends.flow]:
+                del self._pairs[ends.flow]
         for each in ends.every:
             self._installed.pop(each, None)
 
-    def _delete_all(self, names: tuple[SaId, ...]) -> None:
+    def _delete_all(self, names: Iterable[SaId]) -> None:
         for each in names:
             self._delete(each)
 
@@ -237,10 +282,13 @@ class KernelDataplane:
         return _settled(lambda: self._discard(pair))
 
     def _discard(self, pair: Pair) -> bool:
-        found = [name for name, as_described in self._standing(pair, Ends.of(pair)).items() if as_described]
-        for each in found:
-            self._delete(each)
+        found = self._as_described(pair)
+        self._delete_all(found)
         return bool(found)
+
+    def _as_described(self, pair: Pair) -> set[SaId]:
+        """Those of its SAs that are there as it has them."""
+        return {name for name, as_described in self._standing(pair, Ends.of(pair)).items() if as_described}
 
     def _standing(self, pair: Pair, ends: Ends) -> dict[SaId, bool]:
         """Which SAs there are by the pair's names, and whether each is as it was installed."""

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from monitor.dataplane import Pair
 from monitor.xfrm.sa import SaId, Selectors
 from privsep.iana import ProtocolId
-from privsep.types import Spi
+from privsep.types import Address, Spi
 
-Flow = tuple[int, Selectors, Selectors, bool]
-"""Number of the policy, what was negotiated, whether compressed: a successor that can take over has the same."""
+Flow = tuple[int, Address, Address, Selectors, Selectors, bool]
+"""Number of the policy, between whom, what was negotiated, whether compressed: a successor that can take over has the
+same."""
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -29,7 +30,7 @@ class Ends:
         return cls(
             inbound=SaId(local, protocol, pair.spi_in),
             outbound=SaId(remote, protocol, pair.spi_out, mark),
-            flow=(pair.policy.number, pair.local_ts, pair.remote_ts, cpis is not None),
+            flow=(pair.policy.number, local, remote, pair.local_ts, pair.remote_ts, cpis is not None),
             decompressing=SaId(local, ProtocolId.IPCOMP, Spi(cpis.inbound)) if cpis is not None else None,
             compressing=SaId(remote, ProtocolId.IPCOMP, Spi(cpis.outbound), mark) if cpis is not None else None,
         )

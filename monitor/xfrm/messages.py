@@ -45,6 +45,7 @@ class Type(IntEnum):
     UPDPOLICY = 0x19
     UPDSA = 0x1A
     POLEXPIRE = 0x1B
+    MIGRATE = 0x21
     MAPPING = 0x26
 
 
@@ -181,6 +182,12 @@ class GetPolicy(DelPolicy):
     """The same key, to read."""
 
     kind = Type.GETPOLICY
+
+
+class Migrate(DelPolicy):
+    """The same key; its attributes say from where to where its SAs and templates go."""
+
+    kind = Type.MIGRATE
 
 
 class Acquire(_WithAttributes):

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable
 from monitor.dataplane import Cpis, Pair, Policy
 from monitor.xfrm import interfaces, sa
 from monitor.xfrm.algorithms import CIPHERS, CONFIG, INTEGRITIES
-from monitor.xfrm.messages import NEW, DelSa, GetSa, NewSa
+from monitor.xfrm.messages import NEW, DelSa, GetSa, Migrate, NewSa
 from monitor.xfrm.netlink import KernelError, XfrmNetlink
 from privsep.algorithms import ChildSuite
 from privsep.config.model import Gateway, RemoteAny
@@ -58,6 +58,15 @@ def knows_direction(netlink: XfrmNetlink) -> bool:
     except KernelError as error:
         return error.number in (errno.ERANGE, errno.EINVAL)
     return False
+
+
+def can_migrate(netlink: XfrmNetlink) -> bool:
+    """Whether what is installed can go to another address (CONFIG_XFRM_MIGRATE). Asked to move nothing."""
+    try:
+        netlink.do(Migrate.request(0, {}))
+    except KernelError as error:
+        return error.number != errno.ENOPROTOOPT
+    return True
 
 
 def _versions(gateway: Gateway) -> set[int]:

@@ -5,6 +5,7 @@ an earlier instance names.
 """
 
 import errno
+from collections import Counter
 from typing import Any
 
 from monitor.dataplane import DataplaneError, Policy
@@ -25,8 +26,8 @@ class Spd:
         self._netlink = netlink
         self._requiring: dict[int, Policy] = {}
         """Policies in place, by reqid."""
-        self._placed: set[_Name] = set()
-        """Those that are there by this instance."""
+        self._placed: Counter[_Name] = Counter()
+        """Those that are there by this instance, each with how many rules have it: two may pass the same neighbours."""
         self._shunted: set[_Name] = set()
         """Those of shunts."""
         self._expected: set[_Name] = set()
@@ -35,8 +36,11 @@ class Spd:
     def add(self, rule: Policy | Shunt) -> None:
         """All of its entries or none. What an earlier instance of ours left for the same traffic is replaced.
 
-        No peer's selectors take the place of a shunt.
+        So is the policy that had its number, of which nothing stays that this one has not. No peer's selectors take the
+        place of a shunt.
         """
+        earlier = self._requiring.get(rule.reqid) if isinstance(rule, Policy) else None
+        replaced = {} if earlier is None else {_name(entry): entry for entry in entries(earlier)}
         added: list[Entry] = []
         try:
             for entry in entries(rule):
@@ -51,6 +55,11 @@ class Spd:
             for entry in added:
                 self._drop(entry)
             raise
+        for entry in entries(rule):
+            if replaced.pop(_name(entry), None) is None:
+                self._placed[_name(entry)] += 1
+        for entry in replaced.values():
+            self._let_go(entry)
         if isinstance(rule, Policy):
             self._requiring[rule.reqid] = rule
 
@@ -64,22 +73,26 @@ class Spd:
             if _name(entry) not in self._expected and not self._stands(entry):
                 raise
             self._netlink.do(UpdPolicy.request(0, entry.values, entry.attributes))
-            is_new = False
-        else:
-            is_new = True
-        self._placed.add(_name(entry))
-        return is_new
+            return False
+        return True
 
     def remove(self, rule: Policy | Shunt) -> None:
         """All of its entries."""
         if isinstance(rule, Policy):
             self._requiring.pop(rule.reqid, None)
         for entry in entries(rule):
+            self._let_go(entry)
+
+    def _let_go(self, entry: Entry) -> None:
+        """One rule less that has it."""
+        name = _name(entry)
+        self._placed[name] -= 1
+        if self._placed[name] <= 0:
+            del self._placed[name]
             self._drop(entry)
 
     def _drop(self, entry: Entry) -> None:
-        for names in (self._placed, self._shunted):
-            names.discard(_name(entry))
+        self._shunted.discard(_name(entry))
         self._netlink.do_unless(errno.ENOENT, DelPolicy.request(0, entry.key, entry.lane))
 
     # what an earlier instance left

@@ -281,6 +281,23 @@ class ReplayState(StructAttribute):
     )
 
 
+class Migration(StructAttribute):
+    """struct xfrm_user_migrate: the ends of an SA and a template, before and after."""
+
+    fields = (
+        ("old_daddr", "16s"),
+        ("old_saddr", "16s"),
+        ("new_daddr", "16s"),
+        ("new_saddr", "16s"),
+        ("proto", "B"),
+        ("mode", "B"),
+        ("_", "2x"),
+        ("reqid", "I"),
+        ("old_family", "H"),
+        ("new_family", "H"),
+    )
+
+
 class MarkValue(StructAttribute):
     """struct xfrm_mark: of a policy, the packets' marks; of an SA, what finds it besides its key."""
 
@@ -304,6 +321,7 @@ ATTRIBUTES: dict[str, tuple[int, type[StructAttribute]]] = {
     "XFRMA_ALG_COMP": (3, Compression),
     "XFRMA_ENCAP": (4, EncapTemplate),
     "XFRMA_TMPL": (5, Template),
+    "XFRMA_MIGRATE": (17, Migration),
     "XFRMA_ALG_AEAD": (18, Aead),
     "XFRMA_ALG_AUTH_TRUNC": (20, AuthTrunc),
     "XFRMA_MARK": (21, MarkValue),

@@ -181,7 +181,7 @@ class Adopted:
 
 @dataclass(slots=True, frozen=True, kw_only=True)
 class Moved:
-    """A NAT gave the peer of this pair another port; the data plane follows already. No answer."""
+    """The peer of this pair has another port, or address; the data plane follows already. No answer."""
 
     spi_in: SpiField
     remote: Endpoint

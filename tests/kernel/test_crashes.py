@@ -1,34 +1,16 @@
 """Daemons that are killed while packets flow: none is lost, a successor adopts what is there, nothing is left over."""
 
 import re
-import signal
 import subprocess
 
 import pytest
+from flow import Flow
 from lab import launch
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 
 IKE, ESP = "aes256-sha256-modp2048", "aes256gcm16-modp2048"
 PATIENCE = 60
-INTERVAL = "0.005"
-"""200 packets a second."""
-
-
-class Flow:
-    """Pings that count."""
-
-    def __init__(self, site, target):
-        words = site.command("ping", "-n", "-q", "-i", INTERVAL, "-W", "5", "-I", site.inner, target)
-        self._process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
-
-    def end(self):
-        """How many were sent and how many were lost."""
-        self._process.send_signal(signal.SIGINT)
-        output, _ = self._process.communicate(timeout=20)
-        sent, received = map(int, re.search(r"(\d+) packets transmitted, (\d+) received", output).groups())
-        # the last may be on its way
-        return sent, max(0, sent - received - 1)
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +29,7 @@ def flowing(tunnel):
     """A flow through it."""
     flow = Flow(tunnel.network.left, tunnel.network.right.inner)
     yield flow
-    if flow._process.poll() is None:
-        flow._process.kill()
+    flow.close()
 
 
 def spis(gateway):

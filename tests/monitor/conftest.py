@@ -180,6 +180,7 @@ class FakeDataplane:
         self.waiting = []
         self.next_spi = 0x1000
         self.protocols = {}
+        self.migrates = True
 
     def _call(self, name, value=None, result=None):
         self.calls.append((name, value))
@@ -228,6 +229,9 @@ class FakeDataplane:
 
     def follow(self, pair):
         return self._call("follow", pair)
+
+    def migrate(self, policy, pairs, remote):
+        return self._call("migrate", (policy, pairs, remote), tuple(pair.spi_in for pair in pairs if self.migrates))
 
     def traffic(self, pair):
         return self._call("traffic", pair.spi_in, Traffic(bytes_in=84, bytes_out=168, packets_in=1, packets_out=2))

@@ -589,6 +589,49 @@ def test_a_successor_knows_the_port_to_which_a_peer_moved(bench, life, kernel, k
     assert life.written() == ()
 
 
+@pytest.fixture
+def travelling(life, kit):
+    """Install a pair of a road warrior's at that address; its inbound SPI."""
+
+    def install(address):
+        ends = {"local": kit.endpoint("192.0.2.1", 4500), "remote": kit.endpoint(address, 40000)}
+        return life.install("road", remote=address, remote_ts="10.4.0.0/16", asked={"encap": True, **ends})
+
+    return install
+
+
+def places(life):
+    return {record.spi_in: str(record.remote.address) for record in life.written()}
+
+
+@pytest.mark.parametrize("goes", [True, False, "refused"])
+def test_a_successor_knows_where_a_peers_pairs_went(bench, life, travelling, goes):
+    old = travelling("198.51.100.9")
+    bench.plane.migrates = goes is True
+    if goes == "refused":
+        bench.plane.failing.add("migrate")
+    new = travelling("198.51.100.10")
+    where = "198.51.100.10" if goes is True else "198.51.100.9"
+    assert len(life.written()) == 2
+    assert places(life) == {old: where, new: "198.51.100.10"}
+    assert str(life.begin().sadb.entry(old).pair.remote.address) == where
+
+
+def test_of_a_pair_that_ends_while_it_goes_nothing_stays_written(bench, life, kit, travelling, monkeypatch):
+    old = travelling("198.51.100.9")
+
+    def migrate(policy, pairs, remote):
+        assert [str(record.remote.address) for record in life.written()] == ["198.51.100.9", "198.51.100.10"]
+        bench.service.expired(old, True)
+        return type(bench.plane).migrate(bench.plane, policy, pairs, remote)
+
+    monkeypatch.setattr(bench.plane, "migrate", migrate)
+    new = travelling("198.51.100.10")
+    assert places(life) == {new: "198.51.100.10"}
+    assert [entry.pair.spi_in for entry in bench.service.sadb.entries()] == [new]
+    assert not bench.service.sadb.has_outbound(kit.endpoint("198.51.100.10").address, ProtocolId.ESP, old + 0x10000)
+
+
 @pytest.mark.parametrize("port", [40000, 40001])
 def test_a_daemon_that_is_killed_while_a_peer_moves_leaves_one_pair(bench, life, kernel, kit, natted, port):
     bench.plane.held = True

@@ -1,5 +1,6 @@
 """Which data plane is chosen, and the sentence that says why."""
 
+import ipaddress
 from dataclasses import replace
 
 import pytest
@@ -8,7 +9,7 @@ from monitor import plane
 from monitor.dataplane import Events
 from privsep.algorithms import ChildSuite, Integrity
 from privsep.config.lanes import KernelOptions, Lane
-from privsep.config.model import DataplaneChoice
+from privsep.config.model import DataplaneChoice, RemoteAny
 from privsep.errors import OperatorError
 from privsep.iana import ProtocolId
 
@@ -21,6 +22,7 @@ class FakeNetlink:
 
     without_xfrm = False
     lacking = None
+    migrates = True
 
     def __init__(self):
         if self.without_xfrm:
@@ -51,21 +53,37 @@ def kernel(monkeypatch):
     monkeypatch.setattr(plane, "XfrmNetlink", Kernel)
     monkeypatch.setattr(plane, "probe", lambda netlink, gateway: netlink.lacking)
     monkeypatch.setattr(plane, "knows_direction", lambda netlink: False)
+    monkeypatch.setattr(plane, "can_migrate", lambda netlink: netlink.migrates)
     monkeypatch.setattr(plane, "Routes", FakeRoutes)
     return Kernel
 
 
 @pytest.fixture
 def choose(kit, loop):
-    def choose(asked, *suites, **child):
+    def choose(asked, *suites, connections=(), **child):
         events = Events(acquired=lambda number: None, expired=lambda spi, hard: None, moved=lambda spi, remote: None)
         gateway = kit.gateway()
+        gateway = replace(gateway, connections=connections or gateway.connections)
         child |= {"suites": suites} if suites else {}
         if child:
             gateway = replace(gateway, connections=(kit.connection(children=(kit.child(**child),)),))
         return plane.choose(replace(gateway, dataplane=asked), loop, events, lambda reason: None)
 
     return choose
+
+
+TRAVELLERS = [RemoteAny(), ipaddress.ip_network("198.51.100.0/24")]
+
+
+@pytest.mark.parametrize("migrates", [True, False])
+@pytest.mark.parametrize("remote", [*TRAVELLERS, ipaddress.ip_address("198.51.100.9")])
+def test_a_kernel_that_migrates_nothing_is_taken_and_named_where_a_peer_may_move(kernel, kit, choose, remote, migrates):
+    kernel.migrates = migrates
+    told = plane.ABLE + (plane.NO_MIGRATION if remote in TRAVELLERS and not migrates else "")
+    gateway = replace(kit.gateway(), connections=(kit.connection(remote=remote),))
+    assert plane.foresee(gateway) == f"kernel, because {told}"
+    assert [netlink.closed for netlink in kernel.opened] == [True]
+    assert choose(DataplaneChoice.AUTO, connections=gateway.connections).reason == told
 
 
 def test_auto_falls_back_on_a_kernel_without_xfrm_and_says_so(kernel, choose):

@@ -104,11 +104,12 @@ def test_a_forgotten_pair_leaves_no_trace(bench, kit):
     sadb.reserve(entry)
     assert sadb.has_outbound(kit.remote, ProtocolId.ESP, 0x2000)
     assert not sadb.has_outbound(kit.remote, ProtocolId.AH, 0x2000)
+    assert sadb.under(pair.policy.number) == (entry,)
     sadb.forget(replace(entry))
     assert sadb.entry(0x1000) is entry
     sadb.forget(entry)
     sadb.forget(entry)
-    assert sadb.entries() == ()
+    assert sadb.entries() == sadb.under(pair.policy.number) == ()
     assert not sadb.has_outbound(kit.remote, ProtocolId.ESP, 0x2000)
     assert list(sadb.claims.touching(pair.remote_ts[0].network, OPEN)) == []
 

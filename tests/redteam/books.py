@@ -290,6 +290,33 @@ class Books:
 
         return self._later(None, then)
 
+    def migrate(self, policy: Policy, pairs: tuple[Pair, ...], remote: Endpoint) -> Future[tuple[Spi, ...]]:
+        fuzzer = self.fuzzer
+        minted = fuzzer.redeeming
+        fuzzer.check(minted is not None and minted.asked.remote == remote, "pairs go where no new one is")
+        fuzzer.check(bool(pairs), "nothing goes somewhere")
+        for pair in pairs:
+            known, whose = self.installed.get(pair.spi_in, (None, None))
+            keys = {name: getattr(known, name) for name in KEYS}
+            fuzzer.check(replace(pair, **keys) == known, "a pair that is not there goes")
+            fuzzer.check(whose.redeemed.identity == minted.redeemed.identity, "a pair follows another peer")
+            fuzzer.check(pair.policy.number == policy.number, "a pair follows another policy")
+            fuzzer.check(
+                pair.remote.address == policy.remote.address != remote.address, "a pair goes that is elsewhere"
+            )
+        fuzzer.reached["migrated"] += 1
+        # at once, as the kernel does
+        future: Future[tuple[Spi, ...]] = Future()
+        if fuzzer.random.random() < 0.1:
+            future.set_error(DataplaneError("refused"))
+            return future
+        went = tuple(pair.spi_in for pair in pairs if fuzzer.random.random() < 0.9)
+        for spi in went:
+            known, whose = self.installed[spi]
+            self.installed[spi] = (replace(known, remote=remote), whose)
+        future.set_result(went)
+        return future
+
     def gone(self, spi: int) -> None:
         self.installed.pop(spi, None)
         self.settled.discard(spi)

@@ -429,6 +429,7 @@ REQUESTS = (
     messages.UpdPolicy,
     messages.DelPolicy,
     messages.GetPolicy,
+    messages.Migrate,
 )
 KNOWN = {number: (name, record) for name, (number, record) in structs.ATTRIBUTES.items()}
 KINDS = {

@@ -402,13 +402,14 @@ def test_neighbours_find_each_other_in_clear_both_ways_and_nothing_else_does_rfc
 
 
 def test_where_the_gateways_themselves_are_not_in_the_selectors_nothing_is_in_clear(kit, kernel, plane):
-    for chosen in (
+    several = (
         between_hosts(kit, local_ts=kit.selectors("fd00:1::/64"), remote_ts=kit.selectors("fd00:2::/64")),
         between_hosts(kit, remote_ts=kit.selectors("2001:db8::2/128", protocol=6)),
         kit.hosts,
         kit.policy(),
-    ):
-        kit.result(plane.add_policy(chosen))
+    )
+    for number, chosen in enumerate(several, 1):
+        kit.result(plane.add_policy(replace(chosen, number=number)))
     assert all(message["attrs"] for message in kernel.done)
 
 
@@ -431,14 +432,15 @@ def test_selectors_of_different_protocols_share_no_traffic(kit, kernel, plane):
 
 
 def test_the_more_specific_policy_goes_first(kit, kernel, plane):
-    for remote in (
+    several = (
         kit.selectors("10.0.0.0/8"),
         kit.selectors("10.2.0.0/16"),
         kit.selectors("10.2.0.0/16", protocol=6),
         kit.selectors("10.2.0.0/16", protocol=6, port=80),
         kit.selectors("10.2.3.0/24"),
-    ):
-        kit.result(plane.add_policy(kit.policy(remote_ts=remote)))
+    )
+    for number, remote in enumerate(several, 1):
+        kit.result(plane.add_policy(kit.policy(number=number, remote_ts=remote)))
     priorities = [message["priority"] for message in kernel.done if message["dir"] == 1]
     assert priorities == sorted(priorities, reverse=True)
     assert len(set(priorities)) == 5
@@ -737,6 +739,40 @@ def test_what_is_ours_is_replaced_for_no_other_reason_than_that_it_is_there(kit,
     with pytest.raises(KernelError, match="EPERM"):
         kit.result(plane.add_policy(kit.policy()))
     assert Type.UPDPOLICY not in kernel.kinds()
+
+
+def around(kit, number, remote, **changes):
+    """A policy that protects the outer addresses themselves, so that neighbours must be let through."""
+    everything = kit.selectors("2001:db8::/32")
+    ends = {"local": kit.endpoint("2001:db8::1"), "remote": kit.endpoint(remote)}
+    return kit.policy(number=number, local_ts=everything, remote_ts=everything, **ends | changes)
+
+
+def test_of_a_policy_whose_peer_moved_nothing_stays_where_it_was(kit, kernel, plane):
+    """With those neighbours nothing is to be spoken in clear any more."""
+    kit.result(plane.add_policy(around(kit, 7, "2001:db8::2")))
+    kernel.done.clear()
+    kit.result(plane.add_policy(around(kit, 7, "2001:db8::3")))
+    removed = [message for message in kernel.done if message.kind is Type.DELPOLICY]
+    ends = {(message["sel.saddr"][-1], message["sel.daddr"][-1]) for message in removed}
+    assert (len(removed), ends) == (4, {(1, 2), (2, 1)})
+    kernel.done.clear()
+    kit.result(plane.remove_policy(around(kit, 7, "2001:db8::3")))
+    assert kernel.kinds() == 7 * [Type.DELPOLICY]
+
+
+def test_what_two_policies_have_goes_with_the_last(kit, kernel, plane):
+    first, second = (
+        around(kit, number, "2001:db8::2", protocol=each) for number, each in ((7, ProtocolId.ESP), (8, ProtocolId.AH))
+    )
+    second = replace(second, remote_ts=kit.selectors("2001:db8::/48"))
+    for each in (first, second, first):
+        kit.result(plane.add_policy(each))
+    kernel.done.clear()
+    kit.result(plane.remove_policy(first))
+    assert kernel.kinds() == 3 * [Type.DELPOLICY]
+    kit.result(plane.remove_policy(second))
+    assert kernel.kinds() == 10 * [Type.DELPOLICY]
 
 
 @pytest.mark.parametrize("now", [None, 88])

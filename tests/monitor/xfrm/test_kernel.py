@@ -1,10 +1,12 @@
 """The same against this machine's kernel, in a network namespace of its own. Nothing may stay behind."""
 
 import os
+import re
 import select
 import socket
 import subprocess
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -16,8 +18,9 @@ from monitor.plane import leave_kernel
 from monitor.xfrm.bypass import bypass, udp_encap
 from monitor.xfrm.client import KernelDataplane
 from monitor.xfrm.events import XfrmEvents
-from monitor.xfrm.netlink import XfrmNetlink
-from monitor.xfrm.probe import knows_direction, lacking
+from monitor.xfrm.migration import one_round
+from monitor.xfrm.netlink import KernelError, XfrmNetlink
+from monitor.xfrm.probe import can_migrate, knows_direction, lacking
 from privsep.algorithms import ChildSuite
 from privsep.config.lanes import KernelOptions, Lane, Mark
 from privsep.config.model import Action, Order
@@ -140,6 +143,40 @@ def test_somebody_elses_policy_stays_and_ours_is_not_half_there(kit, bench):
     with pytest.raises(DataplaneError, match="NEWPOLICY: EEXIST"):
         kit.result(bench.plane.add_policy(kit.policy()))
     assert bench.ip("xfrm", "policy") == before
+
+
+def test_a_policy_goes_to_its_peers_new_address_where_the_kernel_can(kit, bench):
+    policy = kit.policy(remote_ts=kit.selectors("10.2.0.0/16", "10.3.0.0/16"))
+    kit.result(bench.plane.add_policy(policy))
+    before = bench.ip("xfrm", "policy")
+    for message in one_round(policy, kit.pair(policy, remote=kit.endpoint("192.0.2.99"))):
+        with nullcontext() if can_migrate(bench.netlink) else pytest.raises(KernelError, match="ENOPROTOOPT"):
+            bench.netlink.do(message)
+    after = before.replace("192.0.2.2", "192.0.2.99") if can_migrate(bench.netlink) else before
+    assert bench.ip("xfrm", "policy") == after
+
+
+@pytest.mark.parametrize("suite", [GCM, CBC])
+def test_a_pair_goes_with_its_sequence_numbers(kit, bench, suite):
+    """For the peer it is one SA still, in which no number may come twice; and its lifetime goes on."""
+    missing = lacking(bench.netlink, [suite], [4])
+    if missing is not None:
+        pytest.skip(missing)
+    kit.result(bench.plane.add_policy(kit.policy()))
+    pair = make(kit, bench, suite)
+    kit.result(bench.plane.install(pair))
+    bench.ip("neigh", "add", "192.0.2.2", "lladdr", "02:00:00:00:00:01", "dev", "under")
+    for _ in range(3):
+        knock()
+    there = kit.endpoint("192.0.2.99")
+    before = bench.ip("-s", "xfrm", "state")
+    assert kit.result(bench.plane.migrate(kit.policy(), (pair,), there)) == (pair.spi_in,)
+    after = bench.ip("-s", "xfrm", "state")
+    assert "oseq 0x3" in after
+    assert kept(after) == kept(before)
+    assert (before.count("192.0.2.2\n"), after.count("192.0.2.2\n"), after.count("192.0.2.99\n")) == (1, 0, 1)
+    kit.result(bench.plane.remove(replace(pair, remote=there)))
+    assert bench.ip("xfrm", "state") == ""
 
 
 def marked(kit, number, value):
@@ -370,6 +407,12 @@ def test_a_hard_lifetime_takes_both_sas(kit, bench):
     bench.reported.clear()
     assert bench.wait(5) == [("expired", pair.spi_in, True)]
     assert bench.ip("xfrm", "state") == ""
+
+
+def kept(shown):
+    """Of `ip -s xfrm state`: what an SA has wherever it leads to, whatever the order."""
+    words = r"proto esp|replay-window|oseq|aead|auth-trunc|enc |limit|expire|add |sel src"
+    return sorted(line for line in shown.splitlines() if re.search(words, line))
 
 
 def make(kit, bench, suite, **changes):

@@ -10,7 +10,7 @@ from monitor.xfrm import interfaces
 from monitor.xfrm.algorithms import CIPHERS, CONFIG, INTEGRITIES
 from monitor.xfrm.messages import Type
 from monitor.xfrm.netlink import KernelError
-from monitor.xfrm.probe import knows_direction, lacking, probe
+from monitor.xfrm.probe import can_migrate, knows_direction, lacking, probe
 from privsep.algorithms import ChildSuite, EspCipher, Integrity
 from privsep.config.lanes import KernelOptions, Lane
 from privsep.iana import ProtocolId
@@ -179,6 +179,13 @@ def test_xfrm_interfaces_are_missed_where_a_child_has_an_if_id_and_nowhere_else(
     assert probe(FakeKernel(errno.EPROTONOSUPPORT), gateway).endswith(f"(CONFIG_INET_ESP); {lacks}")
     monkeypatch.setattr(interfaces, "possible", lambda: True)
     assert probe(FakeKernel(), gateway) is None
+
+
+@pytest.mark.parametrize(("answer", "can"), [(errno.EINVAL, True), (None, True), (errno.ENOPROTOOPT, False)])
+def test_a_kernel_migrates_unless_it_says_that_it_has_no_such_thing(answer, can):
+    kernel = FakeKernel(answer)
+    assert can_migrate(kernel) is can
+    assert [(message.kind, message["attrs"]) for message in kernel.done] == [(Type.MIGRATE, [])], "nothing is moved"
 
 
 @pytest.mark.parametrize(("answer", "known"), [(errno.ERANGE, True), (errno.EINVAL, True), (errno.ESRCH, False)])
