@@ -27,7 +27,7 @@ peers: $(VENV)/ready
 
 # the daemon on a kernel that has ESP: Debian's, in an emulated machine; a table tells what passed. What failed runs once
 # more: a machine that stalls fails once, a bug twice
-KERNEL ?= tests/kernel
+KERNEL ?= tests/kernel tests/monitor/xfrm/test_pairs.py
 IN_KERNEL = $(BIN)/pytest -v --color=no -o cache_dir=/tmp/kernel-tests --tb=short --durations=10
 test-kernel: $(VENV)/ready
 	.ci/system kernel

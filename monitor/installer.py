@@ -97,17 +97,12 @@ class Installer:
         if clean:
             self._journal.remove()
 
-    async def _place(self, owner: tuple[str, str], policy: Policy, entry: Entry | None = None) -> None:
-        """Written down first: a policy that nobody knows of would refuse its traffic for ever.
-
-        `entry` is the pair for which it is placed, if it is for one.
-        """
+    async def _place(self, owner: tuple[str, str], policy: Policy) -> None:
+        """Written down first: a policy that nobody knows of would refuse its traffic for ever."""
         earlier = self._placed.get(policy.number)
         if policy == earlier:
             return
         self._journal.add(policy_record(*owner, policy))
-        if earlier is not None and entry is not None:
-            await self._migrate(earlier, entry)
         await self.dataplane.add_policy(policy)
         self._placed[policy.number] = policy
         if earlier is not None:
@@ -163,7 +158,8 @@ class Installer:
         self.sadb.reserve(entry)
         self.policies.record(entry.connection, entry.child, pair.policy)
         try:
-            await self._place((entry.connection, entry.child), pair.policy, entry)
+            await self._migrate(entry)
+            await self._place((entry.connection, entry.child), pair.policy)
             if self.closed:
                 raise DataplaneError("the daemon is stopping")
             # first, so that nothing is installed that a successor would not find
@@ -204,15 +200,17 @@ class Installer:
         finally:
             self._settle(entry, records)
 
-    async def _migrate(self, earlier: Policy, entry: Entry) -> None:
+    async def _migrate(self, entry: Entry) -> None:
         """A peer's new pair is elsewhere than its policy: those that are there go with it, until it uses the new one.
 
         keyd proved that it is the same peer, and it agreed to the new pair: nothing is sent there but what is its own.
         """
-        behind = self._behind(earlier, entry)
+        earlier = self._placed.get(entry.pair.policy.number)
+        if earlier is None or earlier.remote == entry.pair.policy.remote:
+            return
+        behind, remote = self._behind(earlier, entry), entry.pair.remote
         if not behind:
             return
-        remote = entry.pair.remote
         records = [self._write_twice(each, remote) for each in behind]
         try:
             went = await self.dataplane.migrate(earlier, tuple(each.pair for each in behind), remote)
@@ -251,11 +249,9 @@ class Installer:
         """Whether the pair has not ended meanwhile."""
         return self.sadb.entry(entry.pair.spi_in) is entry
 
-    def _write_twice(self, entry: Entry, remote: Endpoint) -> tuple[PairRecord, ...]:
+    def _write_twice(self, entry: Entry, remote: Endpoint) -> tuple[PairRecord, PairRecord]:
         """Until one is true: a successor takes that which the kernel has."""
         earlier = self._journal.pair(entry.pair.spi_in)
-        if earlier is None:
-            return ()
         later = dataclasses.replace(earlier, remote=remote)
         self._journal.add(later)
         return earlier, later

@@ -243,9 +243,9 @@ class Journal:
         if record is not None:
             self.end(record)
 
-    def pair(self, spi_in: Spi) -> PairRecord | None:
-        """What was said last of the pair of that SPI."""
-        return self._pairs.get(spi_in)
+    def pair(self, spi_in: Spi) -> PairRecord:
+        """What was said last of the pair of that SPI, which is in force."""
+        return self._pairs[spi_in]
 
     def remove(self) -> None:
         """A clean end leaves nothing to adopt."""

@@ -5,7 +5,7 @@ Nothing here decides; `authorize.py` asks, `installer.py` records.
 
 import ipaddress
 from bisect import bisect_left, bisect_right, insort
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -270,7 +270,7 @@ class Sadb:
         self.claims = Claims()
         self._allocated: dict[Spi, Allocation] = {}
         self._entries: dict[Spi, Entry] = {}
-        self._by_policy: dict[int, dict[Spi, Entry]] = {}
+        self._by_policy: defaultdict[int, dict[Spi, Entry]] = defaultdict(dict)
         self._outbound: set[tuple[Address, ProtocolId, Spi]] = set()
         self._allocated_by_connection: Counter[str] = Counter()
         self._installed_by_connection: Counter[str] = Counter()
@@ -299,7 +299,7 @@ class Sadb:
 
     def under(self, number: int) -> tuple[Entry, ...]:
         """The pairs of a policy, oldest first."""
-        return tuple(self._by_policy.get(number, {}).values())
+        return tuple(self._by_policy[number].values())
 
     def has_outbound(self, remote: Address, protocol: ProtocolId, spi: Spi) -> bool:
         """Whether a pair sends there with that protocol and SPI or CPI, an SA's key (RFC 4301 section 4.1)."""
@@ -329,7 +329,7 @@ class Sadb:
         """The SPI is no longer to be had: its pair is being installed."""
         self.release(entry.pair.spi_in)
         self._entries[entry.pair.spi_in] = entry
-        self._by_policy.setdefault(entry.pair.policy.number, {})[entry.pair.spi_in] = entry
+        self._by_policy[entry.pair.policy.number][entry.pair.spi_in] = entry
         self._outbound.update(_outbound(entry.pair))
         self._installed_by_connection[entry.connection] += 1
         self.claims.add(entry.claim)
@@ -349,10 +349,7 @@ class Sadb:
         if self._entries.get(entry.pair.spi_in) is not entry:
             return
         del self._entries[entry.pair.spi_in]
-        siblings = self._by_policy[entry.pair.policy.number]
-        del siblings[entry.pair.spi_in]
-        if not siblings:
-            del self._by_policy[entry.pair.policy.number]
+        del self._by_policy[entry.pair.policy.number][entry.pair.spi_in]
         self._outbound.difference_update(_outbound(entry.pair))
         self._installed_by_connection[entry.connection] -= 1
         self.claims.remove(entry.claim)

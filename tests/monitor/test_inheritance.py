@@ -604,6 +604,13 @@ def places(life):
     return {record.spi_in: str(record.remote.address) for record in life.written()}
 
 
+def test_of_a_pair_that_did_not_move_nothing_stays_written_once_it_ends(bench, life, kit, natted):
+    bench.plane.failing.add("follow")
+    bench.service.moved(natted, kit.endpoint("192.0.2.2", 40001))
+    bench.service.expired(natted, True)
+    assert life.written() == ()
+
+
 @pytest.mark.parametrize("goes", [True, False, "refused"])
 def test_a_successor_knows_where_a_peers_pairs_went(bench, life, travelling, goes):
     old = travelling("198.51.100.9")

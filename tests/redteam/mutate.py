@@ -36,12 +36,12 @@ AUTHORIZE = (
     "tests/redteam/test_install.py tests/redteam/test_captured_keyd.py",
 )
 MONITOR = (
-    "tests/monitor/test_service.py tests/monitor/test_inheritance.py tests/monitor/test_sadb.py "
-    "tests/monitor/test_status.py tests/monitor/test_commands.py",
+    "tests/monitor/test_installer.py tests/monitor/test_service.py tests/monitor/test_inheritance.py "
+    "tests/monitor/test_sadb.py tests/monitor/test_status.py tests/monitor/test_commands.py",
     "tests/redteam/test_fuzz.py",
     "tests/redteam/test_install.py tests/redteam/test_captured_keyd.py tests/redteam/test_exhaust.py",
 )
-XFRM = ("tests/monitor/xfrm/test_client.py", "tests/monitor/xfrm")
+XFRM = ("tests/monitor/xfrm/test_client.py tests/monitor/xfrm/test_migration.py", "tests/monitor/xfrm")
 SANDBOX = (
     "tests/privsep/sandbox",
     "tests/privsep/test_audit.py",

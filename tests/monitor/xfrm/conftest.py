@@ -4,9 +4,12 @@ import ctypes
 import ipaddress
 import os
 import re
+import select
 import shlex
 import shutil
+import socket
 import subprocess
+import time
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import count
@@ -15,8 +18,11 @@ from typing import Any
 
 import pytest
 
-from monitor.dataplane import Cpis, Pair, Policy
+from monitor.dataplane import Cpis, Events, Pair, Policy
 from monitor.xfrm import messages, policy, sa, structs
+from monitor.xfrm.client import KernelDataplane
+from monitor.xfrm.events import XfrmEvents
+from monitor.xfrm.netlink import XfrmNetlink
 from privsep.algorithms import ChildSuite
 from privsep.config.lanes import KernelOptions, Lane, Mark
 from privsep.config.model import Action, Order, Shunt
@@ -573,3 +579,52 @@ def inside(namespace):
     """The test runs in the namespace."""
     with entered(namespace):
         yield namespace
+
+
+class Bench:
+    """The data plane of this machine's kernel with its events, both in the namespace."""
+
+    def __init__(self, namespace):
+        self.namespace = namespace
+        self.netlink = XfrmNetlink()
+        self.plane = KernelDataplane(self.netlink)
+        self.reported = []
+        self.events = XfrmEvents(
+            self.plane,
+            Events(
+                acquired=lambda number: self.reported.append(("acquired", number)),
+                expired=lambda spi, hard: self.reported.append(("expired", spi, hard)),
+                moved=lambda spi, remote: self.reported.append(("moved", spi, str(remote))),
+            ),
+        )
+
+    def close(self):
+        self.events.close()
+        self.netlink.close()
+
+    def ip(self, *arguments):
+        command = ["ip", "netns", "exec", self.namespace, "ip", *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+    def wait(self, seconds):
+        """What is reported until then, or until something is."""
+        deadline = time.monotonic() + seconds
+        while not self.reported and (left := deadline - time.monotonic()) > 0:
+            if select.select([self.events], [], [], left)[0]:
+                self.events.read_events()
+        return self.reported
+
+    @staticmethod
+    def knock(mark=0):
+        """Send a packet from one protected network to the other; nobody is there."""
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
+            sock.bind(("10.1.0.1", 0))
+            sock.sendto(b"knock", ("10.2.0.9", 9))
+
+
+@pytest.fixture
+def bench(inside):
+    bench = Bench(inside)
+    yield bench
+    bench.close()

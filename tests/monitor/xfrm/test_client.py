@@ -921,6 +921,13 @@ def test_after_the_old_pair_is_gone_the_next_sends_at_once(kit, kernel, clock, r
     assert kernel.kinds() == [Type.UPDSA, Type.NEWSA]
 
 
+def test_of_pairs_that_are_gone_nothing_is_kept(kit, kernel, clock, replacing):
+    plane, install, _ = replacing
+    for pair in (kit.pair(), install(Role.INITIATOR)):
+        kit.result(plane.remove(pair))
+    assert not any((plane._larval, plane._installed, plane._pairs, plane._held))
+
+
 def test_a_pair_that_is_removed_while_it_waits_never_sends(kit, kernel, clock, replacing):
     plane, install, ended = replacing
     kit.result(plane.remove(install(Role.INITIATOR)))

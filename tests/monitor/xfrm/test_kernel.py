@@ -1,8 +1,6 @@
 """The same against this machine's kernel, in a network namespace of its own. Nothing may stay behind."""
 
 import os
-import re
-import select
 import socket
 import subprocess
 import time
@@ -11,13 +9,12 @@ from dataclasses import replace
 
 import pytest
 
-from monitor.dataplane import DataplaneError, Events
+from monitor.dataplane import DataplaneError
 from monitor.inheritance import policy_record, shunt_record
 from monitor.journal import Journal
 from monitor.plane import leave_kernel
 from monitor.xfrm.bypass import bypass, udp_encap
 from monitor.xfrm.client import KernelDataplane
-from monitor.xfrm.events import XfrmEvents
 from monitor.xfrm.migration import one_round
 from monitor.xfrm.netlink import KernelError, XfrmNetlink
 from monitor.xfrm.probe import can_migrate, knows_direction, lacking
@@ -36,61 +33,12 @@ AH = ChildSuite.parse("sha256", ProtocolId.AH)
 ETH_P_ALL = 3
 
 
-class Bench:
-    """The data plane with its events, both in the namespace."""
-
-    def __init__(self, namespace):
-        self.namespace = namespace
-        self.netlink = XfrmNetlink()
-        self.plane = KernelDataplane(self.netlink)
-        self.reported = []
-        self.events = XfrmEvents(
-            self.plane,
-            Events(
-                acquired=lambda number: self.reported.append(("acquired", number)),
-                expired=lambda spi, hard: self.reported.append(("expired", spi, hard)),
-                moved=lambda spi, remote: self.reported.append(("moved", spi, str(remote))),
-            ),
-        )
-
-    def close(self):
-        self.events.close()
-        self.netlink.close()
-
-    def ip(self, *arguments):
-        command = ["ip", "netns", "exec", self.namespace, "ip", *arguments]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
-
-    def wait(self, seconds):
-        """What is reported until then, or until something is."""
-        deadline = time.monotonic() + seconds
-        while not self.reported and (left := deadline - time.monotonic()) > 0:
-            if select.select([self.events], [], [], left)[0]:
-                self.events.read_events()
-        return self.reported
-
-
-@pytest.fixture
-def bench(inside):
-    bench = Bench(inside)
-    yield bench
-    bench.close()
-
-
 @pytest.fixture
 def hasty(inside):
     """Larval SAs live one second."""
     subprocess.run(
         ["ip", "netns", "exec", inside, "sh", "-c", "echo 1 > /proc/sys/net/core/xfrm_acq_expires"], check=True
     )
-
-
-def knock(mark=0):
-    """Send a packet from one protected network to the other; nobody is there."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
-        sock.bind(("10.1.0.1", 0))
-        sock.sendto(b"knock", ("10.2.0.9", 9))
 
 
 def test_an_allocated_spi_is_reserved_and_released(kit, bench):
@@ -156,29 +104,6 @@ def test_a_policy_goes_to_its_peers_new_address_where_the_kernel_can(kit, bench)
     assert bench.ip("xfrm", "policy") == after
 
 
-@pytest.mark.parametrize("suite", [GCM, CBC])
-def test_a_pair_goes_with_its_sequence_numbers(kit, bench, suite):
-    """For the peer it is one SA still, in which no number may come twice; and its lifetime goes on."""
-    missing = lacking(bench.netlink, [suite], [4])
-    if missing is not None:
-        pytest.skip(missing)
-    kit.result(bench.plane.add_policy(kit.policy()))
-    pair = make(kit, bench, suite)
-    kit.result(bench.plane.install(pair))
-    bench.ip("neigh", "add", "192.0.2.2", "lladdr", "02:00:00:00:00:01", "dev", "under")
-    for _ in range(3):
-        knock()
-    there = kit.endpoint("192.0.2.99")
-    before = bench.ip("-s", "xfrm", "state")
-    assert kit.result(bench.plane.migrate(kit.policy(), (pair,), there)) == (pair.spi_in,)
-    after = bench.ip("-s", "xfrm", "state")
-    assert "oseq 0x3" in after
-    assert kept(after) == kept(before)
-    assert (before.count("192.0.2.2\n"), after.count("192.0.2.2\n"), after.count("192.0.2.99\n")) == (1, 0, 1)
-    kit.result(bench.plane.remove(replace(pair, remote=there)))
-    assert bench.ip("xfrm", "state") == ""
-
-
 def marked(kit, number, value):
     return kit.policy(number=number, kernel=KernelOptions(lane=Lane(mark_in=Mark(value), mark_out=Mark(value))))
 
@@ -199,9 +124,9 @@ def test_equal_selectors_in_several_lanes_are_several_policies(kit, bench):
 def test_a_marked_packet_asks_for_an_sa_of_the_policy_with_its_mark(kit, bench):
     for policy in (marked(kit, 2, 16), marked(kit, 3, 32)):
         kit.result(bench.plane.add_policy(policy))
-    knock()
+    bench.knock()
     assert bench.wait(0.3) == [], "none has its mark"
-    knock(32)
+    bench.knock(32)
     assert bench.wait(2) == [("acquired", 3)]
 
 
@@ -228,7 +153,7 @@ def test_a_packet_without_an_sa_asks_for_one_and_does_not_leave(kit, bench):
     kit.result(bench.plane.add_policy(kit.policy()))
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL)) as far:
         far.bind(("far", 0))
-        knock()
+        bench.knock()
         assert bench.wait(2) == [("acquired", 7)]
         assert not _left_in_clear(far, b"knock")
 
@@ -237,7 +162,7 @@ def test_the_control_without_a_policy_lets_the_packet_out(bench):
     bench.ip("neigh", "add", "10.2.0.9", "lladdr", "02:00:00:00:00:01", "dev", "under")
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL)) as far:
         far.bind(("far", 0))
-        knock()
+        bench.knock()
         assert _left_in_clear(far, b"knock")
 
 
@@ -249,7 +174,7 @@ def test_a_shunt_within_a_policy_lets_a_packet_out_or_refuses_it_and_asks_for_no
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL)) as far:
         far.bind(("far", 0))
         try:
-            knock()
+            bench.knock()
         except PermissionError:
             assert action is Action.DROP
         assert _left_in_clear(far, b"knock") is leaves
@@ -260,7 +185,7 @@ def test_a_shunt_after_all_children_leaves_them_theirs(kit, bench):
     kit.result(bench.plane.add_policy(kit.policy()))
     everything = {"local_ts": kit.selectors("0.0.0.0/0"), "remote_ts": kit.selectors("0.0.0.0/0")}
     kit.result(bench.plane.add_shunt(kit.shunt(**everything, action=Action.DROP, order=Order.LAST)))
-    knock()
+    bench.knock()
     assert bench.wait(2) == [("acquired", 7)]
 
 
@@ -363,63 +288,6 @@ def test_a_refused_pair_leaves_nothing(kit, bench):
     with pytest.raises(DataplaneError, match=r"UPDSA: E\w+ \(.*not found\)"):
         kit.result(bench.plane.install(kit.pair(spi_in=spi)))
     assert bench.ip("xfrm", "state") == ""
-
-
-@pytest.mark.parametrize("suite", [GCM, CBC])
-def test_a_pair_stands_counts_and_goes(kit, bench, suite):
-    missing = lacking(bench.netlink, [suite], [4])
-    if missing is not None:
-        pytest.skip(missing)
-    pair = make(kit, bench, suite)
-    kit.result(bench.plane.install(pair))
-    shown = bench.ip("xfrm", "state")
-    assert f"spi 0x{pair.spi_in:08x} reqid 7 mode tunnel" in shown
-    assert "replay_window 64" in shown
-    assert kit.result(bench.plane.traffic(pair)).packets_out == 0
-    knock()
-    assert kit.result(bench.plane.traffic(pair)).packets_out == 0
-    kit.result(bench.plane.add_policy(pair.policy))
-    knock()
-    assert kit.result(bench.plane.traffic(pair)).packets_out == 1
-    kit.result(bench.plane.remove(pair))
-    assert bench.ip("xfrm", "state") == ""
-
-
-def test_an_outbound_sa_that_exists_is_kept_as_it_is(kit, bench):
-    missing = lacking(bench.netlink, [CBC], [4])
-    if missing is not None:
-        pytest.skip(missing)
-    first = make(kit, bench, CBC)
-    kit.result(bench.plane.install(first))
-    before = bench.ip("xfrm", "state")
-    with pytest.raises(DataplaneError, match="NEWSA: EEXIST"):
-        kit.result(bench.plane.install(make(kit, bench, CBC)))
-    assert bench.ip("xfrm", "state") == before
-
-
-def test_a_hard_lifetime_takes_both_sas(kit, bench):
-    missing = lacking(bench.netlink, [CBC], [4])
-    if missing is not None:
-        pytest.skip(missing)
-    pair = make(kit, bench, CBC, lifetime=3)
-    kit.result(bench.plane.install(pair))
-    assert bench.wait(5)[0] == ("expired", pair.spi_in, False)
-    bench.reported.clear()
-    assert bench.wait(5) == [("expired", pair.spi_in, True)]
-    assert bench.ip("xfrm", "state") == ""
-
-
-def kept(shown):
-    """Of `ip -s xfrm state`: what an SA has wherever it leads to, whatever the order."""
-    words = r"proto esp|replay-window|oseq|aead|auth-trunc|enc |limit|expire|add |sel src"
-    return sorted(line for line in shown.splitlines() if re.search(words, line))
-
-
-def make(kit, bench, suite, **changes):
-    values = {} if suite is GCM else dict(kit.cbc)
-    spi = bench.plane.allocate_spi(kit.endpoint("192.0.2.1"), kit.endpoint("192.0.2.2"), ProtocolId.ESP)
-    values |= {"suite": suite, "spi_in": spi} | changes
-    return kit.pair(**values)
 
 
 @pytest.fixture

@@ -1,0 +1,142 @@
+"""Pairs in this machine's kernel, if it has ESP; `make test-kernel` boots one that has. Nothing may stay behind."""
+
+import re
+from dataclasses import replace
+
+import pytest
+
+from monitor.dataplane import Cpis, DataplaneError
+from monitor.xfrm.probe import lacking
+from privsep.algorithms import ChildSuite
+from privsep.iana import ProtocolId
+from privsep.types import Cpi, Spi
+
+pytestmark = pytest.mark.root
+
+GCM, CBC = ChildSuite.parse("aes256gcm16"), ChildSuite.parse("aes128-sha256")
+
+
+@pytest.fixture
+def bench(bench):
+    """Skip where the kernel has no ESP."""
+    missing = lacking(bench.netlink, [GCM, CBC], [4])
+    if missing is not None:
+        pytest.skip(missing)
+    return bench
+
+
+@pytest.mark.parametrize("suite", [GCM, CBC])
+def test_a_pair_stands_counts_and_goes(kit, bench, suite):
+    pair = make(kit, bench, suite)
+    kit.result(bench.plane.install(pair))
+    shown = bench.ip("xfrm", "state")
+    assert f"spi 0x{pair.spi_in:08x} reqid 7 mode tunnel" in shown
+    assert "replay_window 64" in shown
+    assert kit.result(bench.plane.traffic(pair)).packets_out == 0
+    bench.knock()
+    assert kit.result(bench.plane.traffic(pair)).packets_out == 0
+    kit.result(bench.plane.add_policy(pair.policy))
+    bench.knock()
+    assert kit.result(bench.plane.traffic(pair)).packets_out == 1
+    kit.result(bench.plane.remove(pair))
+    assert bench.ip("xfrm", "state") == ""
+
+
+def test_an_outbound_sa_that_exists_is_kept_as_it_is(kit, bench):
+    first = make(kit, bench, CBC)
+    kit.result(bench.plane.install(first))
+    before = bench.ip("xfrm", "state")
+    with pytest.raises(DataplaneError, match="NEWSA: EEXIST"):
+        kit.result(bench.plane.install(make(kit, bench, CBC)))
+    assert bench.ip("xfrm", "state") == before
+
+
+def test_a_hard_lifetime_takes_both_sas(kit, bench):
+    pair = make(kit, bench, CBC, lifetime=3)
+    kit.result(bench.plane.install(pair))
+    assert bench.wait(5)[0] == ("expired", pair.spi_in, False)
+    bench.reported.clear()
+    assert bench.wait(5) == [("expired", pair.spi_in, True)]
+    assert bench.ip("xfrm", "state") == ""
+
+
+@pytest.mark.parametrize("suite", [GCM, CBC])
+def test_a_pair_goes_with_its_sequence_numbers(kit, bench, suite):
+    """For the peer it is one SA still, in which no number may come twice; and its lifetime goes on."""
+    kit.result(bench.plane.add_policy(kit.policy()))
+    pair = make(kit, bench, suite)
+    kit.result(bench.plane.install(pair))
+    bench.ip("neigh", "add", "192.0.2.2", "lladdr", "02:00:00:00:00:01", "dev", "under")
+    for _ in range(3):
+        bench.knock()
+    there = kit.endpoint("192.0.2.99")
+    before = bench.ip("-s", "xfrm", "state")
+    assert kit.result(bench.plane.migrate(kit.policy(), (pair,), there)) == (pair.spi_in,)
+    after = bench.ip("-s", "xfrm", "state")
+    assert "oseq 0x3" in after
+    assert kept(after) == kept(before)
+    assert (before.count("192.0.2.2\n"), after.count("192.0.2.2\n"), after.count("192.0.2.99\n")) == (1, 0, 1)
+    kit.result(bench.plane.remove(replace(pair, remote=there)))
+    assert bench.ip("xfrm", "state") == ""
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_all_pairs_of_a_policy_go_with_their_ports(kit, bench, version):
+    """Three of them, and several of the kernel's policies."""
+    base, there = (kit.policy(), "192.0.2.99") if version == 4 else (kit.over_ipv6, "2001:db8::99")
+    policy = replace(base, remote_ts=kit.selectors("10.2.0.0/16", "10.3.0.0/16"))
+    ends = {"local": replace(policy.local, port=4500), "remote": replace(policy.remote, port=40000), "encap": True}
+    kit.result(bench.plane.add_policy(policy))
+    pairs = tuple(make(kit, bench, GCM, policy, spi_out=Spi(0x2000 + number), **ends) for number in range(3))
+    for pair in pairs:
+        kit.result(bench.plane.install(pair))
+    remote = kit.endpoint(there, 40001)
+    assert kit.result(bench.plane.migrate(policy, pairs, remote)) == tuple(pair.spi_in for pair in pairs)
+    shown = bench.ip("xfrm", "state")
+    assert str(policy.remote.address) + "\n" not in shown + bench.ip("xfrm", "policy")
+    assert shown.count("sport 4500 dport 40001") == shown.count("sport 40001 dport 4500") == 3
+    for pair in pairs:
+        kit.result(bench.plane.remove(replace(pair, remote=remote)))
+    assert bench.ip("xfrm", "state") == ""
+
+
+def test_ipcomp_goes_with_what_is_around_it(kit, bench):
+    policy = kit.policy(ipcomp=True)
+    kit.result(bench.plane.add_policy(policy))
+    cpi = bench.plane.allocate_spi(policy.local, policy.remote, ProtocolId.IPCOMP)
+    pair = make(kit, bench, CBC, policy, ipcomp=Cpis(inbound=Cpi(cpi), outbound=Cpi(0x500)), **kit.natted)
+    kit.result(bench.plane.install(pair))
+    remote = kit.endpoint("192.0.2.99", 40001)
+    assert kit.result(bench.plane.migrate(policy, (pair,), remote)) == (pair.spi_in,)
+    shown = bench.ip("xfrm", "state")
+    assert (shown.count("192.0.2.99"), shown.count("proto comp"), shown.count("192.0.2.2\n")) == (6, 2, 0)
+    kit.result(bench.plane.remove(replace(pair, remote=remote)))
+    assert "reqid 7" not in bench.ip("xfrm", "state")
+
+
+def test_where_a_place_is_taken_the_pair_ends_and_what_is_there_stays(kit, bench):
+    policy, remote = kit.policy(), kit.endpoint("192.0.2.99")
+    kit.result(bench.plane.add_policy(policy))
+    pair = make(kit, bench, GCM)
+    kit.result(bench.plane.install(pair))
+    other = make(kit, bench, GCM, kit.policy(number=8, remote=remote), spi_out=pair.spi_out)
+    kit.result(bench.plane.install(other))
+    with pytest.raises(DataplaneError, match="MIGRATE"):
+        kit.result(bench.plane.migrate(policy, (pair,), remote))
+    shown = bench.ip("xfrm", "state")
+    assert shown.count("reqid 8") == 2
+    assert "192.0.2.2\n" in shown
+
+
+def kept(shown):
+    """Of `ip -s xfrm state`: what an SA has wherever it leads to, whatever the order."""
+    words = r"proto esp|replay-window|oseq|aead|auth-trunc|enc |limit|expire|add |sel src"
+    return sorted(line for line in shown.splitlines() if re.search(words, line))
+
+
+def make(kit, bench, suite, policy=None, **changes):
+    """A pair that can be installed."""
+    policy = policy or kit.policy()
+    values = {} if suite is GCM else dict(kit.cbc)
+    spi = bench.plane.allocate_spi(policy.local, policy.remote, ProtocolId.ESP)
+    return kit.pair(policy, **values | {"suite": suite, "spi_in": spi} | changes)
