@@ -204,6 +204,9 @@ class KernelDataplane:
 
     def _migrate(self, policy: Policy, pairs: tuple[Pair, ...], remote: Endpoint) -> tuple[Spi, ...]:
         moves = [(pair, replace(pair, remote=remote)) for pair in pairs]
+        if any(self._exists(name) for _, after in moves for name in Ends.of(after).outward):
+            # the kernel would see it half-way, and warn as of a fault of its own
+            raise DataplaneError("an SA stands where a pair would go")
         refusal: DataplaneError | None = None
         try:
             migrate(self._netlink, self._spd, policy, [after for _, after in moves])

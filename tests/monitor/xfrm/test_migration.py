@@ -281,7 +281,7 @@ def test_a_pair_that_is_torn_apart_ends(world):
     assert world.ended == [(pair.spi_in, True)]
 
 
-def test_where_a_place_is_taken_the_pair_ends_and_what_is_there_stays(kit, world):
+def test_where_a_place_is_taken_everything_stays(kit, world):
     """Another peer behind that NAT has chosen the same SPI."""
     first, second = world.install(), world.install()
     ends = {"remote": world.there, "local": second.local, "encap": True}
@@ -289,12 +289,27 @@ def test_where_a_place_is_taken_the_pair_ends_and_what_is_there_stays(kit, world
     world.kernel.next_spi = 0x9999
     world.plane.allocate_spi(other.local, other.remote, ProtocolId.ESP)
     kit.result(world.plane.install(other))
-    taken = padded(world.there.address.packed), 50, other.spi_out.to_bytes(4)
-    standing = world.kernel.sas[taken]
+    places = world.places()
+    with pytest.raises(DataplaneError, match="stands where a pair would go"):
+        world.migrate(first, second)
+    assert (world.places(), world.kernel.of(Type.MIGRATE), world.ended) == (places, [], [])
+
+
+@pytest.mark.parametrize("refused", [Type.NEWPOLICY, Type.MIGRATE])
+def test_of_two_pairs_one_may_go_and_the_other_end(world, refused):
+    """When the kernel refuses to put the policy back, or the second round."""
+    first, second = world.install(), world.install()
+    world.kernel.done.clear()
+
+    def refuse(message):
+        late = len(world.kernel.of(Type.MIGRATE)) > 3 or message.kind is not Type.MIGRATE
+        return errno.ENOMEM if message.kind is refused and late else 0
+
+    world.kernel.refuse = refuse
+    # the forward policy takes the second's inbound SA with it in the first round
     assert world.migrate(first, second) == (first.spi_in,)
     assert world.ended == [(second.spi_in, True)]
-    assert world.kernel.sas[taken] is standing
-    assert len(world.kernel.sas) == 4
+    assert world.places() == from_and_to(THERE)
 
 
 def test_a_pair_that_ended_meanwhile_is_nowhere(kit, world):
