@@ -99,6 +99,7 @@ class Engine:
                 self._keeper.adopt(message)
             case Moved():
                 followed(self._context, Spi(message.spi_in), message.remote)
+                self._keeper.moved(Spi(message.spi_in), message.remote)
             case _:
                 self._context.monitor_answered(sequence, message)
 

@@ -4,7 +4,7 @@ before this one had.
 A goal that fails is tried again with back-off as long as it is wanted.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from privsep.config.model import Child, Connection, Start
@@ -12,7 +12,7 @@ from privsep.errors import PeerError
 from privsep.log import Level
 from privsep.schema.install import Adopted
 from privsep.tasks import Future
-from privsep.types import Spi
+from privsep.types import Endpoint, Spi
 from worker.child import ChildSa, flows, fraction
 from worker.context import Context
 from worker.errors import Failed
@@ -213,6 +213,16 @@ class Keeper:
             goal.ends = (adopted.local, adopted.remote)
             spread = min(START_SPREAD * len(context.adopted), adopted.left_s / 2)
             self._retry_in(goal, START_DELAY + spread * fraction(context.random))
+
+    def moved(self, spi: Spi, remote: Endpoint) -> None:
+        """An earlier worker's pair has its peer at another port now, which is where to ask for another pair."""
+        adopted = self._context.adopted.get(spi)
+        if adopted is None:
+            return
+        self._context.adopted[spi] = replace(adopted, remote=remote)
+        goal = self.goals[adopted.connection, adopted.child]
+        if goal.ends == (adopted.local, adopted.remote):
+            goal.ends = (adopted.local, remote)
 
     def _hasten(self, adopted: Adopted) -> None:
         """An earlier worker's pair ends soon: the pause between two attempts may be longer than that."""

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from privsep.config.model import Start
-from privsep.schema.install import Acquire, Adopted, Expired, Outcome, Stop
+from privsep.schema.install import Acquire, Adopted, Expired, Moved, Outcome, Stop
 from privsep.types import Endpoint
 
 HOUR = 3600.0
@@ -207,6 +207,28 @@ def test_an_adopted_pair_that_expires_soon_shortens_the_pause_between_attempts(m
     world.left.event(Expired(spi_in=0x1000, hard=False))
     world.run(2.0)
     assert world.mirror() == 1
+
+
+@pytest.mark.parametrize("moves", [True, False])
+def test_an_adopted_pair_is_replaced_where_its_peer_is_now(make, moves):
+    """A NAT forgot it while no daemon ran; the data plane sees where its packets come from."""
+    world = make.Pair()
+    ends = {"local": Endpoint(make.LEFT, 4500), "remote": Endpoint(make.RIGHT, 40000)}
+    pair = Adopted(connection="paris", child="lan", spi_in=0x1000, spi_out=0x2000, left_s=600, **ends)
+    world.left.event(pair)
+    world.left.event(Moved(spi_in=0x1000 if moves else 0x1001, remote=Endpoint(make.RIGHT, 40001)))
+    world.run(10.0)
+    assert {send.remote.port for send in world.left.sent} == {40001 if moves else 40000}
+
+
+def test_an_operator_who_took_it_down_is_not_overruled_by_a_move(make):
+    world = make.Pair()
+    ends = {"local": Endpoint(make.LEFT, 4500), "remote": Endpoint(make.RIGHT, 40000)}
+    world.left.event(Adopted(connection="paris", child="lan", spi_in=0x1000, spi_out=0x2000, left_s=600, **ends))
+    world.left.down()
+    world.left.event(Moved(spi_in=0x1000, remote=Endpoint(make.RIGHT, 40001)))
+    world.run(60.0)
+    assert world.left.sent == []
 
 
 def test_adopted_pairs_are_replaced_and_then_removed(make):
