@@ -18,7 +18,7 @@ from privsep.iana import ProtocolId
 from privsep.log import Level
 from privsep.types import Cpi, Endpoint, Spi
 
-MAX_MIGRATED = 8
+MAX_MIGRATED = 4
 """Pairs of a policy that go with their peer: two while it renews one. What has more is negotiated anew."""
 
 

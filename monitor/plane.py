@@ -22,7 +22,7 @@ from privsep.errors import OperatorError
 from privsep.loop import Loop
 
 ABLE = "the kernel carries every configured suite"
-NO_MIGRATION = "; it lacks CONFIG_XFRM_MIGRATE, so that a peer that moves has no traffic until it has a new pair"
+NO_MIGRATION = "; it lacks CONFIG_XFRM_MIGRATE, so that the traffic of a peer that moves waits for its new pair"
 MAX_TOLD = 8
 """Suites, shunts and keys that are named when a data plane cannot carry them."""
 
