@@ -172,6 +172,7 @@ class Inheritance:
         entry = Entry(
             connection=record.connection,
             child=record.child,
+            identity=record.identity,
             claim=Claim(record.identity, record.local_ts, record.remote_ts, pair.policy.kernel.lane),
             pair=pair,
             since=record.since_ms / 1000,

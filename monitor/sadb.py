@@ -71,6 +71,8 @@ class Entry:
 
     connection: str
     child: str
+    identity: Identity
+    """Whom keyd proved."""
     claim: Claim
     pair: Pair
     since: float

@@ -132,6 +132,7 @@ class Service:
             Adopted(
                 connection=entry.connection,
                 child=entry.child,
+                identity=entry.identity,
                 spi_in=pair.spi_in,
                 spi_out=pair.spi_out,
                 local=pair.local,
@@ -252,6 +253,7 @@ class Service:
         entry = Entry(
             connection=redeemed.connection,
             child=redeemed.child,
+            identity=redeemed.identity,
             claim=Claim(redeemed.identity, message.local_ts, message.remote_ts, pair.policy.kernel.lane),
             pair=_without_keys(pair),
             since=self._clock.now(),

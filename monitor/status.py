@@ -170,7 +170,7 @@ def _installed(entry: Entry, facts: Facts, suite: ChildSuite | None = None) -> D
         "spi_in": _spi(pair.spi_in),
         "spi_out": _spi(pair.spi_out),
         "proposal": str(suite or pair.suite),
-        "identity": str(entry.claim.identity),
+        "identity": str(entry.identity),
         "local": str(pair.local),
         "remote": str(pair.remote),
         "encap": pair.encap,

@@ -178,7 +178,7 @@ class Keeper:
             spi
             for spi, adopted in context.adopted.items()
             if (adopted.connection, adopted.child) == (connection.name, child.child.name)
-            and adopted.remote.address == child.remote.address
+            and adopted.identity == child.peer.identity
         ]
         if replaced and all(serving(child.peer, flow) for flow in flows(connection, child.child)):
             context.after(GRACE, lambda: self._replace(child, replaced))

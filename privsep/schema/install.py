@@ -171,6 +171,8 @@ class Adopted:
 
     connection: Name
     child: Name
+    identity: Identity
+    """Of the peer, which keyd proved when it was made."""
     spi_in: SpiField
     spi_out: SpiField
     local: Endpoint

@@ -13,9 +13,10 @@ from keyd.credentials import Credentials
 from keyd.service import Service
 from privsep.config.loader import load
 from privsep.config.model import Gateway
+from privsep.iana import IdType
 from privsep.schema import install
 from privsep.schema.keymat import Redeem, Redeemed
-from privsep.types import Endpoint
+from privsep.types import Endpoint, Identity
 from worker.effects import AskKeyd, AskMonitor, Send, TellMonitor
 from worker.engine import Engine
 
@@ -43,6 +44,7 @@ start = "wait"
 EARLIER = install.Adopted(
     connection="peer",
     child="net",
+    identity=Identity(IdType.IPV4_ADDR, bytes((192, 0, 2, 2))),
     spi_in=256,
     spi_out=256,
     local=Endpoint(ipaddress.ip_address("192.0.2.1"), IKE_PORT),

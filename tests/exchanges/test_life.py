@@ -7,6 +7,7 @@ import pytest
 from privsep.config.model import Start
 from privsep.schema.install import Acquire, Adopted, Expired, Moved, Outcome, Stop
 from privsep.types import Endpoint
+from worker.renewal import GRACE
 
 HOUR = 3600.0
 
@@ -186,18 +187,25 @@ def test_a_trap_that_failed_or_was_taken_down_traps_again(make):
         world.run(10.0)
 
 
+def adopted(make, **changes):
+    """A pair of ours that an earlier worker had with a peer behind a NAT."""
+    values = {
+        "connection": "paris",
+        "child": "lan",
+        "identity": make.connection().remote_id,
+        "spi_in": 0x1000,
+        "spi_out": 0x2000,
+        "local": Endpoint(make.LEFT, 4500),
+        "remote": Endpoint(make.RIGHT, 40000),
+        "left_s": 600,
+    }
+    return Adopted(**values | changes)
+
+
 def test_an_adopted_pair_that_expires_soon_shortens_the_pause_between_attempts(make):
     """Lost datagrams cost a back-off that may be longer than what is left of the pair."""
     world = make.Pair()
-    pair = Adopted(
-        connection="paris",
-        child="lan",
-        spi_in=0x1000,
-        spi_out=0x2000,
-        local=Endpoint(make.LEFT, 500),
-        remote=Endpoint(make.RIGHT, 500),
-        left_s=600,
-    )
+    pair = adopted(make, local=Endpoint(make.LEFT, 500), remote=Endpoint(make.RIGHT, 500))
     fate, world.fate = world.fate, lambda site, send: []
     world.left.event(pair)
     world.run(900.0, lambda: len(world.left.logged("child-failed")) >= 4)
@@ -213,9 +221,7 @@ def test_an_adopted_pair_that_expires_soon_shortens_the_pause_between_attempts(m
 def test_an_adopted_pair_is_replaced_where_its_peer_is_now(make, moves):
     """A NAT forgot it while no daemon ran; the data plane sees where its packets come from."""
     world = make.Pair()
-    ends = {"local": Endpoint(make.LEFT, 4500), "remote": Endpoint(make.RIGHT, 40000)}
-    pair = Adopted(connection="paris", child="lan", spi_in=0x1000, spi_out=0x2000, left_s=600, **ends)
-    world.left.event(pair)
+    world.left.event(adopted(make))
     world.left.event(Moved(spi_in=0x1000 if moves else 0x1001, remote=Endpoint(make.RIGHT, 40001)))
     world.run(10.0)
     assert {send.remote.port for send in world.left.sent} == {40001 if moves else 40000}
@@ -223,12 +229,27 @@ def test_an_adopted_pair_is_replaced_where_its_peer_is_now(make, moves):
 
 def test_an_operator_who_took_it_down_is_not_overruled_by_a_move(make):
     world = make.Pair()
-    ends = {"local": Endpoint(make.LEFT, 4500), "remote": Endpoint(make.RIGHT, 40000)}
-    world.left.event(Adopted(connection="paris", child="lan", spi_in=0x1000, spi_out=0x2000, left_s=600, **ends))
+    world.left.event(adopted(make))
     world.left.down()
     world.left.event(Moved(spi_in=0x1000, remote=Endpoint(make.RIGHT, 40001)))
     world.run(60.0)
     assert world.left.sent == []
+
+
+@pytest.mark.parametrize("initial", [True, False])
+def test_of_two_peers_behind_one_nat_each_keeps_its_adopted_pair(make, initial):
+    """Whether one says INITIAL-CONTACT, or only has a new pair: the other is somebody else at the same address."""
+    world = make.Pair()
+    stranger = dataclasses.replace(make.connection().remote_id, data=b"gw3.example.org")
+    ends = {"local": Endpoint(make.RIGHT, 500), "remote": Endpoint(make.LEFT, 500), "left_s": 3000}
+    for spi, identity in (0x1000, make.connection().local_id), (0x2000, stranger):
+        world.right.monitor.allocated[spi] = "from before"
+        world.right.event(adopted(make, spi_in=spi, identity=identity, **ends))
+    if not initial:
+        world.left.event(adopted(make, spi_in=0x3000, identity=stranger))
+    world.up()
+    world.run(GRACE + 10.0)
+    assert world.right.monitor.removed == [0x1000]
 
 
 def test_adopted_pairs_are_replaced_and_then_removed(make):
@@ -243,6 +264,7 @@ def test_adopted_pairs_are_replaced_and_then_removed(make):
         Adopted(
             connection="paris",
             child="lan",
+            identity=redeemed.identity,
             spi_in=old,
             spi_out=redeemed.spi_out,
             local=asked.local,

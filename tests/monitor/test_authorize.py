@@ -45,7 +45,8 @@ class Scene:
         """A pair that is installed already."""
         pair = authorize_pair(self.kit, spi_out, **selectors)
         claim = Claim(self.kit.identity(identity), pair.local_ts, pair.remote_ts, pair.policy.kernel.lane)
-        self.sadb.reserve(Entry(connection="road", child="lan", claim=claim, pair=pair, since=0.0))
+        entry = Entry(connection="road", child="lan", identity=claim.identity, claim=claim, pair=pair, since=0.0)
+        self.sadb.reserve(entry)
 
     def judge(self):
         self.sadb.allocate(
@@ -581,8 +582,9 @@ class Hub(Scene):
         self.asks(name, spi)
         pair = self.judge()
         assert isinstance(pair, Pair)
-        claim = Claim(self.redeemed.identity, pair.local_ts, pair.remote_ts, pair.policy.kernel.lane)
-        self.sadb.reserve(Entry(connection=name, child="lan", claim=claim, pair=pair, since=0.0))
+        identity = self.redeemed.identity
+        claim = Claim(identity, pair.local_ts, pair.remote_ts, pair.policy.kernel.lane)
+        self.sadb.reserve(Entry(connection=name, child="lan", identity=identity, claim=claim, pair=pair, since=0.0))
         return pair
 
 

@@ -97,6 +97,7 @@ def test_a_forgotten_pair_leaves_no_trace(bench, kit):
     entry = Entry(
         connection="paris",
         child="lan",
+        identity=kit.identity("a"),
         claim=Claim(kit.identity("a"), pair.local_ts, pair.remote_ts, OPEN),
         pair=pair,
         since=0,

@@ -571,6 +571,7 @@ def test_a_new_worker_is_told_what_is_installed(bench, kit):
             Adopted(
                 connection="paris",
                 child="lan",
+                identity=kit.identity("gw2.example.org"),
                 spi_in=spi,
                 spi_out=spi + 0x10000,
                 local=kit.endpoint("192.0.2.1"),

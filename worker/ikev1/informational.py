@@ -215,7 +215,7 @@ def honour_initial_contact(context: Context, sa: IkeSa, connection: Connection, 
             if each is not sa and each.established < sa.created:
                 forget_ike(context, each, "the peer has started anew")
     for spi, adopted in tuple(context.adopted.items()):
-        if adopted.connection == connection.name and adopted.remote.address == sa.remote.address:
+        if (adopted.connection, adopted.identity) == (connection.name, identity):
             del context.adopted[spi]
             context.release(spi)
 
