@@ -6,7 +6,6 @@ that ALLOCSPI made; an outbound SA is added and replaces none. The kernel answer
 
 import errno
 import os
-from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -66,8 +65,8 @@ class KernelDataplane:
         self._larval: set[SaId] = set()
         self._installed: dict[SaId, Ends] = {}
         """Each pair under all its SAs."""
-        self._pairs: Counter[Flow] = Counter()
-        """How many there are for each flow."""
+        self._senders: dict[Flow, set[SaId]] = {}
+        """Outbound SAs of each flow, there or to come."""
         self._held: dict[SaId, _Held] = {}
         """Pairs whose outbound SA is not used yet, nor there, by its name."""
 
@@ -120,7 +119,7 @@ class KernelDataplane:
             raise DataplaneError("the inbound SPI is not reserved")
         self._larval.difference_update(standing)
         # the peer takes the new SA's packets once the worker's next message has arrived; the old pair sends till then
-        later = self._later if pair.role is Role.INITIATOR and self._pairs[ends.flow] else None
+        later = self._later if pair.role is Role.INITIATOR and ends.flow in self._senders else None
         try:
             if pair.ipcomp is not None:
                 self._netlink.do(UpdSa.request(0, *sa.decompressing(pair, pair.ipcomp, directed=self._directed)))
@@ -130,7 +129,8 @@ class KernelDataplane:
         except DataplaneError:
             self._delete_all(standing)
             raise
-        self._take(ends)
+        self._installed.update(dict.fromkeys(ends.inward, ends))
+        self._may_send(ends)
         if later is not None:
             held = _Held(pair, later.clock.after(HOLD_SECONDS, lambda: self._switch(held)))
             self._held[ends.outbound] = held
@@ -147,9 +147,8 @@ class KernelDataplane:
             raise
         self._installed.update(dict.fromkeys(ends.outward, ends))
 
-    def _take(self, ends: Ends) -> None:
-        self._installed.update(dict.fromkeys(ends.inward, ends))
-        self._pairs[ends.flow] += 1
+    def _may_send(self, ends: Ends) -> None:
+        self._senders.setdefault(ends.flow, set()).add(ends.outbound)
 
     def _switch(self, held: _Held) -> None:
         """From the old pair to this one."""
@@ -229,9 +228,10 @@ class KernelDataplane:
             self._end(old, stayed | arrived)
             return False
         held = self._held.pop(old.outbound, None)
+        if old.outbound in self._senders.get(old.flow, ()):
+            self._may_send(new)
         self._forget(old)
         self._installed.update(dict.fromkeys(names.values(), new))
-        self._pairs[new.flow] += 1
         if held is not None:
             held.pair = replace(held.pair, remote=after.remote)
             self._held[new.outbound] = held
@@ -249,10 +249,10 @@ class KernelDataplane:
         held = self._held.pop(ends.outbound, None)
         if held is not None:
             held.timer.cancel()
-        if ends.inbound in self._installed:
-            self._pairs[ends.flow] -= 1
-            if not self._pairs[ends.flow]:
-                del self._pairs[ends.flow]
+        senders = self._senders.get(ends.flow, set())
+        senders.discard(ends.outbound)
+        if not senders:
+            self._senders.pop(ends.flow, None)
         for each in ends.every:
             self._installed.pop(each, None)
 
@@ -278,7 +278,8 @@ class KernelDataplane:
         if standing not in (dict.fromkeys(ends.every, True), dict.fromkeys(ends.inward, True)):
             raise DataplaneError("the kernel does not have all SAs as they were installed")
         self._installed.update(dict.fromkeys(standing, ends))
-        self._take(ends)
+        if ends.outbound in standing:
+            self._may_send(ends)
 
     def discard(self, pair: Pair) -> Future[bool]:
         """Those of its SAs that are as they were installed."""

@@ -339,6 +339,20 @@ def test_a_pair_that_waits_and_went_never_sends_once_it_is_removed(kit, world, c
     assert world.places() == from_and_to(THERE)
 
 
+def test_the_half_of_a_pair_that_never_sent_goes_and_is_not_waited_for(kit, world):
+    """Adopted from a daemon that ended before it was to send."""
+    pair = world.install()
+    for name in [name for name in world.kernel.sas if name[0] == padded(pair.remote.address.packed)]:
+        del world.kernel.sas[name]
+    plane = world.plane = KernelDataplane(world.kernel, world.plane._later)
+    kit.result(plane.add_policy(world.policy))
+    kit.result(plane.adopt(pair))
+    assert world.migrate(pair) == (pair.spi_in,)
+    assert world.places() == [(THERE, "192.0.2.1")]
+    world.install(Role.INITIATOR, remote=world.there)
+    assert ("192.0.2.1", THERE) in world.places()
+
+
 @pytest.mark.parametrize("goes", [True, False])
 def test_the_new_pair_waits_only_where_an_old_one_sends(world, goes):
     """What is left behind sends by a policy that is there no more."""
