@@ -142,8 +142,8 @@ class Dataplane(Protocol):
     def migrate(self, policy: Policy, pairs: tuple[Pair, ...], remote: Endpoint) -> Future[tuple[Spi, ...]]:
         """The peer is at another address: all pairs that the policy, which is in place, has at its addresses go there.
 
-        Keys and sequence numbers stay. Answers with the inbound SPIs of those that went, perhaps none; the others stay.
-        One that went by half ends. DataplaneError, and none went.
+        With keys, sequence numbers and counters. Answers with the inbound SPIs of those that went, perhaps none; the
+        others stay. One that went by half ends. DataplaneError, and none went.
         """
 
     def traffic(self, pair: Pair) -> Future[Traffic]:

@@ -61,8 +61,8 @@ def test_a_hard_lifetime_takes_both_sas(kit, bench):
 
 
 @pytest.mark.parametrize("suite", [GCM, CBC])
-def test_a_pair_goes_with_its_sequence_numbers(kit, bench, suite):
-    """For the peer it is one SA still, in which no number may come twice; and its lifetime goes on."""
+def test_a_pair_goes_with_its_sequence_numbers_and_counters(kit, bench, suite):
+    """For the peer it is one SA still, in which no number may come twice; and its lifetimes go on."""
     kit.result(bench.plane.add_policy(kit.policy()))
     pair = make(kit, bench, suite)
     kit.result(bench.plane.install(pair))
@@ -117,7 +117,7 @@ def test_ipcomp_goes_with_what_is_around_it(kit, bench):
 
 def kept(shown):
     """Of `ip -s xfrm state`: what an SA has wherever it leads to, whatever the order."""
-    words = r"proto esp|replay-window|oseq|aead|auth-trunc|enc |limit|expire|add |sel src"
+    words = r"proto esp|replay-window|oseq|aead|auth-trunc|enc |limit|expire|bytes|packets|add |sel src"
     return sorted(line for line in shown.splitlines() if re.search(words, line))
 
 
