@@ -8,8 +8,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from monitor.sadb import MAX_INSTALLED_PER_CONNECTION
+from monitor.waiting import Clock
 from privsep.errors import ChannelClosed, PrivsepError, Violation
-from privsep.schema.install import Completed, Describe, Described, Down, MonitorRequest, Progress, Up, WorkerReply
+from privsep.schema.install import (
+    Completed,
+    Describe,
+    Described,
+    Down,
+    IkeStatus,
+    MonitorRequest,
+    Progress,
+    Up,
+    WorkerReply,
+)
 from privsep.tasks import Future
 
 MAX_OPEN = 4096
@@ -18,6 +30,11 @@ MAX_PENDING = 64
 """Requests of ours that a worker may leave unanswered before it counts as stuck."""
 MAX_PROGRESS = 1000
 """Steps of one order that are shown."""
+MAX_PAGES = 4096
+"""Pages of one description."""
+MAX_DESCRIBED = 2 * MAX_INSTALLED_PER_CONNECTION
+"""IKE SAs and pairs of one description, together: a connection at its quota with one of each for every peer. The rest
+is not shown, but what is installed always is. One takes 1.5 KB on its way to the operator."""
 
 R = TypeVar("R", Completed, Described)
 
@@ -72,9 +89,8 @@ class Epoch:
         asked, kind, future = self._pending[sequence]
         if type(message) is not kind:
             raise Violation("an answer of another kind than asked for")
-        match asked, message:
-            case Describe(), Described() if 0 < message.cursor <= asked.cursor:
-                raise Violation("a description that does not go on")
+        if _leads_back(asked, message):
+            raise Violation("a description that does not go on")
         del self._pending[sequence]
         future.set_result(message)
 
@@ -95,8 +111,29 @@ class Epoch:
             order.left -= 1
             order.progress(message.text)
 
+    async def describe(self, clock: Clock, deadline: float) -> tuple[IkeStatus, ...]:
+        """The worker's IKE SAs, by pages. From the deadline on nobody waits for more."""
+        found: list[IkeStatus] = []
+        cursor = described = 0
+        for _ in range(MAX_PAGES):
+            page = await self.ask(Describe(cursor=cursor), Described)
+            for sa in page.ike_sas:
+                described += 1 + len(sa.children)
+                if described > MAX_DESCRIBED:
+                    return tuple(found)
+                found.append(sa)
+            cursor = page.cursor
+            if cursor == 0 or clock.now() >= deadline:
+                break
+        return tuple(found)
+
     def end(self) -> None:
         """The worker is gone: whoever waits for it gets ChannelClosed."""
         pending, self._pending = self._pending, {}
         for _, _, future in pending.values():
             future.set_error(ChannelClosed())
+
+
+def _leads_back(asked: MonitorRequest, answer: WorkerReply) -> bool:
+    """Whether it is a page after which comes one that was there before."""
+    return isinstance(asked, Describe) and isinstance(answer, Described) and 0 < answer.cursor <= asked.cursor

@@ -16,7 +16,7 @@ from monitor.epoch import Epoch, WorkerBusy
 from monitor.inheritance import pair_record
 from monitor.installer import Installer, Leave
 from monitor.journal import Journal
-from monitor.sadb import MAX_INSTALLED_PER_CONNECTION, Claim, Entry, Phase
+from monitor.sadb import Claim, Entry, Phase
 from monitor.waiting import Clock, Log, begin, run, within
 from privsep.config.model import Gateway
 from privsep.errors import ChannelClosed, Violation
@@ -30,7 +30,6 @@ from privsep.schema.install import (
     Completed,
     Denial,
     Denied,
-    Describe,
     Described,
     Down,
     Expired,
@@ -52,11 +51,6 @@ from privsep.schema.keymat import NotRedeemable, Ready, Redeem, Redeemed, Reply
 from privsep.tasks import Future
 from privsep.types import Endpoint, Spi
 
-MAX_PAGES = 4096
-"""Pages of one description."""
-MAX_DESCRIBED = 2 * MAX_INSTALLED_PER_CONNECTION
-"""IKE SAs and pairs of one description, together: a connection at its quota with one of each for every peer. The rest
-is not shown, but what is installed always is. One takes 1.5 KB on its way to the operator."""
 STOP_SECONDS = 5.0
 """For the worker's DELETE messages at the end."""
 ADOPTED_AT_ONCE = 512
@@ -318,24 +312,10 @@ class Service:
 
     def describe(self, seconds: float) -> Future[tuple[IkeStatus, ...]]:
         """The IKE SAs, as the worker tells. TimeoutError when that takes longer."""
-        return within(self._clock, seconds, begin(self._describe_all(self._clock.now() + seconds)))
+        return within(self._clock, seconds, begin(self._describe(self._clock.now() + seconds)))
 
-    async def _describe_all(self, deadline: float) -> tuple[IkeStatus, ...]:
-        epoch = self._present()
-        found: list[IkeStatus] = []
-        cursor = described = 0
-        for _ in range(MAX_PAGES):
-            page = await epoch.ask(Describe(cursor=cursor), Described)
-            for sa in page.ike_sas:
-                described += 1 + len(sa.children)
-                if described > MAX_DESCRIBED:
-                    return tuple(found)
-                found.append(sa)
-            cursor = page.cursor
-            # nobody waits any more for what comes late
-            if cursor == 0 or self._clock.now() >= deadline:
-                break
-        return tuple(found)
+    async def _describe(self, deadline: float) -> tuple[IkeStatus, ...]:
+        return await self._present().describe(self._clock, deadline)
 
     def traffic(self, spis: Iterable[Spi]) -> Future[dict[Spi, Traffic]]:
         """Counters of those pairs that the data plane still has."""

@@ -742,7 +742,7 @@ def test_pages_are_followed_to_their_end(bench):
 
 
 def test_a_worker_that_never_ends_its_pages_is_cut_off(bench, monkeypatch):
-    monkeypatch.setattr(service_module, "MAX_PAGES", 5)
+    monkeypatch.setattr(epoch_module, "MAX_PAGES", 5)
     future = bench.service.describe(3)
     while not future.done:
         _, sequence = asked(bench, Describe)
@@ -761,7 +761,7 @@ def test_a_page_that_does_not_go_on_is_a_violation(bench, cursor):
 
 
 def test_a_description_holds_a_bounded_number_of_sas_and_children(bench, monkeypatch):
-    monkeypatch.setattr(service_module, "MAX_DESCRIBED", 7)
+    monkeypatch.setattr(epoch_module, "MAX_DESCRIBED", 7)
     sa = SimpleNamespace(children=(None, None))
     future = bench.service.describe(3)
     bench.service.from_worker(Described(cursor=1, ike_sas=(sa,)), asked(bench, Describe)[1])

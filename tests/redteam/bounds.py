@@ -25,16 +25,16 @@ handles.Registry.drop = lambda self, entry: None
 sandbox.RLIMITS[resource.RLIMIT_AS] = 4 << 30
 """,
     monitor="""
-from monitor import epoch, logpipe, sadb, service
+from monitor import epoch, logpipe, sadb
 from privsep import channel
-epoch.MAX_OPEN = channel.MAX_QUEUED = service.MAX_DESCRIBED = 2**30
+epoch.MAX_OPEN = channel.MAX_QUEUED = epoch.MAX_DESCRIBED = 2**30
 sadb.MAX_ALLOCATED = sadb.MAX_ALLOCATED_PER_CONNECTION = 2**30
 logpipe.LINES_PER_SECOND = logpipe.READS_PER_SECOND = logpipe.MAX_LINE = 2**30
 # no line is made safe, none is labelled
 logpipe._printable = lambda line: line.decode("latin-1")
 logpipe.LogPipe._emit = lambda self, text: self._write(text)
 # no page is compared with the one before
-epoch.Describe = type("Nothing", (), {})
+epoch._leads_back = lambda asked, answer: False
 """,
 )
 PATIENCE = 1.0

@@ -16,9 +16,9 @@ from world import IKE_PORT, SECOND, Plan, World
 
 from keyd.handles import MAX_CHILDREN
 from keyd.phase1 import MAX_IKE_SAS
+from monitor.epoch import MAX_DESCRIBED
 from monitor.logpipe import LINES_PER_SECOND, MAX_LINE
 from monitor.sadb import MAX_ALLOCATED_PER_CONNECTION
-from monitor.service import MAX_DESCRIBED
 from privsep.cli.control import ask
 from privsep.schema import install, keyd
 
