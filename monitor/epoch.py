@@ -136,4 +136,7 @@ class Epoch:
 
 def _leads_back(asked: MonitorRequest, answer: WorkerReply) -> bool:
     """Whether it is a page after which comes one that was there before."""
-    return isinstance(asked, Describe) and isinstance(answer, Described) and 0 < answer.cursor <= asked.cursor
+    match asked, answer:
+        case Describe(), Described():
+            return 0 < answer.cursor <= asked.cursor
+    return False
