@@ -91,11 +91,14 @@ def _entries(
 ) -> Iterator[Entry]:
     out, in_ = sides
     configured = rule.kernel.priority if isinstance(rule, Policy) else None
+    seen: set[tuple[object, ...]] = set()
     for ours in rule.local_ts:
         for theirs in rule.remote_ts:
             leaving, entering = selector(ours, theirs), selector(theirs, ours)
-            if leaving is None or entering is None:
+            # two pairs may come to the same, as where only one side names a protocol
+            if leaving is None or entering is None or (same := tuple(leaving.values())) in seen:
                 continue
+            seen.add(same)
             priority = configured or base - _specificity(ours, theirs)
             common = {**UNLIMITED, "priority": priority, "action": action}
             yield _entry(Direction.OUT, leaving, common, out)

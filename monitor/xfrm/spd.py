@@ -40,11 +40,11 @@ class Spd:
         place of a shunt.
         """
         earlier = self._requiring.get(rule.reqid) if isinstance(rule, Policy) else None
-        replaced = {} if earlier is None else {_name(entry): entry for entry in entries(earlier)}
+        replaced = {} if earlier is None else _named(earlier)
+        named = _named(rule)
         added: list[Entry] = []
         try:
-            for entry in entries(rule):
-                name = _name(entry)
+            for name, entry in named.items():
                 if isinstance(rule, Shunt):
                     self._shunted.add(name)
                 elif name in self._shunted:
@@ -55,11 +55,9 @@ class Spd:
             for entry in added:
                 self._drop(entry)
             raise
-        for entry in entries(rule):
-            if replaced.pop(_name(entry), None) is None:
-                self._placed[_name(entry)] += 1
-        for entry in replaced.values():
-            self._let_go(entry)
+        self._placed.update(named.keys() - replaced.keys())
+        for name in replaced.keys() - named.keys():
+            self._let_go(replaced[name])
         if isinstance(rule, Policy):
             self._requiring[rule.reqid] = rule
 
@@ -80,7 +78,7 @@ class Spd:
         """All of its entries."""
         if isinstance(rule, Policy):
             self._requiring.pop(rule.reqid, None)
-        for entry in entries(rule):
+        for entry in _named(rule).values():
             self._let_go(entry)
 
     def _let_go(self, entry: Entry) -> None:
@@ -126,6 +124,11 @@ class Spd:
         if policy is None or not (has_our_priority(priority) or priority == policy.kernel.priority):
             return None
         return policy.number
+
+
+def _named(rule: Policy | Shunt) -> dict[_Name, Entry]:
+    """Its entries by name."""
+    return {_name(entry): entry for entry in entries(rule)}
 
 
 def _name(entry: Entry) -> _Name:

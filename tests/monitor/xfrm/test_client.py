@@ -765,6 +765,19 @@ def test_of_a_policy_whose_peer_moved_nothing_stays_where_it_was(kit, kernel, pl
     assert kernel.kinds() == 7 * [Type.DELPOLICY]
 
 
+def test_selectors_that_come_to_the_same_are_one_policy_that_goes(kit, kernel, plane):
+    tcp = kit.selectors("10.1.0.0/16", protocol=6)
+    policy = kit.policy(
+        local_ts=(*tcp, *kit.selectors("10.1.0.0/16")), remote_ts=kit.selectors("10.2.0.0/16", protocol=6)
+    )
+    for remote in ("192.0.2.2", "192.0.2.3"):
+        policy = replace(policy, remote=kit.endpoint(remote))
+        kit.result(plane.add_policy(policy))
+    assert kernel.kinds() == 6 * [Type.NEWPOLICY]
+    kit.result(plane.remove_policy(policy))
+    assert kernel.kinds()[6:] == 3 * [Type.DELPOLICY]
+
+
 def test_what_two_policies_have_goes_with_the_last(kit, kernel, plane):
     first, second = (
         around(kit, number, "2001:db8::2", protocol=each) for number, each in ((7, ProtocolId.ESP), (8, ProtocolId.AH))

@@ -236,6 +236,15 @@ def packed(kit, address):
     return (here, there), (there, here)
 
 
+def test_selectors_that_come_to_the_same_are_one_policy_that_goes(kit, kernel, clock):
+    """As where only one side names a protocol: a second message for it would be refused."""
+    tcp = kit.selectors("10.1.0.0/16", protocol=6)
+    both = (*tcp, *kit.selectors("10.1.0.0/16"))
+    world = World(kit, kernel, clock, kit.policy(local_ts=both, remote_ts=kit.selectors("10.2.0.0/16", protocol=6)))
+    pairs = world.install(), world.install()
+    assert world.migrate(*pairs) == tuple(pair.spi_in for pair in pairs)
+
+
 def test_policies_without_templates_stay(kit):
     """Neighbours find each other in clear wherever they are."""
     policy = replace(kit.over_ipv6, local_ts=kit.selectors("2001:db8::1/128"), remote_ts=kit.selectors("2001:db8::/32"))
