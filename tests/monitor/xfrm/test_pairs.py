@@ -1,13 +1,16 @@
 """Pairs in this machine's kernel, if it has ESP; `make test-kernel` boots one that has. Nothing may stay behind."""
 
+import errno
 import re
 from dataclasses import replace
 
 import pytest
 
 from monitor.dataplane import Cpis, DataplaneError
+from monitor.xfrm.netlink import KernelError
 from monitor.xfrm.probe import lacking
 from privsep.algorithms import ChildSuite
+from privsep.config.lanes import KernelOptions, Lane, Mark
 from privsep.iana import ProtocolId
 from privsep.types import Cpi, Spi
 
@@ -97,6 +100,36 @@ def test_all_pairs_of_a_policy_go_with_their_ports(kit, bench, version):
     assert shown.count("sport 4500 dport 40001") == shown.count("sport 40001 dport 4500") == 3
     for pair in pairs:
         kit.result(bench.plane.remove(replace(pair, remote=remote)))
+    assert bench.ip("xfrm", "state") == ""
+
+
+def test_a_pair_of_an_interface_goes(kit, bench):
+    policy = kit.policy(kernel=KernelOptions(lane=Lane(if_id_in=41, if_id_out=42)))
+    kit.result(bench.plane.add_policy(policy))
+    pair, remote = make(kit, bench, GCM, policy), kit.endpoint("192.0.2.99")
+    kit.result(bench.plane.install(pair))
+    assert kit.result(bench.plane.migrate(policy, (pair,), remote)) == (pair.spi_in,)
+    shown = bench.ip("xfrm", "state")
+    assert ("192.0.2.2\n" in shown, shown.count("if_id 0x29"), shown.count("if_id 0x2a")) == (False, 1, 1)
+
+
+def test_a_pair_with_a_mark_goes_where_the_kernel_finds_its_policies_and_else_stays(kit, bench):
+    """Some look for a policy as for a packet, which has no mark here."""
+    lane = Lane(mark_in=Mark(0x20, 0xF0), mark_out=Mark(0x10, 0xFF))
+    policy = kit.policy(kernel=KernelOptions(lane=lane))
+    kit.result(bench.plane.add_policy(policy))
+    pair, remote = make(kit, bench, GCM, policy), kit.endpoint("192.0.2.99")
+    kit.result(bench.plane.install(pair))
+    try:
+        went = kit.result(bench.plane.migrate(policy, (pair,), remote)) == (pair.spi_in,)
+    except KernelError as error:
+        if error.number != errno.ENOENT:
+            raise
+        went = False
+    present = replace(pair, remote=remote) if went else pair
+    shown = bench.ip("xfrm", "state")
+    assert (shown.count(str(present.remote.address)), shown.count("mark 0x10/0xff")) == (2, 1)
+    kit.result(bench.plane.remove(present))
     assert bench.ip("xfrm", "state") == ""
 
 
