@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from monitor.dataplane import Cpis, DataplaneError
+from monitor.xfrm.client import KernelDataplane
 from monitor.xfrm.netlink import KernelError
 from monitor.xfrm.probe import lacking
 from privsep.algorithms import ChildSuite
@@ -133,14 +134,31 @@ def test_a_pair_with_a_mark_goes_where_the_kernel_finds_its_policies_and_else_st
     assert bench.ip("xfrm", "state") == ""
 
 
-def test_ipcomp_goes_with_what_is_around_it(kit, bench):
-    policy = kit.policy(ipcomp=True)
+def compressed(kit, bench, **options):
+    """A pair with IPComp, installed with its policy."""
+    policy = kit.policy(ipcomp=True, kernel=KernelOptions(**options))
     kit.result(bench.plane.add_policy(policy))
     cpi = bench.plane.allocate_spi(policy.local, policy.remote, ProtocolId.IPCOMP)
     pair = make(kit, bench, CBC, policy, ipcomp=Cpis(inbound=Cpi(cpi), outbound=Cpi(0x500)), **kit.natted)
     kit.result(bench.plane.install(pair))
+    return pair
+
+
+def test_ipcomp_takes_what_has_the_mark_and_is_adopted_and_removed_with_it(kit, bench):
+    pair = compressed(kit, bench, lane=Lane(mark_in=Mark(0x20, 0xF0), mark_out=Mark(0x10, 0xFF)))
+    for mark, packets in (0, 0), (0x10, 1):
+        bench.knock(mark)
+        assert kit.result(bench.plane.traffic(pair)).packets_out == packets
+    successor = KernelDataplane(bench.netlink)
+    kit.result(successor.adopt(pair))
+    kit.result(successor.remove(pair))
+    assert "reqid 7" not in bench.ip("xfrm", "state")
+
+
+def test_ipcomp_goes_with_what_is_around_it(kit, bench):
+    pair = compressed(kit, bench)
     remote = kit.endpoint("192.0.2.99", 40001)
-    assert kit.result(bench.plane.migrate(policy, (pair,), remote)) == (pair.spi_in,)
+    assert kit.result(bench.plane.migrate(pair.policy, (pair,), remote)) == (pair.spi_in,)
     # the kernel's own tunnel for what was not compressed stays, until the pair goes
     ends = re.findall(r"src (\S+) dst (\S+)\n\tproto (?:esp|comp)", bench.ip("xfrm", "state"))
     assert sorted(ends) == 2 * [("192.0.2.1", "192.0.2.99")] + 2 * [("192.0.2.99", "192.0.2.1")]
