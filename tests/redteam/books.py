@@ -284,8 +284,9 @@ class Books:
         self.fuzzer.reached["moved"] += 1
 
         def then(worked: bool) -> None:
-            if worked and pair.spi_in in self.installed:
-                minted = self.installed[pair.spi_in][1]
+            present, minted = self.installed.get(pair.spi_in, (None, None))
+            # another pair may have the SPI by then
+            if worked and present is known:
                 self.installed[pair.spi_in] = (replace(known, remote=pair.remote), minted)
 
         return self._later(None, then)

@@ -55,7 +55,7 @@ TARGETS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(
         (f"monitor/{name}.py" for name in ("service", "installer", "epoch", "inheritance", "sadb")), MONITOR
     ),
-    **dict.fromkeys((f"monitor/xfrm/{name}.py" for name in ("client", "migration", "spd")), XFRM),
+    **dict.fromkeys((f"monitor/xfrm/{name}.py" for name in ("client", "migration", "policy", "spd")), XFRM),
     **{
         str(path.relative_to(CHECKOUT)): SANDBOX
         for path in sorted(CHECKOUT.glob("privsep/sandbox/*.py"))
