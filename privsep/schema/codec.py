@@ -60,6 +60,8 @@ CookieField = Annotated[bytes, Length(8, 8)]
 Handle = Annotated[bytes, Length(HANDLE_OCTETS, HANDLE_OCTETS)]
 Blob = Annotated[bytes, Length(0, 60000)]
 """A payload chain or a sealed body."""
+Unsealed = Annotated[bytes, Length(0, 28000)]
+"""What is to be sealed: two of them, and what keyd puts beside them, are a `Blob` still."""
 NonceField = Annotated[bytes, Length(8, 256)]
 """RFC 2409 section 5: the length of the nonce is between 8 and 256 octets."""
 PublicValue = Annotated[bytes, Length(1, 1024)]

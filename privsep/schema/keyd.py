@@ -32,6 +32,7 @@ from privsep.schema.codec import (
     PublicValue,
     SpiField,
     Table,
+    Unsealed,
 )
 from privsep.types import Address, Identity
 
@@ -99,7 +100,7 @@ class AuthSeal:
     ike: Handle
     next_payload: U8
     """Type of the first payload of `payloads`; 0 with an empty chain."""
-    payloads: Blob
+    payloads: Unsealed
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -116,7 +117,7 @@ class InfoSeal:
 
     ike: Handle
     next_payload: U8
-    payloads: Blob
+    payloads: Unsealed
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -137,11 +138,11 @@ class QuickOffer:
 
     ike: Handle
     child: Name
-    sa: Blob
+    sa: Unsealed
     group: Group | None
     ids: Annotated[tuple[Annotated[bytes, Length(4, 1024)], ...], Length(0, 2)]
     next_payload: U8
-    payloads: Blob
+    payloads: Unsealed
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -177,13 +178,13 @@ class QuickAnswer:
 
     quick: Handle
     child: Name
-    sa: Blob
+    sa: Unsealed
     suite: ChildSuite
     spi_in: SpiField
     spi_out: SpiField
     ids: Annotated[tuple[Annotated[bytes, Length(4, 1024)], ...], Length(0, 2)]
     next_payload: U8
-    payloads: Blob
+    payloads: Unsealed
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
