@@ -152,7 +152,7 @@ def test_only_what_has_the_mark_is_protected_and_what_comes_has_the_other(networ
 
 @pytest.mark.timeout(400)
 def test_sas_that_are_used_up_are_replaced_without_a_loss(network, ours, theirs, row):
-    limits = {"packets": ("10.1.0.1", "10.2.0.1", "life_packets = 200"), "bytes": ("10.1.0.2", "10.2.0.2", LIFE_BYTES)}
+    limits = {"packets": ("10.1.0.1", "10.2.0.1", "life_packets = 150"), "bytes": ("10.1.0.2", "10.2.0.2", LIFE_BYTES)}
     keys = 'local_ts = ["{}/32"]\nremote_ts = ["{}/32"]\n{}'
     for site, inner in ((network.left, "10.1.0.2"), (network.right, "10.2.0.2")):
         network.ip(site, "address", "add", f"{inner}/32", "dev", "lo")
@@ -163,7 +163,7 @@ def test_sas_that_are_used_up_are_replaced_without_a_loss(network, ours, theirs,
     launch(ours, theirs)
     for name in limits:
         up(ours, "peer", name)
-    options = ("-n", "-q", "-c", "400", "-i", "0.1", "-W", "5", "-s", "400")
+    options = ("-n", "-q", "-c", "320", "-i", "0.1", "-W", "5", "-s", "400")
     flows = {
         name: subprocess.Popen(
             network.left.command("ping", *options, "-I", here, there), stdout=subprocess.PIPE, text=True
@@ -178,7 +178,7 @@ def test_sas_that_are_used_up_are_replaced_without_a_loss(network, ours, theirs,
     for name, flow in flows.items():
         line = row(f"aes256gcm16 tunnel IPv4, {limits[name][2]}", "ourselves", "we")
         line.sent, line.received = map(int, re.findall(r"(\d+) (?:packets transmitted|received)", flow.stdout.read()))
-        assert line.sent == line.received == 400, name
+        assert line.sent == line.received == 320, name
         assert len(seen[name]) >= 3, ours.text()
     assert " expired" not in ours.text() + theirs.text(), "the limit itself was never reached"
 

@@ -6,7 +6,7 @@ as if the NAT had two ways out: so only packets are lost that we refuse, or have
 
 import re
 import subprocess
-from contextlib import closing
+from contextlib import ExitStack, closing
 
 import peers
 import pytest
@@ -18,8 +18,14 @@ pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 IKE, ESP, ESN = "aes256-sha256-modp2048", "aes256gcm16-modp2048", "aes256-sha256-modp2048-esn"
 SECONDS = 60
 ELSEWHERE, PORT = "192.0.2.3", 4600
-CHILDREN = {"net": RIGHT_HOST, "later": "10.2.0.9"}
-"""With their inner address at the right; the second is there so that the peer has something to say in IKE."""
+CHILDREN = {
+    "net": (RIGHT_HOST, ESN, "false"),
+    "comp": ("10.2.0.8", ESP, "true"),
+    "later": ("10.2.0.9", ESP, "false"),
+}
+"""Inner address at the right, proposal, `ipcomp`; the last is there so that the peer has something to say in IKE."""
+THEIRS = {"net": (RIGHT_HOST, ESP, "false"), "later": CHILDREN["later"]}
+"""strongSwan has no extended sequence numbers in IKEv1."""
 
 GATEWAY = """\
 [gateway]
@@ -61,7 +67,7 @@ secrets {{ ike-peer {{ secret = "{psk}" }} }}
 """
 
 
-def configure(gateway, esp, ipcomp, uid):
+def configure(gateway, children, uid):
     """A road warrior at the right, whose address is open at the left."""
     site = gateway.site
     at_left = site.outer == LEFT
@@ -69,7 +75,7 @@ def configure(gateway, esp, ipcomp, uid):
         uid=uid, keyd=uid + 1, userspace=uid + 2, local=site.outer, remote="any" if at_left else LEFT,
         remote_id=RIGHT if at_left else LEFT, ike=IKE,
     )  # fmt: skip
-    for name, right in CHILDREN.items():
+    for name, (right, esp, ipcomp) in children.items():
         inner, other = (LEFT_HOST, right) if at_left else (right, LEFT_HOST)
         connection += CHILD.format(name=name, inner=inner, other=other, esp=esp, ipcomp=ipcomp)
     gateway.write(connection, f'[[psk]]\nids = ["{LEFT}", "{RIGHT}"]\nsecret = "{PSK}"\n')
@@ -92,66 +98,70 @@ def move(site):
 
 
 def test_a_peer_that_moves_loses_no_packet(network, ours, theirs, row):
-    """With extended sequence numbers, of which the upper halves are not on the wire: both ends go on with their own."""
+    """Extended sequence numbers have upper halves that are not on the wire: both ends go on with their own.
+
+    With IPComp nothing arrives until IKE has moved: inside ESP in transport mode is a tunnel from the old address.
+    """
     line = row("aes256-sha256-esn tunnel IPv4 UDP, new address", "ourselves", "peer")
-    line.sent, line.received = moving(network, ours, travelling(ours, theirs, ESN))
-    assert line.sent == line.received
-
-
-def test_ipcomp_goes_with_what_is_around_it(network, ours, theirs, row):
-    """Until IKE has moved, nothing arrives: inside ESP in transport mode there is a tunnel from the old address."""
-    line = row("IPComp in aes256gcm16 IPv4 UDP, new address", "ourselves", "peer")
-    line.sent, line.received = moving(network, ours, travelling(ours, theirs, ESP, ipcomp="true"))
-    assert line.received > 0.9 * line.sent
-
-
-@pytest.mark.skipif(not peers.CHARON.exists(), reason=f"{peers.CHARON} is missing: make peers installs it")
-def test_strongswan_that_moves_loses_no_packet(network, ours, row):
-    line = row("aes256gcm16 tunnel IPv4 UDP, new address", "strongSwan", "peer")
-    children = "\n".join(
-        f"{name} {{ local_ts = {inner}/32\n remote_ts = {LEFT_HOST}/32\n esp_proposals = {ESP} }}"
-        for name, inner in CHILDREN.items()
-    )
-    configure(ours, ESP, "false", 62001)
-    ours.launch()
-    charon = peers.StrongSwan(network.right)
-    try:
-        charon.launch(SWANCTL.format(ike=IKE, local=RIGHT, remote=LEFT, children=children, psk=PSK))
-        line.sent, line.received = moving(network, ours, charon.up)
-    finally:
-        charon.stop()
-    assert line.sent == line.received
-
-
-def travelling(ours, theirs, esp, ipcomp="false"):
-    """Ourselves as the road warrior; what brings a child of theirs up, or says what went wrong."""
-    configure(ours, esp, ipcomp, 62001)
-    configure(theirs, esp, ipcomp, 62011)
+    beside = row("IPComp in aes256gcm16 IPv4 UDP, new address", "ourselves", "peer")
+    configure(ours, CHILDREN, 62001)
+    configure(theirs, CHILDREN, 62011)
     launch(ours, theirs)
 
     def up(child):
         result = theirs.ask("up", connection="peer", child=child, timeout=SECONDS)
         return "" if result["code"] == 0 else result["text"]
 
-    return up
+    counts = moving(network, ours, up, CHILDREN)
+    line.sent, line.received = counts["net"]
+    beside.sent, beside.received = counts["comp"]
+    assert line.sent == line.received
+    assert beside.received > 0.9 * beside.sent
 
 
-def moving(network, ours, up):
-    """Pings while the peer moves, from before until what it had is gone: how many were sent, and how many came back."""
-    assert not (wrong := up("net")), f"{wrong}\n{ours.text()}"
+@pytest.mark.skipif(not peers.CHARON.exists(), reason=f"{peers.CHARON} is missing: make peers installs it")
+def test_strongswan_that_moves_loses_no_packet(network, ours, row):
+    line = row("aes256gcm16 tunnel IPv4 UDP, new address", "strongSwan", "peer")
+    children = "\n".join(
+        f"{name} {{ local_ts = {inner}/32\n remote_ts = {LEFT_HOST}/32\n esp_proposals = {esp} }}"
+        for name, (inner, esp, _) in THEIRS.items()
+    )
+    configure(ours, THEIRS, 62001)
+    ours.launch()
+    charon = peers.StrongSwan(network.right)
+    try:
+        charon.launch(SWANCTL.format(ike=IKE, local=RIGHT, remote=LEFT, children=children, psk=PSK))
+        line.sent, line.received = moving(network, ours, charon.up, THEIRS)["net"]
+    finally:
+        charon.stop()
+    assert line.sent == line.received
+
+
+def moving(network, ours, up, children):
+    """Pings while the peer moves, from before until what it had is gone: for each child, how many and how many back."""
+    *first, last = children
+    for child in first:
+        network.ip(network.right, "address", "replace", f"{children[child][0]}/32", "dev", "lo")
+        assert not (wrong := up(child)), f"{wrong}\n{ours.text()}"
     old = spis(ours)
     network.ip(network.right, "address", "add", f"{ELSEWHERE}/24", "dev", "wire0")
-    with closing(Flow(network.right, network.left.inner)) as flow:
+    with ExitStack() as stack:
+        flows = {
+            child: stack.enter_context(closing(Flow(network.right, network.left.inner, children[child][0])))
+            for child in first
+        }
         move(network.right)
         assert network.wait_for(lambda: "move-ignored" in ours.text(), SECONDS), ours.text()
         assert ELSEWHERE not in ours.xfrm("state") + ours.xfrm("policy")
-        assert not (wrong := up("later")), f"{wrong}\n{ours.text()}"
-        assert network.wait_for(lambda: f"notice moved connection=peer child=net remote={ELSEWHERE}" in ours.text())
+        assert not (wrong := up(last)), f"{wrong}\n{ours.text()}"
+        for child in first:
+            moved = f"notice moved connection=peer child={child} remote={ELSEWHERE}"
+            assert network.wait_for(lambda moved=moved: moved in ours.text(), SECONDS), ours.text()
         assert network.wait_for(lambda: not old & spis(ours), SECONDS), ours.text()
-        sent, lost = flow.end()
-    assert f"src {RIGHT} " not in ours.xfrm("state")
-    assert len(spis(ours)) == 4
-    return sent, sent - lost
+        counts = {child: flow.end() for child, flow in flows.items()}
+    assert network.wait_for(lambda: f"src {RIGHT} " not in ours.xfrm("state"))
+    assert len(spis(ours)) == 2 * len(children)
+    return {child: (sent, sent - lost) for child, (sent, lost) in counts.items()}
 
 
 def spis(gateway):

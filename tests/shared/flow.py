@@ -9,10 +9,11 @@ INTERVAL = 0.005
 
 
 class Flow:
-    """From one gateway's inner address to the other's, until it is ended."""
+    """From a gateway's inner address to another's, until it is ended."""
 
-    def __init__(self, site, target):
-        words = site.command("ping", "-n", "-q", "-i", str(INTERVAL), "-W", "5", "-I", site.inner, target)
+    def __init__(self, site, target, source=None):
+        source = source or site.inner
+        words = site.command("ping", "-n", "-q", "-i", str(INTERVAL), "-W", "5", "-I", source, target)
         self._process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
 
     def end(self):
