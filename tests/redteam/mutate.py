@@ -41,7 +41,10 @@ MONITOR = (
     "tests/redteam/test_fuzz.py",
     "tests/redteam/test_install.py tests/redteam/test_captured_keyd.py tests/redteam/test_exhaust.py",
 )
-XFRM = ("tests/monitor/xfrm/test_client.py tests/monitor/xfrm/test_migration.py", "tests/monitor/xfrm")
+XFRM = (
+    "tests/monitor/xfrm/test_policy.py tests/monitor/xfrm/test_client.py tests/monitor/xfrm/test_migration.py",
+    "tests/monitor/xfrm",
+)
 SANDBOX = (
     "tests/privsep/sandbox",
     "tests/privsep/test_audit.py",
