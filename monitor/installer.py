@@ -185,9 +185,10 @@ class Installer:
         self.forget(entry)
 
     def forget(self, entry: Entry) -> None:
-        """The data plane has the pair no more."""
-        self.sadb.forget(entry)
-        self._journal.end_pair(entry.pair.spi_in)
+        """The data plane has the pair no more. Harmless when it was forgotten before, and another has its SPI."""
+        if self._stands(entry):
+            self.sadb.forget(entry)
+            self._journal.end_pair(entry.pair.spi_in)
 
     # peers that move
 

@@ -15,7 +15,7 @@ from privsep.algorithms import ChildSuite
 from privsep.config.lanes import KernelOptions
 from privsep.config.model import Action, Encap, Order, Shunt
 from privsep.iana import ProtocolId
-from privsep.schema.install import Adopted, AllocateSpi, Denial, Installed
+from privsep.schema.install import Adopted, AllocateSpi, Denial, Installed, Remove
 from privsep.tasks import Future
 from privsep.types import Mode
 
@@ -602,6 +602,20 @@ def travelling(life, kit):
 
 def places(life):
     return {record.spi_in: str(record.remote.address) for record in life.written()}
+
+
+def test_a_removal_that_comes_late_leaves_the_next_pair_with_that_spi(bench, life, kit, natted):
+    bench.plane.held = True
+    bench.ask(Remove(spi_in=natted))
+    bench.plane.held = False
+    bench.service.expired(natted, True)
+    bench.plane.next_spi = natted
+    ends = {"local": kit.endpoint("192.0.2.1", 4500), "remote": kit.endpoint("192.0.2.2", 40000)}
+    assert life.install(asked={"encap": True, **ends}) == natted
+    bench.plane.waiting.pop().set_result(None)
+    assert [record.spi_in for record in life.written()] == [natted]
+    bench.service.moved(natted, kit.endpoint("192.0.2.2", 40001))
+    assert [record.remote.port for record in life.written()] == [40001]
 
 
 def test_of_a_pair_that_did_not_move_nothing_stays_written_once_it_ends(bench, life, kit, natted):
