@@ -47,6 +47,16 @@ def begin(coroutine: Coroutine[Any, None, T]) -> Future[T]:
     return future
 
 
+def settled(action: Callable[[], T]) -> Future[T]:
+    """What is done at once, as a future: its result, or the data plane's refusal."""
+    future: Future[T] = Future()
+    try:
+        future.set_result(action())
+    except DataplaneError as error:
+        future.set_error(error)
+    return future
+
+
 def run(coroutine: Coroutine[Any, None, None]) -> None:
     """Run a coroutine that nobody waits for. Its exception goes to whoever resolved what it waited for."""
 

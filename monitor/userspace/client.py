@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from monitor.dataplane import DataplaneError, Events, Pair, Policy, Traffic
 from monitor.routes import Routes
+from monitor.waiting import settled
 from privsep.channel import Channel
 from privsep.config.model import Shunt
 from privsep.iana import ProtocolId
@@ -125,21 +126,11 @@ class UserspaceDataplane:
 
     def add_shunt(self, shunt: Shunt) -> Future[None]:
         """Routes only: its packets never come to the process."""
-        future: Future[None] = Future()
-        try:
-            self._routes.add_shunt(shunt)
-        except DataplaneError as error:
-            future.set_error(error)
-        else:
-            future.set_result(None)
-        return future
+        return settled(lambda: self._routes.add_shunt(shunt))
 
     def remove_shunt(self, shunt: Shunt) -> Future[None]:
         """Its routes."""
-        future: Future[None] = Future()
-        self._routes.remove_shunt(shunt)
-        future.set_result(None)
-        return future
+        return settled(lambda: self._routes.remove_shunt(shunt))
 
     def install(self, pair: Pair) -> Future[None]:
         """The SPI must be one that `allocate_spi` gave; the process refuses an outbound SPI that is in use."""
@@ -165,15 +156,11 @@ class UserspaceDataplane:
 
     def follow(self, pair: Pair) -> Future[None]:
         """The process sees where packets come from and follows by itself; it reports nothing."""
-        future: Future[None] = Future()
-        future.set_result(None)
-        return future
+        return settled(lambda: None)
 
     def migrate(self, policy: Policy, pairs: tuple[Pair, ...], remote: Endpoint) -> Future[tuple[Spi, ...]]:
         """None goes: the process sends by the newest pair at once, and takes what still comes by older ones."""
-        future: Future[tuple[Spi, ...]] = Future()
-        future.set_result(())
-        return future
+        return settled(tuple)
 
     def traffic(self, pair: Pair) -> Future[Traffic]:
         """What the process counted."""

@@ -9,10 +9,9 @@ import os
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TypeVar
 
 from monitor.dataplane import DataplaneError, Pair, Policy, Traffic
-from monitor.waiting import Clock
+from monitor.waiting import Clock, settled
 from monitor.xfrm import sa
 from monitor.xfrm.ends import Ends, Flow
 from monitor.xfrm.messages import NEW, AllocSpi, Counters, DelSa, GetSa, NewSa, UpdSa
@@ -28,7 +27,6 @@ from privsep.loop import Timer
 from privsep.tasks import Future
 from privsep.types import Endpoint, Role, Spi
 
-T = TypeVar("T")
 HOLD_SECONDS = 1.0
 """Before a new pair sends in an old one's place: for message 3 of a Quick Mode, and for a slow peer to install."""
 
@@ -91,25 +89,25 @@ class KernelDataplane:
 
     def add_policy(self, policy: Policy) -> Future[None]:
         """All of its entries or none. What an earlier instance of ours left for the same traffic is replaced."""
-        return _settled(lambda: self._spd.add(policy))
+        return settled(lambda: self._spd.add(policy))
 
     def add_shunt(self, shunt: Shunt) -> Future[None]:
         """The same without protection."""
-        return _settled(lambda: self._spd.add(shunt))
+        return settled(lambda: self._spd.add(shunt))
 
     def remove_policy(self, policy: Policy) -> Future[None]:
         """All of its entries."""
-        return _settled(lambda: self._spd.remove(policy))
+        return settled(lambda: self._spd.remove(policy))
 
     def remove_shunt(self, shunt: Shunt) -> Future[None]:
         """All of its entries."""
-        return _settled(lambda: self._spd.remove(shunt))
+        return settled(lambda: self._spd.remove(shunt))
 
     # pairs
 
     def install(self, pair: Pair) -> Future[None]:
         """The inbound SA by UPDSA, only over an SPI from `allocate_spi`; the outbound by NEWSA; both or none."""
-        return _settled(lambda: self._install(pair))
+        return settled(lambda: self._install(pair))
 
     def _install(self, pair: Pair) -> None:
         ends = Ends.of(pair)
@@ -174,7 +172,7 @@ class KernelDataplane:
 
         Were there no such SA, none would be made. One that is held back begins with the new port.
         """
-        return _settled(lambda: self._follow(pair))
+        return settled(lambda: self._follow(pair))
 
     def _follow(self, pair: Pair) -> None:
         ends = Ends.of(pair)
@@ -199,7 +197,7 @@ class KernelDataplane:
 
     def migrate(self, policy: Policy, pairs: tuple[Pair, ...], remote: Endpoint) -> Future[tuple[Spi, ...]]:
         """By XFRM_MSG_MIGRATE. Nothing is lost where the kernel cannot (CONFIG_XFRM_MIGRATE)."""
-        return _settled(lambda: self._migrate(policy, pairs, remote))
+        return settled(lambda: self._migrate(policy, pairs, remote))
 
     def _migrate(self, policy: Policy, pairs: tuple[Pair, ...], remote: Endpoint) -> tuple[Spi, ...]:
         moves = [(pair, replace(pair, remote=remote)) for pair in pairs]
@@ -239,7 +237,7 @@ class KernelDataplane:
 
     def remove(self, pair: Pair) -> Future[None]:
         """All its SAs; harmless when they are gone."""
-        return _settled(lambda: self._remove(Ends.of(pair)))
+        return settled(lambda: self._remove(Ends.of(pair)))
 
     def _remove(self, ends: Ends) -> None:
         self._delete_all(tuple(each for each in ends.every if each in self._installed))
@@ -270,7 +268,7 @@ class KernelDataplane:
 
         Those inbound suffice: who made it may have ended before the pair was to send, and the peer sends already.
         """
-        return _settled(lambda: self._adopt(pair))
+        return settled(lambda: self._adopt(pair))
 
     def _adopt(self, pair: Pair) -> None:
         ends = Ends.of(pair)
@@ -283,7 +281,7 @@ class KernelDataplane:
 
     def discard(self, pair: Pair) -> Future[bool]:
         """Those of its SAs that are as they were installed."""
-        return _settled(lambda: self._discard(pair))
+        return settled(lambda: self._discard(pair))
 
     def _discard(self, pair: Pair) -> bool:
         found = self._as_described(pair)
@@ -311,15 +309,15 @@ class KernelDataplane:
 
     def expect(self, policy: Policy) -> Future[None]:
         """What is there of it may be replaced, whatever its priority."""
-        return _settled(lambda: self._spd.expect(policy))
+        return settled(lambda: self._spd.expect(policy))
 
     def clear(self, rule: Policy | Shunt) -> Future[None]:
         """Of its entries those that are ours by their priority, stand for it, and that nothing has replaced."""
-        return _settled(lambda: self._spd.clear(rule))
+        return settled(lambda: self._spd.clear(rule))
 
     def traffic(self, pair: Pair) -> Future[Traffic]:
         """The kernel's counters of both SAs."""
-        return _settled(lambda: self._traffic(Ends.of(pair)))
+        return settled(lambda: self._traffic(Ends.of(pair)))
 
     def _traffic(self, ends: Ends) -> Traffic:
         inbound, outbound = (self._counters(each) for each in ends.both)
@@ -370,13 +368,3 @@ class KernelDataplane:
         except KernelError as error:
             return error.number != errno.ESRCH
         return True
-
-
-def _settled(action: Callable[[], T]) -> Future[T]:
-    """The action's result or error, as a future."""
-    future: Future[T] = Future()
-    try:
-        future.set_result(action())
-    except DataplaneError as error:
-        future.set_error(error)
-    return future

@@ -518,6 +518,15 @@ def entered(name):
             assert libc.setns(home.fileno(), _CLONE_NEWNET) == 0
 
 
+def recording(reported):
+    """Events that are written down."""
+    return Events(
+        acquired=lambda number: reported.append(("acquired", number)),
+        expired=lambda spi, hard: reported.append(("expired", spi, hard)),
+        moved=lambda spi, remote: reported.append(("moved", spi, str(remote))),
+    )
+
+
 class Kit:
     """The makers, by attribute."""
 
@@ -535,6 +544,7 @@ class Kit:
     capture = staticmethod(capture)
     network = staticmethod(network)
     entered = staticmethod(entered)
+    recording = staticmethod(recording)
 
     @staticmethod
     def result(future):
@@ -591,11 +601,7 @@ class Bench:
         self.reported = []
         self.events = XfrmEvents(
             self.plane,
-            Events(
-                acquired=lambda number: self.reported.append(("acquired", number)),
-                expired=lambda spi, hard: self.reported.append(("expired", spi, hard)),
-                moved=lambda spi, remote: self.reported.append(("moved", spi, str(remote))),
-            ),
+            recording(self.reported),
         )
 
     def close(self):

@@ -13,7 +13,7 @@ from monitor.xfrm import sa
 from monitor.xfrm.client import HOLD_SECONDS, KernelDataplane, Later
 from monitor.xfrm.ends import Ends
 from monitor.xfrm.messages import Type
-from monitor.xfrm.netlink import KernelError
+from monitor.xfrm.netlink import KernelError, XfrmNetlink
 from monitor.xfrm.policy import DISCOVERY_PRIORITY, PRIORITY_BASE, SHUNT_BASES
 from monitor.xfrm.sa import SaId
 from privsep.algorithms import ChildSuite
@@ -45,12 +45,7 @@ class FakeKernel:
         if message.kind in self.refuse and self.allow[message.kind] < 0:
             raise KernelError(message.kind.name, self.refuse[message.kind], "for the test")
 
-    def do_unless(self, harmless, message):
-        try:
-            self.do(message)
-        except KernelError as error:
-            if error.number != harmless:
-                raise
+    do_unless = XfrmNetlink.do_unless
 
     def ask(self, message, answer):
         self.do(message)

@@ -5,7 +5,6 @@ import ipaddress
 
 import pytest
 
-from monitor.dataplane import Events
 from monitor.xfrm import events
 from monitor.xfrm.events import EVENTS_AT_ONCE, XfrmEvents
 from monitor.xfrm.messages import Expire, Mapping
@@ -63,15 +62,11 @@ class FakePlane:
 
 
 class Bench:
-    def __init__(self):
+    def __init__(self, kit):
         self.socket, self.plane, self.reported = FakeSocket(), FakePlane(), []
         self.events = XfrmEvents(
             self.plane,
-            Events(
-                acquired=lambda number: self.reported.append(("acquired", number)),
-                expired=lambda spi, hard: self.reported.append(("expired", spi, hard)),
-                moved=lambda spi, remote: self.reported.append(("moved", spi, str(remote))),
-            ),
+            kit.recording(self.reported),
         )
 
     def read(self, *datagrams):
@@ -81,10 +76,10 @@ class Bench:
 
 
 @pytest.fixture
-def bench(monkeypatch):
+def bench(kit, monkeypatch):
     made = FakeSocket()
     monkeypatch.setattr(events, "open_socket", lambda groups: made)
-    bench = Bench()
+    bench = Bench(kit)
     bench.socket = made
     return bench
 

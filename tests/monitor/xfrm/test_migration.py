@@ -12,7 +12,7 @@ from monitor.dataplane import Cpis, DataplaneError
 from monitor.xfrm.client import HOLD_SECONDS, KernelDataplane, Later
 from monitor.xfrm.messages import Migrate, NewSa, Type
 from monitor.xfrm.migration import one_round
-from monitor.xfrm.netlink import KernelError
+from monitor.xfrm.netlink import KernelError, XfrmNetlink
 from monitor.xfrm.sa import SaId
 from monitor.xfrm.structs import Direction, KernelMode
 from privsep.config.lanes import KernelOptions, Lane
@@ -119,12 +119,7 @@ class Kernel:
             self.policies[key][at] = kind, new if kind[1] is KernelMode.TUNNEL else self.policies[key][at][1]
         return 0
 
-    def do_unless(self, harmless, message):
-        try:
-            self.do(message)
-        except KernelError as error:
-            if error.number != harmless:
-                raise
+    do_unless = XfrmNetlink.do_unless
 
     def ask(self, message, answer):
         self.done.append(message)
