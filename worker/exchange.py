@@ -11,12 +11,12 @@ from typing import TypeVar
 
 from privsep.errors import PeerError
 from privsep.iana import ExchangeType, HeaderFlag, ProtocolId
+from privsep.isakmp.payloads import Payload, encode_chain
 from privsep.log import Level
 from privsep.payloads import Chain
 from privsep.tasks import Future
 from privsep.types import Endpoint, MessageId, Spi
 from worker.codec.header import HEADER_OCTETS, Header, encode_message
-from worker.codec.payloads import Payload, encode_chain
 from worker.context import Context
 from worker.errors import Failed, TimedOut
 from worker.isakmp_sa import IkeSa

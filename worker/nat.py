@@ -9,8 +9,8 @@ from enum import Enum
 from typing import Any
 
 from privsep.algorithms import Hash
+from privsep.isakmp.payloads import NatDiscovery
 from privsep.types import Cookie, Endpoint
-from worker.codec.payloads import NatDiscovery
 
 IKE_PORT = 500
 NATT_PORT = 4500

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from privsep.config.model import Child, Connection, Gateway, RemoteAny
 from privsep.errors import PeerError
 from privsep.iana import NotifyType, ProtocolId
+from privsep.isakmp.association import SecurityAssociation
+from privsep.isakmp.child_proposals import ChildSelection, describe_child, encapsulation_mode, select_child
 from privsep.types import Address, Auth, TrafficSelector
-from worker.codec.association import SecurityAssociation
-from worker.codec.child_proposals import ChildSelection, describe_child, encapsulation_mode, select_child
 from worker.codec.proposals import IkeSelection, describe_ike, select_ike
 
 AH_AND_NAT = "AH does not pass the NAT between the two (RFC 3715 section 2.1); esp would be right"

@@ -5,9 +5,9 @@ import struct
 import pytest
 
 from privsep.iana import ExchangeType, NotifyType, PayloadType, ProtocolId
+from privsep.isakmp.payloads import Delete, Notification, encode_chain, parse_chain
 from privsep.schema.keyd import InfoOpen, InfoSeal, SealedNew
 from worker.codec.header import encode_message
-from worker.codec.payloads import Delete, Notification, encode_chain, parse_chain
 from worker.effects import Send
 
 

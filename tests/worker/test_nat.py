@@ -6,8 +6,8 @@ import ipaddress
 import pytest
 
 from privsep.algorithms import Hash
+from privsep.isakmp.payloads import NatDiscovery
 from privsep.types import Cookie, Endpoint
-from worker.codec.payloads import NatDiscovery
 from worker.nat import Nat, detect, nat_d
 
 CKY_I, CKY_R = Cookie(b"initiate"), Cookie(b"response")

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from privsep.algorithms import Group, Hash, IkeCipher, IkeSuite
 from privsep.errors import PeerError
 from privsep.iana import AuthMethod, IkeAttribute, IsakmpTransform, NotifyType, ProtocolId
+from privsep.isakmp.association import Attribute, Proposal, SecurityAssociation, Transform
+from privsep.isakmp.terms import IKE_LIFE, Terms, chosen, life_attributes, numbers, read_terms
 from privsep.types import Auth
-from worker.codec.association import Attribute, Proposal, SecurityAssociation, Transform
-from worker.codec.terms import IKE_LIFE, Terms, chosen, life_attributes, numbers, read_terms
 
 _AUTH_METHODS = {Auth.PSK: AuthMethod.PRE_SHARED_KEY}
 

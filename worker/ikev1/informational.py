@@ -9,13 +9,13 @@ from collections.abc import Iterable
 from privsep.config.model import Connection
 from privsep.errors import PeerError
 from privsep.iana import Doi, ExchangeType, HeaderFlag, NotifyType, PayloadType, ProtocolId
+from privsep.isakmp.payloads import Delete, Notification, Payload, encode_chain, parse_chain
 from privsep.log import Level
 from privsep.payloads import split_chain
 from privsep.schema.keyd import Authenticated, InfoOpen, InfoSeal, Opened, SealedNew
 from privsep.types import Identity, MessageId, Role, Spi
 from worker.codec import rules
 from worker.codec.header import encode_message
-from worker.codec.payloads import Delete, Notification, Payload, encode_chain, parse_chain
 from worker.context import Context
 from worker.errors import Failed, KeydRefused, SaClosed
 from worker.exchange import Received

@@ -10,6 +10,8 @@ from privsep.algorithms import Hash, IkeSuite
 from privsep.config.model import Connection, Encap
 from privsep.errors import PeerError
 from privsep.iana import ExchangeType, NotifyType, PayloadType
+from privsep.isakmp.association import SecurityAssociation, encode_association
+from privsep.isakmp.payloads import KeyExchange, NatDiscovery, Nonce, Payload, VendorId, encode_chain, parse_payload
 from privsep.log import Level
 from privsep.payloads import split_chain
 from privsep.schema.keyd import (
@@ -26,9 +28,7 @@ from privsep.schema.keyd import (
 )
 from privsep.types import Cookie, Endpoint, MessageId, Role
 from worker.codec import rules
-from worker.codec.association import SecurityAssociation, encode_association
 from worker.codec.header import ZERO_COOKIE
-from worker.codec.payloads import KeyExchange, NatDiscovery, Nonce, Payload, VendorId, encode_chain, parse_payload
 from worker.codec.proposals import IkeSelection, accepted_ike, offer_ike
 from worker.codec.vendor import Vendor
 from worker.context import Context

@@ -9,6 +9,25 @@ from dataclasses import dataclass
 from privsep.config.model import Child
 from privsep.errors import PeerError
 from privsep.iana import ExchangeType, NotifyType, PayloadType, ProtocolId
+from privsep.isakmp.association import SecurityAssociation, encode_association
+from privsep.isakmp.child_proposals import (
+    ChildSelection,
+    accepted_child,
+    encapsulation_mode,
+    notified_lifetime,
+    offer_child,
+    responder_lifetime,
+)
+from privsep.isakmp.identification import encode_selector, parse_selector
+from privsep.isakmp.payloads import (
+    Identification,
+    NatOriginalAddress,
+    Notification,
+    Payload,
+    encode_chain,
+    encode_payload,
+    parse_payload,
+)
 from privsep.log import Level
 from privsep.payloads import split_chain
 from privsep.schema.install import Allocated, AllocateSpi, Install
@@ -29,25 +48,6 @@ from privsep.schema.keyd import (
 from privsep.types import Cpi, MessageId, Mode, Role, Spi, TrafficSelector
 from worker.child import ChildSa, Flow
 from worker.codec import rules
-from worker.codec.association import SecurityAssociation, encode_association
-from worker.codec.child_proposals import (
-    ChildSelection,
-    accepted_child,
-    encapsulation_mode,
-    notified_lifetime,
-    offer_child,
-    responder_lifetime,
-)
-from worker.codec.identification import encode_selector, parse_selector
-from worker.codec.payloads import (
-    Identification,
-    NatOriginalAddress,
-    Notification,
-    Payload,
-    encode_chain,
-    encode_payload,
-    parse_payload,
-)
 from worker.context import Context
 from worker.errors import Failed, KeydRefused, SaClosed
 from worker.exchange import Exchange, Received

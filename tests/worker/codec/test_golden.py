@@ -10,13 +10,10 @@ import pytest
 from privsep.algorithms import ChildSuite, IkeSuite
 from privsep.errors import PeerError
 from privsep.iana import EncapsulationMode, PayloadType
-from privsep.payloads import split_chain
-from privsep.types import Auth
-from worker.codec.association import SecurityAssociation
-from worker.codec.child_proposals import accepted_child, describe_child, select_child
-from worker.codec.header import HEADER_OCTETS, parse_header
-from worker.codec.identification import parse_identity, parse_selector
-from worker.codec.payloads import (
+from privsep.isakmp.association import SecurityAssociation
+from privsep.isakmp.child_proposals import accepted_child, describe_child, select_child
+from privsep.isakmp.identification import parse_identity, parse_selector
+from privsep.isakmp.payloads import (
     Delete,
     Identification,
     NatDiscovery,
@@ -27,6 +24,9 @@ from worker.codec.payloads import (
     parse_chain,
     parse_payload,
 )
+from privsep.payloads import split_chain
+from privsep.types import Auth
+from worker.codec.header import HEADER_OCTETS, parse_header
 from worker.codec.proposals import accepted_ike, describe_ike, select_ike
 from worker.codec.rules import check, check_header
 from worker.codec.vendor import recognise

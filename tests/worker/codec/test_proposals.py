@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 from privsep.algorithms import Group, Hash, IkeCipher, IkeSuite
 from privsep.errors import PeerError
 from privsep.iana import IkeAttribute, NotifyType
-from privsep.types import Auth
-from worker.codec.association import (
+from privsep.isakmp.association import (
     Attribute,
     Proposal,
     SecurityAssociation,
@@ -16,6 +15,7 @@ from worker.codec.association import (
     encode_association,
     parse_association,
 )
+from privsep.types import Auth
 from worker.codec.proposals import accepted_ike, describe_ike, offer_ike, select_ike
 
 SUITE = st.builds(IkeSuite, st.sampled_from(IkeCipher), st.sampled_from(Hash), st.sampled_from(Group))

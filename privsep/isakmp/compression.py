@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 
 from privsep.errors import PeerError
 from privsep.iana import IpcompTransform, IpsecAttribute, NotifyType, ProtocolId
+from privsep.isakmp.association import Attribute, Proposal, SecurityAssociation, Transform
+from privsep.isakmp.terms import CHILD_LIFE, read_terms
 from privsep.types import MAX_CPI, MIN_CPI, Cpi
-from worker.codec.association import Attribute, Proposal, SecurityAssociation, Transform
-from worker.codec.terms import CHILD_LIFE, read_terms
 
 CPI_OCTETS = 2
 _SIZES = (CPI_OCTETS, 4)

@@ -11,10 +11,10 @@ from typing import Annotated, Any, TypeVar
 
 from privsep.errors import MalformedError
 from privsep.iana import Doi, IdType, PayloadType
+from privsep.isakmp.association import MAX_SPI, SecurityAssociation, encode_association, parse_association
 from privsep.payloads import Chain, join_chain, split_chain
 from privsep.types import Address
 from privsep.wire import U8, U16, Layout, Reader, Tail
-from worker.codec.association import MAX_SPI, SecurityAssociation, encode_association, parse_association
 
 MAX_DELETED = 64
 """SPIs of one Delete payload; we delete one at a time, peers a handful."""

@@ -8,14 +8,14 @@ from hypothesis import strategies as st
 
 from privsep.errors import PeerError
 from privsep.iana import IdType, NotifyType
-from privsep.types import Identity, TrafficSelector
-from worker.codec.identification import (
+from privsep.isakmp.identification import (
     encode_identity,
     encode_selector,
     parse_identity,
     parse_selector,
 )
-from worker.codec.payloads import Identification
+from privsep.isakmp.payloads import Identification
+from privsep.types import Identity, TrafficSelector
 
 NETWORK = st.builds(
     lambda address, prefix: ipaddress.ip_network((address, min(prefix, address.max_prefixlen)), strict=False),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from privsep.errors import PeerError
 from privsep.iana import IkeAttribute, IpsecAttribute, LifeType, NotifyType
-from worker.codec.association import Attribute, Proposal, SecurityAssociation, Transform
+from privsep.isakmp.association import Attribute, Proposal, SecurityAssociation, Transform
 
 MAX_DURATION_OCTETS = 8
 """Durations that do not fit are absurd; the longest in use are of four octets."""

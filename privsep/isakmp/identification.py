@@ -4,8 +4,8 @@ import ipaddress
 
 from privsep.errors import PeerError
 from privsep.iana import IdType, NotifyType
+from privsep.isakmp.payloads import Identification
 from privsep.types import Identity, TrafficSelector
-from worker.codec.payloads import Identification
 
 _UDP = 17
 _IKE_PORT = 500

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from privsep.algorithms import ChildSuite, EspCipher, Group, Integrity
 from privsep.errors import PeerError
 from privsep.iana import EncapsulationMode, IpsecAttribute, NotifyType, ProtocolId
-from privsep.types import Mode
-from worker.codec.association import (
+from privsep.isakmp.association import (
     Attribute,
     Proposal,
     SecurityAssociation,
@@ -19,7 +18,7 @@ from worker.codec.association import (
     parse_association,
     parse_attributes,
 )
-from worker.codec.child_proposals import (
+from privsep.isakmp.child_proposals import (
     accepted_child,
     describe_child,
     encapsulation_mode,
@@ -28,7 +27,8 @@ from worker.codec.child_proposals import (
     responder_lifetime,
     select_child,
 )
-from worker.codec.payloads import Notification, encode_payload, parse_payload
+from privsep.isakmp.payloads import Notification, encode_payload, parse_payload
+from privsep.types import Mode
 
 TUNNEL = EncapsulationMode.TUNNEL
 SPI_I, SPI_R = 0xC0000001, 0xD0000002

@@ -9,10 +9,7 @@ from hypothesis import strategies as st
 from privsep.algorithms import IkeSuite
 from privsep.errors import MalformedError, PeerError
 from privsep.iana import NotifyType, PayloadType
-from privsep.payloads import split_chain
-from privsep.schema.codec import NonceField, PublicValue
-from privsep.types import Auth
-from worker.codec.payloads import (
+from privsep.isakmp.payloads import (
     MAX_BODY,
     MAX_DELETED,
     Certificate,
@@ -33,6 +30,9 @@ from worker.codec.payloads import (
     parse_chain,
     parse_payload,
 )
+from privsep.payloads import split_chain
+from privsep.schema.codec import NonceField, PublicValue
+from privsep.types import Auth
 from worker.codec.proposals import offer_ike
 
 OCTET = st.integers(0, 255)

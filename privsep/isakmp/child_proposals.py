@@ -10,8 +10,7 @@ from dataclasses import dataclass, replace
 from privsep.algorithms import ChildSuite, EspCipher, Group, Integrity
 from privsep.errors import PeerError
 from privsep.iana import EncapsulationMode, IpcompTransform, IpsecAttribute, LifeType, NotifyType, ProtocolId
-from privsep.types import Cpi, Mode, Spi
-from worker.codec.association import (
+from privsep.isakmp.association import (
     Attribute,
     Proposal,
     SecurityAssociation,
@@ -19,9 +18,10 @@ from worker.codec.association import (
     encode_attributes,
     parse_attributes,
 )
-from worker.codec.compression import Compression, accepted_compression, bundles, offer_compression
-from worker.codec.payloads import Notification
-from worker.codec.terms import CHILD_LIFE, IKE_LIFE, Terms, chosen, life_attributes, numbers, read_terms
+from privsep.isakmp.compression import Compression, accepted_compression, bundles, offer_compression
+from privsep.isakmp.payloads import Notification
+from privsep.isakmp.terms import CHILD_LIFE, IKE_LIFE, Terms, chosen, life_attributes, numbers, read_terms
+from privsep.types import Cpi, Mode, Spi
 
 SPI_OCTETS = 4
 FIRST_SPI = 256

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from privsep.errors import MalformedError, PeerError
 from privsep.iana import NotifyType
-from worker.codec.association import (
+from privsep.isakmp.association import (
     MAX_ATTRIBUTES,
     MAX_PROPOSALS,
     MAX_SPI,

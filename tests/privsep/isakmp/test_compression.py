@@ -7,7 +7,7 @@ import pytest
 from privsep.algorithms import ChildSuite, Group
 from privsep.errors import PeerError
 from privsep.iana import EncapsulationMode, NotifyType, ProtocolId
-from worker.codec.association import (
+from privsep.isakmp.association import (
     Attribute,
     Proposal,
     SecurityAssociation,
@@ -15,7 +15,7 @@ from worker.codec.association import (
     encode_association,
     parse_association,
 )
-from worker.codec.child_proposals import accepted_child, describe_child, offer_child, select_child
+from privsep.isakmp.child_proposals import accepted_child, describe_child, offer_child, select_child
 
 TUNNEL = EncapsulationMode.TUNNEL
 GCM = ChildSuite.parse("aes256gcm16-modp2048")
