@@ -1,33 +1,134 @@
 """`python -m monitor.check --config FILE`: what `privsep-ike check` asks of this machine.
 
-Says in one line which data plane `run` would choose here and why; what the kernel lacks goes by its build option.
+Prints one JSON object: which data plane `run` would choose here and why, what would make `run` fail here (`obstacles`),
+and what it would only warn of. What the kernel lacks goes by its build option.
+
+What can be tried is tried, in a network namespace of this process's own: an instance that runs meanwhile notices
+nothing, and nothing is left behind. Ports are not tried, because an instance that runs holds them rightly.
 """
 
 import argparse
+import json
 import os
+import socket
 import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
 
 import prctl
 
-from monitor.plane import foresee
+from monitor.egress import restrict
+from monitor.plane import MAX_TOLD, foresee
+from monitor.routes import Routes
+from monitor.sockets import Plane
 from privsep.config import handover, loader
+from privsep.config.model import Egress, Gateway, Layer
+from privsep.config.toml_lines import Document
 from privsep.errors import OperatorError
+from privsep.sandbox import landlock, memory, namespaces
+from privsep.types import Address
+
+UNASKED = "only root with CAP_NET_ADMIN may ask the kernel"
+_TRIALS: dict[Layer, Callable[[], object]] = {
+    Layer.LANDLOCK: landlock.abi,
+    Layer.MLOCK: memory.lock,
+    Layer.NETNS: namespaces.leave_network,
+}
+"""Applied to this process, which ends soon."""
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class _Warning:
+    """As `privsep-ike check --json` prints it."""
+
+    file: str
+    line: int
+    text: str
+
+
+@dataclass(slots=True, kw_only=True)
+class _Report:
+    """As printed."""
+
+    dataplane: str
+    obstacles: list[str] = field(default_factory=list)
+    warnings: list[_Warning] = field(default_factory=list)
 
 
 def main() -> int:
     """Always 0: a machine that cannot carry a configuration does not make it wrong."""
-    parser = argparse.ArgumentParser("monitor.check", description="Tell which data plane would be chosen.")
+    parser = argparse.ArgumentParser("monitor.check", description="Tell what `run` would find on this machine.")
     parser.add_argument("--config", required=True)
     arguments = parser.parse_args()
-    gateway = loader.load(handover.read_file(arguments.config), arguments.config)
-    if os.geteuid() != 0 or not prctl.cap_effective.net_admin:
-        print("cannot be told, because only root with CAP_NET_ADMIN may ask the kernel")
-        return 0
-    try:
-        print(foresee(gateway))
-    except OperatorError as error:
-        print(f"none, because {error}")
+    text = handover.read_file(arguments.config)
+    gateway = loader.load(text, arguments.config)
+    print(json.dumps(asdict(_report(gateway, text, arguments.config))))
     return 0
+
+
+def _report(gateway: Gateway, text: str, filename: str) -> _Report:
+    warnings = list(_elsewhere(gateway, text, filename))
+    if os.geteuid() != 0 or not prctl.cap_effective.net_admin:
+        return _Report(dataplane=f"cannot be told, because {UNASKED}", obstacles=[UNASKED], warnings=warnings)
+    try:
+        plane, why = foresee(gateway)
+    except OperatorError as error:
+        found = [str(error), *_obstacles(gateway, None)]
+        return _Report(dataplane=f"none, because {error}", obstacles=found, warnings=warnings)
+    found = list(_obstacles(gateway, plane))
+    return _Report(dataplane=f"{plane.value}, because {why}", obstacles=found, warnings=warnings)
+
+
+def _obstacles(gateway: Gateway, plane: Plane | None) -> Iterator[str]:
+    """What would end `run`, or each child that it starts, beside the lack of a data plane."""
+    for address in gateway.listen:
+        if not _is_ours(address):
+            yield f"no interface has {address}; `gateway.listen` must name addresses of this machine"
+    lost = {layer: why for layer in Layer if layer not in gateway.absent and (why := _failure(_TRIALS[layer]))}
+    yield from lost.values()
+    if Layer.NETNS in gateway.absent | lost.keys():
+        # what follows would be tried on the live network
+        return
+    if gateway.egress is Egress.RESTRICTED and (why := _failure(lambda: restrict(gateway).close())):
+        yield why
+    if plane is Plane.USERSPACE and (why := _failure(lambda: Routes().close())):
+        yield why
+
+
+def _failure(trial: Callable[[], object]) -> str:
+    """Why it does not work here, empty if it does."""
+    try:
+        trial()
+    except OperatorError as error:
+        return str(error)
+    return ""
+
+
+def _elsewhere(gateway: Gateway, text: str, filename: str) -> Iterator[_Warning]:
+    """Connections that could send nothing now. It may come yet, by DHCP or failover: `run` starts all the same."""
+    foreign = {each.local for each in gateway.connections if each.local is not None and not _is_ours(each.local)}
+    if not foreign:
+        return
+    document = Document.parse(text, filename)
+    named = [each for each in gateway.connections if each.local in foreign]
+    for connection in named[:MAX_TOLD]:
+        line = document.line_of(("connection", connection.name, "local"))
+        what = f"no interface of this machine has {connection.local}; until one has, the connection can send nothing"
+        yield _Warning(file=filename, line=line, text=what)
+    if len(named) > MAX_TOLD:
+        more = f"{len(named) - MAX_TOLD} more connections have a `local` that is not of this machine"
+        yield _Warning(file=filename, line=1, text=more)
+
+
+def _is_ours(address: Address) -> bool:
+    """Whether a socket can be bound to it, at any port."""
+    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as sock:
+            sock.bind((str(address), 0))
+    except OSError:
+        return False
+    return True
 
 
 if __name__ == "__main__":

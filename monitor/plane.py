@@ -9,6 +9,7 @@ from monitor.inheritance import renounce
 from monitor.journal import Journal
 from monitor.routes import Routes
 from monitor.sadb import fixed
+from monitor.sockets import Plane
 from monitor.userspace.client import UserspaceDataplane
 from monitor.waiting import Log, run
 from monitor.xfrm.client import KernelDataplane, Later
@@ -63,13 +64,13 @@ def choose(gateway: Gateway, loop: Loop, events: Events, lost: Callable[[str], N
     return _userspace(loop, events, lost, found)
 
 
-def foresee(gateway: Gateway) -> str:
-    """What `choose` would take and why, without taking it."""
+def foresee(gateway: Gateway) -> tuple[Plane, str]:
+    """What `choose` would take and why, without taking it. OperatorError where it would take none."""
     found = _decide(gateway)
     if isinstance(found, XfrmNetlink):
         with closing(found):
-            return f"kernel, because {_able(gateway, found)}"
-    return f"userspace, because {found}"
+            return Plane.KERNEL, _able(gateway, found)
+    return Plane.USERSPACE, found
 
 
 def _decide(gateway: Gateway) -> XfrmNetlink | str:

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from privsep.cli.control import DEFAULT_RUN_DIR
 from privsep.cli.exits import Exit
@@ -49,6 +50,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     )
     _add_files(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON document")
+    parser.add_argument("--strict", action="store_true", help="exit 1 where `run` on this machine would fail (root)")
     parser.set_defaults(run=check)
 
     parser = commands.add_parser(
@@ -84,20 +86,31 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def check(arguments: argparse.Namespace) -> int:
-    """0 without a problem, 3 with any. What this machine can do is told and counts for nothing."""
+    """3 with any problem; 1 with --strict where `run` would fail on this machine; else 0."""
     config, secrets = _files(arguments)
-    gateway, found, notes = _judge(config, secrets)
-    dataplane = _dataplane(config) if gateway is not None and not found else None
+    gateway, found, warnings = _judge(config, secrets)
+    machine = _ask_machine(config) if gateway is not None and not found else None
+    if machine is not None:
+        warnings += [(each["file"], each["line"], each["text"]) for each in machine["warnings"]]
+    obstacles: list[str] = machine["obstacles"] if machine is not None else []
     if arguments.json:
-        problems = [{"file": file, "line": line, "text": text} for file, line, text in found]
-        document = {"schema_version": SCHEMA_VERSION, "problems": problems, "dataplane": dataplane}
+        document = {
+            "schema_version": SCHEMA_VERSION,
+            "problems": _documents(found),
+            "warnings": _documents(warnings),
+            "dataplane": machine["dataplane"] if machine is not None else None,
+            "obstacles": obstacles,
+        }
         sys.stdout.write(json.dumps(document, indent=2) + "\n")
-        return Exit.CONFIGURATION_INVALID if found else Exit.DONE
-    sys.stderr.writelines(f"{note}\n" for note in notes)
-    if gateway is None or found:
-        return _tell(found)
-    sys.stdout.write(f"{config}: {_summary(gateway)}, no problem found\ndataplane: {dataplane}\n")
-    return Exit.DONE
+    else:
+        sys.stderr.writelines(f"{file}:{line}: {text}\n" for file, line, text in found or warnings)
+        if gateway is not None and machine is not None:
+            sys.stdout.write(f"{config}: {_summary(gateway)}, no problem found\ndataplane: {machine['dataplane']}\n")
+            sys.stdout.flush()
+            sys.stderr.writelines(f"`run` would fail on this machine: {obstacle}\n" for obstacle in obstacles)
+    if found:
+        return Exit.CONFIGURATION_INVALID
+    return Exit.FAILED if arguments.strict and obstacles else Exit.DONE
 
 
 def selftest(arguments: argparse.Namespace) -> int:
@@ -120,8 +133,8 @@ def _load(path: str) -> Gateway:
     return loader.load(Document.decode(octets, path), path)
 
 
-def _judge(config: str, secrets: str) -> tuple[Gateway | None, list[_Found], list[str]]:
-    """The configuration if it is valid, problems of both files, notes."""
+def _judge(config: str, secrets: str) -> tuple[Gateway | None, list[_Found], list[_Found]]:
+    """The configuration if it is valid, problems of both files, warnings."""
     try:
         gateway = _load(config)
     except ConfigError as error:
@@ -135,33 +148,37 @@ def _tell(found: list[_Found]) -> int:
     return Exit.CONFIGURATION_INVALID
 
 
-def _check_secrets(config: str, secrets: str) -> tuple[list[_Found], list[str]]:
-    """Problems and, if there are none, notes."""
-    words = ["--config", config, "--secrets", secrets]
-    done = subprocess.run(
-        [sys.executable, *_ISOLATED, "keyd.check", *words],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def _documents(found: list[_Found]) -> list[dict[str, Any]]:
+    return [{"file": file, "line": line, "text": text} for file, line, text in found]
+
+
+def _check_secrets(config: str, secrets: str) -> tuple[list[_Found], list[_Found]]:
+    """Problems and, if there are none, warnings."""
+    done = _ask("keyd.check", "--config", config, "--secrets", secrets)
     lines = done.stderr.splitlines()
-    if done.returncode == Exit.DONE:
-        return [], lines
-    if done.returncode != Exit.CONFIGURATION_INVALID:
+    if done.returncode not in (Exit.DONE, Exit.CONFIGURATION_INVALID):
         raise OperatorError(f"check: {secrets} could not be judged; {lines[-1] if lines else 'no reason given'}")
-    problems = []
+    found = []
     for line in lines:
         number, _, text = line.removeprefix(f"{secrets}:").partition(": ")
-        problems.append((secrets, int(number) if number.isdecimal() else 1, text))
-    return problems, []
+        found.append((secrets, int(number) if number.isdecimal() else 1, text))
+    return ([], found) if done.returncode == Exit.DONE else (found, [])
 
 
-def _dataplane(config: str) -> str:
-    """Which one `run` would choose here, and why."""
-    words = [sys.executable, *_ISOLATED, "monitor.check", "--config", config]
-    done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
-    return done.stdout.strip() if done.returncode == Exit.DONE else "cannot be told, because asking the kernel failed"
+def _ask_machine(config: str) -> dict[str, Any]:
+    """What `run` would find here (`monitor/check.py`)."""
+    done = _ask("monitor.check", "--config", config)
+    if done.returncode != Exit.DONE:
+        why = "asking the kernel failed"
+        return {"dataplane": f"cannot be told, because {why}", "obstacles": [why], "warnings": []}
+    machine: dict[str, Any] = json.loads(done.stdout)
+    return machine
+
+
+def _ask(module: str, *words: str) -> "subprocess.CompletedProcess[str]":
+    """One of our programs that runs with privileges or secrets of its own."""
+    command = [sys.executable, *_ISOLATED, module, *words]
+    return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
 
 
 def _summary(gateway: Gateway) -> str:

@@ -7,6 +7,7 @@ import pytest
 
 from monitor import plane
 from monitor.dataplane import Events
+from monitor.sockets import Plane
 from privsep.algorithms import ChildSuite, Integrity
 from privsep.config.lanes import KernelOptions, Lane
 from privsep.config.model import DataplaneChoice, RemoteAny
@@ -81,7 +82,7 @@ def test_a_kernel_that_migrates_nothing_is_taken_and_named_where_a_peer_may_move
     kernel.migrates = migrates
     told = plane.ABLE + (plane.NO_MIGRATION if remote in TRAVELLERS and not migrates else "")
     gateway = replace(kit.gateway(), connections=(kit.connection(remote=remote),))
-    assert plane.foresee(gateway) == f"kernel, because {told}"
+    assert plane.foresee(gateway) == (Plane.KERNEL, told)
     assert [netlink.closed for netlink in kernel.opened] == [True]
     assert choose(DataplaneChoice.AUTO, connections=gateway.connections).reason == told
 

@@ -38,33 +38,39 @@ def test_the_shipped_samples_pass(cli, config):
 @pytest.mark.root
 @needs_root
 def test_check_json_is_one_document(cli, config):
+    change(config, {'local     = "192.0.2.1"': 'local     = "127.0.0.1"'})
     done = cli("check", "--config", config, "--json")
     assert done.returncode == DONE
     document = json.loads(done.stdout)
     assert document.pop("dataplane") is not None
-    assert document == {"schema_version": 1, "problems": []}
+    assert document == {"schema_version": 1, "problems": [], "warnings": [], "obstacles": []}
 
 
-def asked(config, **changes):
-    """What this machine would do with a changed configuration, by the command behind `check`."""
+def change(config, changes):
+    """The configuration with other words in it."""
     text = config.read_text()
     for old, new in changes.items():
         assert old in text
         text = text.replace(old, new)
     config.write_text(text)
+
+
+def asked(config, **changes):
+    """What this machine would do with a changed configuration, by the command behind `check`."""
+    change(config, changes)
     words = [sys.executable, "-I", "-B", "-m", "monitor.check", "--config", str(config)]
-    return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+    return json.loads(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
 
 
 @pytest.mark.root
 @needs_root
 def test_check_says_which_data_plane_this_machine_would_use_and_what_the_kernel_lacks(config):
-    told = asked(config)
+    told = asked(config)["dataplane"]
     assert told.startswith(("kernel, because the kernel carries", "userspace, because the kernel"))
     assert told.startswith("kernel") or "CONFIG_" in told
-    insists = asked(config, **{'dataplane = "auto"': 'dataplane = "kernel"'})
+    insists = asked(config, **{'dataplane = "auto"': 'dataplane = "kernel"'})["dataplane"]
     assert insists == told if told.startswith("kernel") else insists.startswith("none, because dataplane = ")
-    assert asked(config, **{'"kernel"': '"userspace"'}) == "userspace, because the configuration says so"
+    assert asked(config, **{'"kernel"': '"userspace"'})["dataplane"] == "userspace, because the configuration says so"
 
 
 @pytest.mark.root
@@ -72,8 +78,67 @@ def test_check_says_which_data_plane_this_machine_would_use_and_what_the_kernel_
 def test_check_without_the_privilege_says_that_it_cannot_tell(cli, config):
     words = ["setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin"]
     words += [sys.executable, "-I", "-B", "-m", "monitor.check", "--config", str(config)]
-    done = subprocess.run(words, capture_output=True, text=True, check=True)
-    assert done.stdout == "cannot be told, because only root with CAP_NET_ADMIN may ask the kernel\n"
+    machine = json.loads(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
+    assert machine["dataplane"] == "cannot be told, because only root with CAP_NET_ADMIN may ask the kernel"
+    assert machine["obstacles"] == ["only root with CAP_NET_ADMIN may ask the kernel"]
+
+
+@pytest.mark.root
+@needs_root
+def test_check_strict_fails_where_run_on_this_machine_does(cli, config):
+    checked = {options: cli("check", "--config", config, *options) for options in ((), ("--strict",))}
+    assert [done.returncode for done in checked.values()] == [DONE, DONE]
+    change(config, {"[gateway]": '[gateway]\nlisten = ["203.0.113.77"]', '"192.0.2.1"': '"203.0.113.77"'})
+    lenient, strict = cli("check", "--config", config), cli("check", "--config", config, "--strict")
+    assert (lenient.returncode, strict.returncode) == (DONE, FAILED)
+    told = "`run` would fail on this machine: no interface has 203.0.113.77; `gateway.listen` must name addresses"
+    assert told in lenient.stderr
+    assert strict.stderr == lenient.stderr
+    ran = cli("run", "--config", config, "--run-dir", config.parent / "run")
+    assert (ran.returncode, "no interface has this address" in ran.stderr) == (FAILED, True)
+    document = json.loads(cli("check", "--config", config, "--strict", "--json").stdout)
+    assert [text.partition(";")[0] for text in document["obstacles"]] == ["no interface has 203.0.113.77"]
+
+
+@pytest.mark.root
+@needs_root
+def test_check_strict_fails_on_a_kernel_that_cannot_carry_what_it_must(cli, config):
+    if cli("check", "--config", config).stdout.splitlines()[1].startswith("dataplane: kernel"):
+        pytest.skip("this kernel carries ESP")
+    change(config, {'dataplane = "auto"': 'dataplane = "kernel"'})
+    lenient, strict = cli("check", "--config", config), cli("check", "--config", config, "--strict")
+    assert (lenient.returncode, strict.returncode) == (DONE, FAILED)
+    (told,) = (line for line in strict.stderr.splitlines() if line.startswith("`run` would fail"))
+    assert "CONFIG_INET_ESP" in told
+    change(config, {'"kernel"': '"userspace"'})
+    assert cli("check", "--config", config, "--strict").returncode == DONE
+
+
+@pytest.mark.root
+@needs_root
+def test_trying_what_run_needs_leaves_the_machine_as_it_was(cli, config):
+    """The TUN device, the firewall table and the network namespace of a trial go with it."""
+    change(config, {'dataplane = "auto"': 'dataplane = "userspace"\negress = "restricted"'})
+    before = [os.listdir("/sys/class/net"), os.readlink("/proc/self/ns/net")]
+    assert cli("check", "--config", config, "--strict").returncode == DONE
+    assert [os.listdir("/sys/class/net"), os.readlink("/proc/self/ns/net")] == before
+
+
+@pytest.mark.root
+@needs_root
+def test_what_is_only_doubtful_is_a_warning_for_people_and_for_programs(cli, config):
+    """A `local` that no interface has yet may come; a short secret may be all that the peer takes."""
+    secrets = config.with_name("secrets.toml")
+    secrets.write_text('[[psk]]\nids = ["gw1.example.org"]\nsecret = "aB3$short"\n')
+    done = cli("check", "--config", config)
+    line = next(number for number, text in enumerate(config.read_text().splitlines(), 1) if text.startswith("local "))
+    assert (done.returncode, [told.partition(": ")[0] for told in done.stderr.splitlines()]) == (
+        DONE,
+        [f"{secrets}:3", f"{config}:{line}"],
+    )
+    assert "no interface of this machine has 192.0.2.1" in done.stderr
+    document = json.loads(cli("check", "--config", config, "--json").stdout)
+    assert [(each["file"], each["line"]) for each in document["warnings"]] == [(str(secrets), 3), (str(config), line)]
 
 
 def test_every_problem_of_the_configuration_is_a_line(cli, config):
