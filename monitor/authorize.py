@@ -288,16 +288,7 @@ def _taken(case: Case, claims: Claims) -> bool:
 
 
 def _any_overlap(some: tuple[TrafficSelector, ...], others: tuple[TrafficSelector, ...]) -> bool:
-    return any(_overlap(one, other) for one in some for other in others)
-
-
-def _overlap(one: TrafficSelector, other: TrafficSelector) -> bool:
-    # an address is in no network of another version
-    return (
-        (one.network.network_address in other.network or other.network.network_address in one.network)
-        and (0 in (one.protocol, other.protocol) or one.protocol == other.protocol)
-        and (0 in (one.port, other.port) or one.port == other.port)
-    )
+    return any(one.overlaps(other) for one in some for other in others)
 
 
 def _outbound_is_new(case: Case) -> Verdict:

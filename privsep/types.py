@@ -104,6 +104,19 @@ class TrafficSelector:
             and self.port in (0, other.port)
         )
 
+    def overlaps(self, other: "TrafficSelector") -> bool:
+        """Whether some packet is selected by both."""
+        return (
+            nested(self.network, other.network)
+            and (0 in (self.protocol, other.protocol) or self.protocol == other.protocol)
+            and (0 in (self.port, other.port) or self.port == other.port)
+        )
+
+
+def nested(one: Network, other: Network) -> bool:
+    """Whether two networks have an address in common: one of them then contains the other. Never of two IP versions."""
+    return other.network_address in one or one.network_address in other
+
 
 ANY_IPV4 = ipaddress.IPv4Network("0.0.0.0/0")
 ANY_IPV6 = ipaddress.IPv6Network("::/0")

@@ -10,7 +10,7 @@ from privsep.config.lanes import MAX_U32
 from privsep.config.model import Child, Connection, DataplaneChoice, Encap, Gateway
 from privsep.config.reader import Reader, Section
 from privsep.iana import ProtocolId
-from privsep.types import Mode, Network, TrafficSelector
+from privsep.types import Mode, TrafficSelector, nested
 
 MAX_POLICIES = 65535
 """Children of all connections; each has a number of 16 bits (`monitor.dataplane.Policy`)."""
@@ -124,15 +124,15 @@ def _check_nested(remotes: Iterable[_Remote], reader: Reader, reported: set[tupl
     """Networks nest or are disjoint, so those that contain one another meet on a stack in order of address."""
     stack: list[_Remote] = []
     for selector, connection, child in sorted(remotes, key=lambda entry: _order(entry[0])):
-        while stack and not _nested(stack[-1][0].network, selector.network):
+        while stack and not nested(stack[-1][0].network, selector.network):
             stack.pop()
         for enclosing, other, others_child in stack:
             pair = (other.name, connection.name)
-            if other is connection or pair in reported or not _overlap(enclosing, selector):
+            if other is connection or pair in reported or not enclosing.overlaps(selector):
                 continue
             if not others_child.kernel.lane.meets(child.kernel.lane):
                 continue
-            if any(_overlap(a, b) for a in others_child.local_ts for b in child.local_ts):
+            if any(a.overlaps(b) for a in others_child.local_ts for b in child.local_ts):
                 reported.add(pair)
                 reader.problem(
                     ("connection", connection.name, "child", child.name, "remote_ts"),
@@ -151,16 +151,3 @@ def _remotes(gateway: Gateway) -> Iterator[_Remote]:
 def _order(selector: TrafficSelector) -> tuple[int, int, int]:
     network = selector.network
     return network.version, int(network.network_address), network.prefixlen
-
-
-def _overlap(one: TrafficSelector, other: TrafficSelector) -> bool:
-    """Whether one packet could be selected by both."""
-    return (
-        _nested(one.network, other.network)
-        and (not one.protocol or not other.protocol or one.protocol == other.protocol)
-        and (not one.port or not other.port or one.port == other.port)
-    )
-
-
-def _nested(one: Network, other: Network) -> bool:
-    return other.network_address in one or one.network_address in other

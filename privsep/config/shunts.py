@@ -6,7 +6,7 @@ from privsep.config.model import Action, Child, Gateway, Order, Shunt
 from privsep.config.problems import quote
 from privsep.config.reader import Reader, Section
 from privsep.config.selectors import parse_selector
-from privsep.types import Network, TrafficSelector
+from privsep.types import Network, TrafficSelector, nested
 
 MAX_SHUNTS = 256
 MAX_SELECTORS = 16
@@ -75,7 +75,7 @@ def beyond_routes(gateway: Gateway, shunt: Shunt) -> str | None:
         inside = False
         for _, child in gateway.children():
             for protected in (selector.network for selector in child.remote_ts):
-                if not _nested(protected, network):
+                if not nested(protected, network):
                     continue
                 narrower = network.prefixlen > protected.prefixlen
                 if narrower is not (shunt.order is Order.FIRST):
@@ -109,7 +109,7 @@ def _contains(outer: Pair, inner: Pair) -> bool:
 def _undecided(one: Shunt, other: Shunt) -> bool:
     """Some packet is selected by both, with prefixes that are as long together."""
     return any(
-        _overlap(first[0], second[0]) and _overlap(first[1], second[1]) and _length(first) == _length(second)
+        first[0].overlaps(second[0]) and first[1].overlaps(second[1]) and _length(first) == _length(second)
         for first in pairs_of(one)
         for second in pairs_of(other)
     )
@@ -121,15 +121,3 @@ def _length(pair: Pair) -> tuple[int, bool, bool]:
         bool(pair[0].protocol or pair[1].protocol),
         bool(pair[0].port or pair[1].port),
     )
-
-
-def _overlap(one: TrafficSelector, other: TrafficSelector) -> bool:
-    return (
-        _nested(one.network, other.network)
-        and (not one.protocol or not other.protocol or one.protocol == other.protocol)
-        and (not one.port or not other.port or one.port == other.port)
-    )
-
-
-def _nested(one: Network, other: Network) -> bool:
-    return other.network_address in one or one.network_address in other
