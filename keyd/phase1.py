@@ -126,9 +126,7 @@ class Phase1:
         connection = context.gateway.connection(request.connection)
         if connection is None:
             raise Violation("a connection that the configuration does not have")
-        if connection.auth is not Auth.PSK or connection not in context.gateway.candidates(
-            request.local, request.remote
-        ):
+        if connection.auth is not Auth.PSK or not connection.describes(request.local, request.remote):
             raise Refuse(Refusal.NO_CONNECTION)
         if request.suite not in connection.suites:
             raise Refuse(Refusal.BAD_PROPOSAL)
@@ -272,10 +270,9 @@ class Phase1:
         """
         accepting = [
             connection
-            for connection in self._context.gateway.candidates(main.local, main.remote)
+            for connection in self._context.gateway.accepting(main.local, main.remote, identity)
             if connection.auth is Auth.PSK
             and sa.suite in connection.suites
-            and connection.remote_id in (None, identity)
             # nobody else is who we are: that would be ourselves, reflected
             and connection.local_id != identity
             and self._has_psk(connection, main.psk)

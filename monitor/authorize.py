@@ -161,9 +161,9 @@ def _most_specific(case: Case) -> Verdict:
     def closeness(connection: Connection) -> tuple[bool, int]:
         return connection.remote_id is not None, connection.specificity(remote)
 
-    rivals = case.gateway.candidates(case.install.local.address, remote)
+    rivals = case.gateway.accepting(case.install.local.address, remote, identity)
     ours = closeness(case.connection)
-    closer = any(closeness(rival) > ours for rival in rivals if rival.remote_id in (None, identity))
+    closer = any(closeness(rival) > ours for rival in rivals)
     return Denial.IDENTITY if closer else PASSED
 
 

@@ -17,7 +17,6 @@ from worker.effects import AskKeyd, AskMonitor, Effect, Send
 from worker.errors import Failed, KeydRefused, MonitorDenied
 from worker.isakmp_sa import IkeSa, Peer
 from worker.nat import NATT_PORT, NON_ESP_MARKER
-from worker.negotiate import Connections
 from worker.requests import Requests
 from worker.timers import Callback, Timer, Timers
 
@@ -68,7 +67,6 @@ class Context:
         self.random = random
         self.log = log
         self.now = 0.0
-        self.connections = Connections(gateway)
         self.timers = Timers()
         self.sas = SaTable()
         self.peers: dict[str, dict[Identity, Peer]] = {}

@@ -123,7 +123,7 @@ class Control:
 
     async def _down(self, order: Order) -> str:
         context = self._context
-        if order.connection not in context.connections.by_name:
+        if context.gateway.connection(order.connection) is None:
             return NOT_CONFIGURED
         for goal in self._keeper.of(order.connection):
             self._keeper.give_up(goal)

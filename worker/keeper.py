@@ -86,7 +86,7 @@ class Keeper:
         if child:
             goal = self.goals.get((connection, child))
             return (goal,) if goal is not None else ()
-        configured = self._context.connections.by_name.get(connection)
+        configured = self._context.gateway.connection(connection)
         return tuple(self.goals[connection, each.name] for each in configured.children) if configured else ()
 
     def ends(self, goal: Goal) -> Ends | None:

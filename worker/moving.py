@@ -27,7 +27,7 @@ def authenticated_from(context: Context, sa: IkeSa, received: Received) -> None:
     connection = sa.connection
     if connection is None or not sa.encap or context.now - sa.moved < MOVE_SECONDS:
         return
-    if connection not in context.connections.candidates(received.local.address, received.remote.address):
+    if not connection.describes(received.local.address, received.remote.address):
         return
     context.log(Level.NOTICE, "peer-moved", **sa.label, to=received.remote)
     sa.moved = context.now

@@ -3,13 +3,11 @@
 Where nothing fits, the texts here say what was offered and what is configured; the peer only gets the notify type.
 """
 
-import dataclasses
 import ipaddress
-from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from privsep.config.model import Child, Connection, Gateway, RemoteAny
+from privsep.config.model import Child, Connection
 from privsep.errors import PeerError
 from privsep.iana import NotifyType, ProtocolId
 from privsep.isakmp.association import SecurityAssociation
@@ -20,27 +18,6 @@ from worker.codec.proposals import IkeSelection, describe_ike, select_ike
 AH_AND_NAT = "AH does not pass the NAT between the two (RFC 3715 section 2.1); esp would be right"
 MAX_NAMED = 8
 """Proposals that are written out in a log line."""
-
-
-class Connections:
-    """The configured connections, by name and by the peer's address."""
-
-    def __init__(self, gateway: Gateway) -> None:
-        self.by_name = {connection.name: connection for connection in gateway.connections}
-        self._fixed: dict[Address, list[Connection]] = defaultdict(list)
-        wide = []
-        for connection in gateway.connections:
-            match connection.remote:
-                case RemoteAny() | ipaddress.IPv4Network() | ipaddress.IPv6Network():
-                    wide.append(connection)
-                case address:
-                    self._fixed[address].append(connection)
-        self._wide = dataclasses.replace(gateway, connections=tuple(wide))
-
-    def candidates(self, local: Address, remote: Address) -> tuple[Connection, ...]:
-        """As `Gateway.candidates`, without looking at every connection."""
-        exact = tuple(each for each in self._fixed.get(remote, ()) if each.local in (None, local))
-        return exact + self._wide.candidates(local, remote)
 
 
 @dataclass(slots=True, frozen=True)

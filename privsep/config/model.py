@@ -4,12 +4,12 @@ Every process reads the same bytes of gateway.toml and builds this whole model; 
 selectors and addresses, the worker proposals and timers, keyd identities and authentication).
 """
 
-import ipaddress
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from privsep.algorithms import ChildSuite, IkeSuite
+from privsep.config.index import Index, specificity
 from privsep.config.lanes import UNSAID, KernelOptions
 from privsep.iana import ProtocolId
 from privsep.types import Address, Auth, Identity, Mode, Network, TrafficSelector
@@ -128,7 +128,11 @@ class Connection:
 
     def specificity(self, remote: Address) -> int:
         """How closely `remote` describes that address: 129 names it, 1 to 128 a prefix of it, 0 any; -1 not at all."""
-        return _specificity(self.remote, remote)
+        return specificity(self.remote, remote)
+
+    def describes(self, local: Address, remote: Address) -> bool:
+        """Whether its addresses may be these two."""
+        return self.local in (None, local) and self.specificity(remote) >= 0
 
     def child(self, name: str) -> Child | None:
         """The child of that name, or None."""
@@ -158,6 +162,10 @@ class Gateway:
     connections: tuple[Connection, ...]
     egress: Egress = Egress.OPEN
     shunts: tuple[Shunt, ...] = ()
+    index: Index = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "index", Index(self.connections))
 
     def children(self) -> Iterator[tuple[Connection, Child]]:
         """Those of all connections, in the order of the configuration."""
@@ -167,24 +175,15 @@ class Gateway:
 
     def connection(self, name: str) -> Connection | None:
         """The connection of that name, or None."""
-        return next((connection for connection in self.connections if connection.name == name), None)
+        return self.index.by_name.get(name)
 
     def candidates(self, local: Address, remote: Address) -> tuple[Connection, ...]:
-        """Connections that two addresses may belong to, the most specific first (exact remote, longest prefix, any)."""
-        found = [
-            (specificity, connection)
-            for connection in self.connections
-            if connection.local in (None, local) and (specificity := connection.specificity(remote)) >= 0
-        ]
-        return tuple(connection for _, connection in sorted(found, key=lambda pair: -pair[0]))
+        """Connections that two addresses may belong to, the most specific first (exact remote, longest prefix, any).
 
+        Of several that only the peer's identity could tell apart, the first.
+        """
+        return self.index.candidates(local, remote)
 
-def _specificity(configured: Remote, actual: Address) -> int:
-    """Longer is more specific: 129 an exact address, 1 to 128 a prefix, 0 any; -1 no match."""
-    match configured:
-        case RemoteAny():
-            return 0
-        case ipaddress.IPv4Network() | ipaddress.IPv6Network():
-            return configured.prefixlen if configured.version == actual.version and actual in configured else -1
-        case _:
-            return 129 if configured == actual else -1
+    def accepting(self, local: Address, remote: Address, identity: Identity) -> tuple[Connection, ...]:
+        """Connections that two addresses may belong to and that take this identity, the most specific address first."""
+        return self.index.accepting(local, remote, identity)

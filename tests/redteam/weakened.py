@@ -121,6 +121,9 @@ phase1.Phase1._select = lambda self, sa, main, identity: (
 )
 Gateway.candidates = lambda self, local, remote: tuple(dict.fromkeys((*candidates(self, local, remote),
                                                                      *self.connections)))
+Gateway.accepting = lambda self, local, remote, identity: tuple(
+    each for each in Gateway.candidates(self, local, remote) if each.remote_id in (None, identity)
+)
 """
 
 NO_MEMORY = """

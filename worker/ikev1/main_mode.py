@@ -170,7 +170,7 @@ async def respond(context: Context, first: Received) -> None:
     rules.check(row, (kind for kind, _ in listed))
     payloads = [parse_payload(kind, body) for kind, body in listed]
     try:
-        choice = choose_ike(_sa(payloads), context.connections.candidates(first.local.address, first.remote.address))
+        choice = choose_ike(_sa(payloads), context.gateway.candidates(first.local.address, first.remote.address))
     except PeerError as error:
         informational.notify_in_clear(context, first, error.notify)
         raise
@@ -236,7 +236,7 @@ class _Responder:
         nat_ds = _nat_ds(context, sa, self._suite.hash, encap) if self._nat_traversal else ()
         fourth = exchange.message([KeyExchange(keys.ke), Nonce(keys.nonce), *nat_ds])
         proven = await exchange.answer(fourth, self._message_5, "Main Mode 4/6")
-        connection = context.connections.by_name[proven.connection]
+        connection = context.gateway.index.by_name[proven.connection]
         sa.connection = connection
 
         sealed = await context.ask(AuthSeal(ike=sa.handle, next_payload=PayloadType.NONE, payloads=b""), Sealed)
