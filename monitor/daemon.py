@@ -230,7 +230,7 @@ class Daemon:
     def _redeem(self, request: Redeem) -> Future[keymat.Reply]:
         if self._redeemer is None:
             future: Future[keymat.Reply] = Future()
-            future.set_error(ChannelClosed())
+            future.set_error(ChannelClosed)
             return future
         return self._redeemer.redeem(request)
 

@@ -75,7 +75,7 @@ class Epoch:
         """The worker's answer. One that comes after our patience ended is still taken, and counted until then."""
         future: Future[R] = Future()
         if len(self._pending) >= MAX_PENDING:
-            future.set_error(WorkerBusy())
+            future.set_error(WorkerBusy)
             return future
         self._sequence += 1
         self._pending[self._sequence] = (message, kind, future)
@@ -131,7 +131,7 @@ class Epoch:
         """The worker is gone: whoever waits for it gets ChannelClosed."""
         pending, self._pending = self._pending, {}
         for _, _, future in pending.values():
-            future.set_error(ChannelClosed())
+            future.set_error(ChannelClosed)
 
 
 def _leads_back(asked: MonitorRequest, answer: WorkerReply) -> bool:

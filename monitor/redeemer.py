@@ -24,9 +24,9 @@ class Redeemer:
         self._waiting[sequence] = future
         try:
             self._send(request, sequence)
-        except ChannelClosed as error:
+        except ChannelClosed:
             del self._waiting[sequence]
-            future.set_error(error)
+            future.set_error(ChannelClosed)
         return future
 
     def handle(self, message: Reply, sequence: int) -> None:
@@ -46,4 +46,4 @@ class Redeemer:
         """End: whoever waits gets ChannelClosed."""
         waiting, self._waiting = self._waiting, {}
         for future in waiting.values():
-            future.set_error(ChannelClosed())
+            future.set_error(ChannelClosed)

@@ -6,7 +6,7 @@ from typing import Any, Protocol, TypeVar
 from monitor.dataplane import DataplaneError
 from privsep.log import Level
 from privsep.loop import Timer
-from privsep.tasks import Future, Task
+from privsep.tasks import Future, Task, handed_over
 
 T = TypeVar("T")
 
@@ -41,7 +41,7 @@ def begin(coroutine: Coroutine[Any, None, T]) -> Future[T]:
         if error is None:
             future.set_result(values[0])
         else:
-            future.set_error(error)
+            future.set_error(handed_over(error))
 
     Task(run(), ended)
     return future
@@ -53,7 +53,7 @@ def settled(action: Callable[[], T]) -> Future[T]:
     try:
         future.set_result(action())
     except DataplaneError as error:
-        future.set_error(error)
+        future.set_error(handed_over(error))
     return future
 
 
@@ -80,7 +80,7 @@ async def quietly(future: Future[None], log: Log) -> bool:
 def within(clock: Clock, seconds: float, future: Future[T]) -> Future[T]:
     """The same result, or TimeoutError when it takes longer."""
     limited: Future[T] = Future()
-    timer = clock.after(seconds, lambda: limited.set_error(TimeoutError()))
+    timer = clock.after(seconds, lambda: limited.set_error(TimeoutError))
 
     async def run() -> None:
         try:
@@ -91,7 +91,7 @@ def within(clock: Clock, seconds: float, future: Future[T]) -> Future[T]:
 
     def ended(error: BaseException | None) -> None:
         if error is not None:
-            limited.set_error(error)
+            limited.set_error(handed_over(error))
 
     Task(run(), ended)
     return limited

@@ -15,14 +15,18 @@ class Cancelled(BaseException):
 
 
 class Future(Generic[T]):
-    """A value that comes later. Resolved once; later resolutions are ignored (a timeout may have come first)."""
+    """A value that comes later. Resolved once; later resolutions are ignored (a timeout may have come first).
+
+    It holds no exception, but what makes one: an exception that is kept and raised leads to itself, by its traceback
+    and the frames there, and with it all that those frames knew stays until the garbage collector comes.
+    """
 
     __slots__ = ("_callback", "_done", "_error", "_value")
 
     def __init__(self) -> None:
         self._done = False
         self._value: T
-        self._error: BaseException | None = None
+        self._error: Callable[[], BaseException] | None = None
         self._callback: Callable[[], None] | None = None
 
     @property
@@ -36,10 +40,10 @@ class Future(Generic[T]):
             self._done, self._value = True, value
             self._continue()
 
-    def set_error(self, error: BaseException) -> None:
-        """Resolve with an exception, raised where it is awaited."""
+    def set_error(self, make: Callable[[], BaseException]) -> None:
+        """Resolve with an exception, made and raised where it is awaited: an exception's type will do."""
         if not self._done:
-            self._done, self._error = True, error
+            self._done, self._error = True, make
             self._continue()
 
     def _continue(self) -> None:
@@ -51,7 +55,7 @@ class Future(Generic[T]):
         if not self._done:
             yield self
         if self._error is not None:
-            raise self._error
+            raise self._error()
         return self._value
 
     def on_done(self, callback: Callable[[], None]) -> None:
@@ -110,6 +114,11 @@ class Task:
         else:
             self._coroutine.close()
             self._end(None)
+
+
+def handed_over(error: BaseException) -> Callable[[], BaseException]:
+    """For `Future.set_error`: that exception itself, once, with the traceback that says where it came from."""
+    return [error].pop
 
 
 def _nothing() -> None:

@@ -115,7 +115,7 @@ class Control:
             for sa in peer.ike_sas:
                 for exchange in tuple(sa.exchanges.values()):
                     if exchange.subject == name:
-                        exchange.abort(Failed(ORDERED_DOWN))
+                        exchange.abort(lambda: Failed(ORDERED_DOWN))
             for child in [each for each in peer.children.values() if each.child.name == name]:
                 self._tell(order, f"-> {child.remote.address} Delete of {name}, SPI {child.spi_in:08x}")
                 self._renewal.delete_child(child, ORDERED_DOWN)

@@ -4,6 +4,7 @@ import ipaddress
 from collections.abc import Callable
 
 from privsep.config.model import Connection, Gateway, RemoteAny
+from privsep.iana import NotifyType
 from privsep.schema.keyd import Refusal
 from privsep.tasks import Future
 from privsep.types import Address, Endpoint
@@ -74,13 +75,13 @@ class Establisher:
             running.append(future)
             return await future
         waiting = self._running[key] = []
-        resolve: Callable[[Future[IkeSa]], None] = _give_up
+        resolve = _refuser("the negotiation ended by an error of ours, see the log", None)
         try:
             sa = await main_mode.initiate(self._context, connection, local, remote)
             resolve = _giver(sa)
             return sa
         except Failed as error:
-            resolve = _refuser(error)
+            resolve = _refuser(error.reason, error.notify)
             raise
         finally:
             del self._running[key]
@@ -88,16 +89,12 @@ class Establisher:
                 resolve(future)
 
 
-def _give_up(future: Future[IkeSa]) -> None:
-    future.set_error(Failed("the negotiation ended by an error of ours, see the log"))
-
-
 def _giver(sa: IkeSa) -> Callable[[Future[IkeSa]], None]:
     return lambda future: future.set_result(sa)
 
 
-def _refuser(error: Failed) -> Callable[[Future[IkeSa]], None]:
-    return lambda future: future.set_error(error)
+def _refuser(reason: str, notify: NotifyType | None) -> Callable[[Future[IkeSa]], None]:
+    return lambda future: future.set_error(lambda: Failed(reason, notify))
 
 
 def configured_ends(gateway: Gateway, connection: Connection) -> Ends | None:

@@ -96,7 +96,8 @@ class Exchange:
         self._last.accepted(first)
         self._waiting: Future[Received | None] | None = None
         self._timer: Timer | None = None
-        self._aborted: Failed | None = None
+        self._aborted: Callable[[], Failed] | None = None
+        """Makes what ended it; see `Future`."""
         sa.exchanges[message_id] = self
 
     # what the coroutine does
@@ -152,7 +153,7 @@ class Exchange:
     def check(self) -> None:
         """Failed if the SA was closed or the exchange given up while we were asking somebody."""
         if self._aborted is not None:
-            raise self._aborted
+            raise self._aborted()
 
     def transmit(self, message: bytes) -> None:
         """Send; a duplicate of the last accepted message is answered with this from now on."""
@@ -206,7 +207,7 @@ class Exchange:
         elif len(self._inbox) < MAX_INBOX:
             self._inbox.append(received)
 
-    def abort(self, why: Failed) -> None:
+    def abort(self, why: Callable[[], Failed]) -> None:
         """End it where it waits for the peer; where it waits for keyd or the monitor, once their answer is there.
 
         So no request is ever forgotten, and what its answer brings can be given back.

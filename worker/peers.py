@@ -60,7 +60,7 @@ def forget_ike(context: Context, sa: IkeSa, reason: str = "the IKE SA was closed
     exchanges = tuple(sa.exchanges.values())
     sa.exchanges.clear()
     for exchange in exchanges:
-        exchange.abort(SaClosed(reason))
+        exchange.abort(lambda: SaClosed(reason))
 
 
 def add_child(context: Context, child: ChildSa) -> None:

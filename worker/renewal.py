@@ -164,4 +164,4 @@ class Renewal:
 def _abandon(sa: IkeSa, reason: str) -> None:
     """Whoever runs an exchange does not try again: it was not the SA that failed."""
     for exchange in tuple(sa.exchanges.values()):
-        exchange.abort(Failed(reason))
+        exchange.abort(lambda: Failed(reason))

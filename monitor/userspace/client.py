@@ -32,7 +32,7 @@ from privsep.schema.esp import (
     Request,
     Trapped,
 )
-from privsep.tasks import Future
+from privsep.tasks import Future, handed_over
 from privsep.types import Endpoint, Spi
 
 MAX_SPIS = 65536
@@ -104,7 +104,7 @@ class UserspaceDataplane:
         try:
             self._routes.add(policy)
         except DataplaneError as error:
-            future.set_error(error)
+            future.set_error(handed_over(error))
             return future
         self._policies[policy.number] = policy
         self._ask(_add_policy(policy), lambda reply: _resolve(future, reply, absent_is_fine=True))
@@ -136,7 +136,7 @@ class UserspaceDataplane:
         """The SPI must be one that `allocate_spi` gave; the process refuses an outbound SPI that is in use."""
         future: Future[None] = Future()
         if pair.spi_in not in self._spis or pair.spi_in in self._installed:
-            future.set_error(DataplaneError("the inbound SPI is not reserved, or in use"))
+            future.set_error(lambda: DataplaneError("the inbound SPI is not reserved, or in use"))
             return future
 
         def answered(reply: Reply | None) -> None:
@@ -177,7 +177,7 @@ class UserspaceDataplane:
                     )
                 )
             else:
-                future.set_error(DataplaneError("the pair is gone"))
+                future.set_error(lambda: DataplaneError("the pair is gone"))
 
         self._ask(ReadCounters(spi_in=pair.spi_in), answered)
         return future
@@ -251,9 +251,9 @@ def _resolve(future: Future[None], reply: Reply | None, *, absent_is_fine: bool 
     if isinstance(reply, Ok) or (reply is None and absent_is_fine):
         future.set_result(None)
     elif reply is None:
-        future.set_error(DataplaneError("the ESP process is not running"))
+        future.set_error(lambda: DataplaneError("the ESP process is not running"))
     else:
-        future.set_error(DataplaneError("the ESP process refused"))
+        future.set_error(lambda: DataplaneError("the ESP process refused"))
 
 
 def _ignore(_: Reply | None) -> None:

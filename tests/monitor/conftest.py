@@ -188,7 +188,7 @@ class FakeDataplane:
         if self.held:
             self.waiting.append(future)
         elif name in self.failing:
-            future.set_error(DataplaneError("refused"))
+            future.set_error(lambda: DataplaneError("refused"))
         else:
             future.set_result(result)
         return future

@@ -16,7 +16,7 @@ from privsep.config.lanes import KernelOptions
 from privsep.config.model import Action, Encap, Order, Shunt
 from privsep.iana import ProtocolId
 from privsep.schema.install import Adopted, AllocateSpi, Denial, Installed, Remove
-from privsep.tasks import Future
+from privsep.tasks import Future, handed_over
 from privsep.types import Mode
 
 
@@ -36,12 +36,12 @@ class Kernel:
     def _answer(self, action):
         future = Future()
         if self.failing:
-            future.set_error(DataplaneError("refused"))
+            future.set_error(lambda: DataplaneError("refused"))
         else:
             try:
                 future.set_result(action())
             except DataplaneError as error:
-                future.set_error(error)
+                future.set_error(handed_over(error))
         return future
 
     def adopt(self, pair):
@@ -379,7 +379,7 @@ def test_a_leftover_policy_that_the_kernel_does_not_show_or_remove_is_logged(ben
 
 def failed():
     future = Future()
-    future.set_error(DataplaneError("refused"))
+    future.set_error(lambda: DataplaneError("refused"))
     return future
 
 

@@ -58,11 +58,11 @@ def test_ready_as_an_answer_is_a_violation(keyd):
 def test_the_end_tells_all_who_wait(keyd):
     waiting = keyd.redeem()
     keyd.redeemer.close()
-    assert isinstance(waiting._error, ChannelClosed)
+    assert isinstance(waiting._error(), ChannelClosed)
 
 
 def test_a_channel_that_is_closed_already_is_an_error_of_the_redemption():
     def closed(message, sequence):
         raise ChannelClosed
 
-    assert isinstance(Redeemer(closed, lambda: None).redeem(Redeem(keymat=bytes(16)))._error, ChannelClosed)
+    assert isinstance(Redeemer(closed, lambda: None).redeem(Redeem(keymat=bytes(16)))._error(), ChannelClosed)

@@ -55,7 +55,7 @@ def installed(bench, kit, **changes):
 def answers_to(future):
     """What a future holds, as (value, error)."""
     assert future.done
-    return future._value if future._error is None else future._error
+    return future._value if future._error is None else future._error()
 
 
 def asked(bench, kind):
@@ -635,7 +635,7 @@ def test_a_redemption_that_keyds_death_ends_is_nothing(bench, kit):
     allocate(bench, kit)
     bench.ask(kit.install())
     bench.sent.clear()
-    bench.redemptions[-1].set_error(ChannelClosed())
+    bench.redemptions[-1].set_error(ChannelClosed)
     assert bench.sent == []
 
 

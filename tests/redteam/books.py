@@ -172,7 +172,7 @@ class Books:
         def resolve() -> None:
             then(not fails)
             if fails:
-                future.set_error(DataplaneError("refused"))
+                future.set_error(lambda: DataplaneError("refused"))
             else:
                 future.set_result(result)
 
@@ -309,7 +309,7 @@ class Books:
         # at once, as the kernel does
         future: Future[tuple[Spi, ...]] = Future()
         if fuzzer.random.random() < 0.1:
-            future.set_error(DataplaneError("refused"))
+            future.set_error(lambda: DataplaneError("refused"))
             return future
         went = tuple(pair.spi_in for pair in pairs if fuzzer.random.random() < 0.9)
         for spi in went:

@@ -146,7 +146,7 @@ def _told(sa: IkeSa, notification: Notification) -> None:
     running = [each for each in sa.exchanges.values() if each.ours is not None and each.theirs is None]
     named = [each for each in running if each.ours == int.from_bytes(notification.spi, "big")]
     if named or len(running) == 1:
-        (named or running)[0].abort(Failed(f"{sa.peer_name} answers {_name(notification.type)}"))
+        (named or running)[0].abort(lambda: Failed(f"{sa.peer_name} answers {_name(notification.type)}"))
 
 
 async def _acknowledge(context: Context, sa: IkeSa, notification: Notification) -> None:
@@ -185,7 +185,7 @@ def _deleted_child(context: Context, peer: Peer, protocol: ProtocolId, spi_out: 
     for sa in peer.ike_sas:
         for exchange in tuple(sa.exchanges.values()):
             if (exchange.protocol, exchange.theirs) == (protocol, spi_out):
-                exchange.abort(Failed(DELETED))
+                exchange.abort(lambda: Failed(DELETED))
 
 
 def initial_contact(sa: IkeSa) -> Notification:

@@ -200,7 +200,7 @@ async def respond(context: Context, first: Received) -> None:
 def _make_room(evicted: IkeSa | None) -> None:
     if evicted is not None:
         for exchange in tuple(evicted.exchanges.values()):
-            exchange.abort(SaClosed("too many half-open IKE SAs"))
+            exchange.abort(lambda: SaClosed("too many half-open IKE SAs"))
 
 
 MAX_AGREEING = 64

@@ -112,7 +112,7 @@ def main() -> None:
             try:
                 value = future._value if future._error is None else None
                 if future._error is not None:
-                    raise future._error
+                    raise future._error()
             except DataplaneError as error:
                 say(error=str(error))
             else:
