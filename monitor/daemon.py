@@ -8,12 +8,14 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from typing import assert_never
 
 from monitor import control
 from monitor.commands import Commands
 from monitor.dataplane import Events
 from monitor.directories import Directories
 from monitor.egress import restrict, table_name
+from monitor.inheritance import interfaces
 from monitor.installer import Leave
 from monitor.journal import NAME, Journal
 from monitor.logpipe import LogPipe
@@ -26,7 +28,7 @@ from monitor.supervisor import State, Supervisor
 from monitor.waiting import run
 from privsep import log
 from privsep.channel import Channel, pair
-from privsep.config.model import Egress, Gateway
+from privsep.config.model import Egress, Gateway, OnStop
 from privsep.errors import ChannelClosed
 from privsep.log import Level
 from privsep.loop import Loop
@@ -70,9 +72,10 @@ class Daemon:
         kernel = self._plane.kernel
         path = self._directories.run_dir / NAME
         if kernel is None and path.exists():
-            leave_kernel(gateway, Journal(path, self.loop, log.event), log.event)
+            leave_kernel(Journal(path, self.loop, log.event), log.event)
             path.unlink()
         journal = Journal(None if kernel is None else path, self.loop, self._log_event)
+        self._interfaces_before = interfaces(journal)
         self._service = Service(
             gateway, self._plane.dataplane, self._redeem, self._to_worker, self.loop, self._log_event, journal, kernel
         )
@@ -101,7 +104,7 @@ class Daemon:
     async def _place_policies(self) -> None:
         """A policy that cannot be placed ends the daemon: it would mean clear text."""
         await self._service.start()
-        self._plane.settle()
+        self._plane.settle(self._interfaces_before)
 
     # monitor.supervisor.Hooks
 
@@ -121,14 +124,27 @@ class Daemon:
         self._worker = self._keyd = self._redeemer = None
 
     def drain(self) -> Future[None]:
-        """DELETE to the peers, SAs and policies removed. A daemon that fails leaves its traffic refused."""
+        """DELETE to the peers, SAs removed. Traffic is refused until the next start, unless it is to pass."""
         self._notifier.stopping()
-        return self._service.stop(Leave.POLICIES if self._supervisor.failed else Leave.NOTHING)
+        return self._service.stop(self._leave())
+
+    def _leave(self) -> Leave:
+        """A daemon that fails was not told to stop, and leaves its traffic refused whatever the configuration says."""
+        if self._supervisor.failed:
+            return Leave.POLICIES
+        match self._gateway.on_stop:
+            case OnStop.BLOCK:
+                return Leave.POLICIES
+            case OnStop.REMOVE:
+                return Leave.NOTHING
+            case never:
+                assert_never(never)
 
     def stopped(self) -> None:
         """No child is left."""
         self._control.close()
-        if not self._supervisor.failed:
+        if self._leave() is Leave.NOTHING:
+            # an XFRM interface that goes would take the routes into it along, and their traffic elsewhere
             self._plane.close()
         for pipe in self._log_pipes.values():
             pipe.close()

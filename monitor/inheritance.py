@@ -13,11 +13,21 @@ from monitor.dataplane import Adopting, DataplaneError, Pair, Policy
 from monitor.journal import Journal, OptionsRecord, PairRecord, PolicyRecord, ShuntRecord
 from monitor.sadb import Claim, Entry, Phase, Policies, Sadb
 from monitor.waiting import Log, quietly
-from privsep.config.model import Gateway, Shunt
+from privsep.config.model import DataplaneChoice, Gateway, Shunt, Users
 from privsep.log import Level
 from privsep.schema.install import Denial, Install
 from privsep.schema.keymat import Redeemed
 from privsep.types import HANDLE_OCTETS, Endpoint, Role, Spi
+
+_NOBODY = (0, 0)
+_NOTHING = Gateway(
+    listen=(),
+    dataplane=DataplaneChoice.KERNEL,
+    users=Users(worker=_NOBODY, keyd=_NOBODY, userspace=_NOBODY),
+    absent=frozenset(),
+    connections=(),
+)
+"""A configuration by which nothing is kept."""
 
 
 def owners(journal: Journal) -> Mapping[int, tuple[str, str]]:
@@ -77,10 +87,15 @@ def pair_record(redeemed: Redeemed, pair: Pair, since: float) -> PairRecord:
     )
 
 
-async def renounce(gateway: Gateway, journal: Journal, kernel: Adopting, log: Log) -> None:
-    """Remove all of it: this instance uses another data plane, whose traffic the kernel's policies would refuse."""
-    nothing = dataclasses.replace(gateway, connections=(), shunts=())
-    inheritance = Inheritance(nothing, journal, kernel, (Sadb(), Policies(nothing)), log)
+def interfaces(journal: Journal) -> Mapping[str, int]:
+    """if_id by name of the XFRM interfaces that an earlier instance had made or used."""
+    options = (record.kernel for record in journal.of(PolicyRecord))
+    return {each.interface: each.if_id_out for each in options if each.interface}
+
+
+async def renounce(journal: Journal, kernel: Adopting, log: Log) -> None:
+    """Remove all of it: nobody uses the kernel as data plane any more, whose policies would refuse the traffic."""
+    inheritance = Inheritance(_NOTHING, journal, kernel, (Sadb(), Policies(_NOTHING)), log)
     await inheritance.adopt()
     await inheritance.clear(())
 

@@ -27,7 +27,8 @@ class Leave(Enum):
 
     NOTHING = "nothing"
     POLICIES = "policies"
-    """Nobody is left to protect their traffic, and nobody asked for it to pass in the clear."""
+    """Policies and shunts, so that no traffic passes in clear that has not before, and no exception from a policy ends
+    before it: who administers the machine through one stays in. The journal tells the next start of them."""
 
 
 class Installer:

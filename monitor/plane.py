@@ -1,20 +1,21 @@
 """Which data plane carries ESP: what the configuration asks for, what this machine can do, and why in a sentence."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 
 from monitor.dataplane import Adopting, Dataplane, Events
+from monitor.inheritance import interfaces as interfaces_of
 from monitor.inheritance import renounce
 from monitor.journal import Journal
-from monitor.routes import Routes
+from monitor.routes import Routes, clear_left
 from monitor.sadb import fixed
 from monitor.sockets import Plane
 from monitor.userspace.client import UserspaceDataplane
 from monitor.waiting import Log, run
 from monitor.xfrm.client import KernelDataplane, Later
 from monitor.xfrm.events import XfrmEvents
-from monitor.xfrm.interfaces import Interfaces, configured
+from monitor.xfrm.interfaces import Interfaces, configured, remove_made
 from monitor.xfrm.netlink import XfrmNetlink
 from monitor.xfrm.probe import can_migrate, knows_direction, probe
 from privsep.config.model import DataplaneChoice, Gateway
@@ -46,10 +47,13 @@ class Choice:
     userspace: Userspace | None
     kernel: Adopting | None
     """The data plane, if it outlives the daemon. The userspace ESP process does not, nor do its keys."""
-    settle: Callable[[], None]
-    """Once every configured policy is placed: what a daemon that was killed has left is not needed any more."""
+    settle: Callable[[Mapping[str, int]], None]
+    """Once every configured policy is placed: what an earlier instance left beside policies is not needed any more.
+
+    It is given the XFRM interfaces that the earlier one had, as if_id by name.
+    """
     close: Callable[[], None]
-    """At the end of the daemon: device, routes, netlink sockets."""
+    """At the end of a daemon that leaves nothing: device, interfaces, routes, netlink sockets."""
 
 
 def choose(gateway: Gateway, loop: Loop, events: Events, lost: Callable[[str], None]) -> Choice:
@@ -90,15 +94,17 @@ def _decide(gateway: Gateway) -> XfrmNetlink | str:
     return found
 
 
-def leave_kernel(gateway: Gateway, journal: Journal, log: Log) -> None:
-    """The ESP process carries what an earlier instance had in the kernel: what that left would be in the way."""
+def leave_kernel(journal: Journal, log: Log) -> None:
+    """All goes that an earlier instance has left in the kernel by this journal."""
     try:
         netlink = XfrmNetlink()
     except OperatorError:
         # a kernel without XFRM has nothing of it
         return
+    left = interfaces_of(journal)
     with closing(netlink):
-        run(renounce(gateway, journal, KernelDataplane(netlink), log))
+        run(renounce(journal, KernelDataplane(netlink), log))
+    remove_made(left)
 
 
 def _instead(gateway: Gateway) -> str:
@@ -148,18 +154,22 @@ def _kernel(gateway: Gateway, netlink: XfrmNetlink, loop: Loop, events: Events) 
         if interfaces is not None:
             interfaces.close()
 
+    def settle(earlier: Mapping[str, int]) -> None:
+        remove_made({name: if_id for name, if_id in earlier.items() if wanted.get(name) != if_id})
+        clear_left()
+
     reason = _able(gateway, netlink)
-    return Choice(dataplane=dataplane, reason=reason, userspace=None, kernel=dataplane, settle=_nothing, close=close)
+    return Choice(dataplane=dataplane, reason=reason, userspace=None, kernel=dataplane, settle=settle, close=close)
 
 
 def _userspace(loop: Loop, events: Events, lost: Callable[[str], None], reason: str) -> Choice:
     routes = Routes()
     dataplane = UserspaceDataplane(loop, routes, events, lost)
     userspace = Userspace(dataplane=dataplane, tun=routes.tun)
+
+    def settle(_: Mapping[str, int]) -> None:
+        routes.settle()
+
     return Choice(
-        dataplane=dataplane, reason=reason, userspace=userspace, kernel=None, settle=routes.settle, close=routes.close
+        dataplane=dataplane, reason=reason, userspace=userspace, kernel=None, settle=settle, close=routes.close
     )
-
-
-def _nothing() -> None:
-    pass

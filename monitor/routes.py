@@ -7,7 +7,7 @@ depends on where the peer is, and a change of uplink needs nothing from us.
 
 Each selector also has an `unreachable` route of lower preference. While the device exists it does nothing; if the
 monitor dies, the device goes and takes its own routes along, and traffic is refused instead of sent in the clear, until
-the next start has placed its own policies or an operator empties the table.
+the next start has placed its own policies or `privsep-ike clear` empties the table.
 
 A remote selector that contains a local one (everything, most often) must not swallow traffic to our own networks: such
 local networks get a `throw` route, which sends the look-up on to the main table. With strict reverse-path filtering,
@@ -131,11 +131,11 @@ class Routes:
                 if entry is not None and not self._uses[entry]:
                     _unless_absent(partial(self._route, "del", entry, None))
             if family not in self._ruled:
-                self._unrule(family)
+                _unrule(self._netlink, family)
 
     def close(self) -> None:
-        """Remove everything: the daemon ends, and protects nothing any more."""
-        self._clear()
+        """Remove everything: the daemon ends, and is to leave nothing."""
+        _clear(self._netlink)
         self._netlink.close()
         os.close(self.tun)
 
@@ -165,27 +165,36 @@ class Routes:
         """Consult the table, for a family that has routes there: a machine without IPv6 never hears of it."""
         if family not in self._ruled:
             try:
-                self._rule("add", family)
+                _rule(self._netlink, "add", family)
             except NetlinkError as error:
                 if error.code != errno.EEXIST:
                     raise
             self._ruled.add(family)
 
-    def _rule(self, verb: str, family: int) -> None:
-        self._netlink.rule(
-            verb, family=family, table=TABLE, priority=RULE_PRIORITY, fwmark=OUTER_MARK, flags=_RULE_INVERT
-        )
 
-    def _clear(self) -> None:
-        """Empty the table and remove its rules."""
-        for family in _FAMILIES:
-            _unless_absent(partial(self._netlink.flush_routes, table=TABLE, family=family))
-            self._unrule(family)
+def clear_left() -> None:
+    """What an instance that runs no more has left here. While one does run, its device has routes, and all stays."""
+    with IPRoute() as netlink:
+        records = [each for family in _FAMILIES for each in netlink.get_routes(family=family, table=TABLE)]
+        if not any(record.get("priority") == _Kind.PROTECT.value[1] for record in records):
+            _clear(netlink)
 
-    def _unrule(self, family: int) -> None:
-        for _ in range(_MAX_RULES):
-            if not _unless_absent(partial(self._rule, "del", family)):
-                break
+
+def _clear(netlink: IPRoute) -> None:
+    """Empty the table and remove its rules."""
+    for family in _FAMILIES:
+        _unless_absent(partial(netlink.flush_routes, table=TABLE, family=family))
+        _unrule(netlink, family)
+
+
+def _unrule(netlink: IPRoute, family: int) -> None:
+    for _ in range(_MAX_RULES):
+        if not _unless_absent(partial(_rule, netlink, "del", family)):
+            break
+
+
+def _rule(netlink: IPRoute, verb: str, family: int) -> None:
+    netlink.rule(verb, family=family, table=TABLE, priority=RULE_PRIORITY, fwmark=OUTER_MARK, flags=_RULE_INVERT)
 
 
 def _entries(policy: Policy) -> list[_Entry]:

@@ -6,6 +6,7 @@ are not ours. An interface that we made bears our alias, by which a later instan
 
 import errno
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from pyroute2 import IPRoute, NetlinkError
@@ -66,7 +67,7 @@ class Interfaces:
 
     def _require(self, name: str, if_id: int) -> bool:
         """Whether it had to be made."""
-        link = self._find(name)
+        link = _find(self._netlink, name)
         if link is None:
             self._make(name, if_id)
             return True
@@ -90,22 +91,33 @@ class Interfaces:
         self._remove(self._wanted)
         self._netlink.close()
 
-    def _remove(self, wanted: dict[str, int]) -> None:
+    def _remove(self, wanted: Mapping[str, int]) -> None:
         for name, if_id in wanted.items():
-            link = self._find(name)
-            if link is not None and link.get_attr("IFLA_IFALIAS") == ALIAS and _if_id(link) == if_id:
-                self._delete(link["index"])
+            _remove(self._netlink, name, if_id)
 
-    def _delete(self, index: int) -> None:
-        try:
-            self._netlink.link("del", index=index)
-        except NetlinkError as error:
-            if error.code != errno.ENODEV:
-                raise
 
-    def _find(self, name: str) -> Any:
-        index = self._netlink.link_lookup(ifname=name)
-        return next(iter(self._netlink.get_links(index[0])), None) if index else None
+def remove_made(earlier: Mapping[str, int]) -> None:
+    """Of those that an earlier instance had, by name with their if_id, remove those that one of ours made."""
+    if earlier:
+        with IPRoute() as netlink:
+            for name, if_id in earlier.items():
+                _remove(netlink, name, if_id)
+
+
+def _remove(netlink: IPRoute, name: str, if_id: int) -> None:
+    link = _find(netlink, name)
+    if link is None or link.get_attr("IFLA_IFALIAS") != ALIAS or _if_id(link) != if_id:
+        return
+    try:
+        netlink.link("del", index=link["index"])
+    except NetlinkError as error:
+        if error.code != errno.ENODEV:
+            raise
+
+
+def _find(netlink: IPRoute, name: str) -> Any:
+    index = netlink.link_lookup(ifname=name)
+    return next(iter(netlink.get_links(index[0])), None) if index else None
 
 
 def _if_id(link: Any) -> int | None:

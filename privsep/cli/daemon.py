@@ -1,4 +1,4 @@
-"""Commands about the daemon itself and its configuration: `run`, `check`, `selftest`. Each ends in another program.
+"""Commands about the daemon itself and its configuration: `run`, `clear`, `check`, `selftest`, by other programs.
 
 What touches secrets runs in the package of the process that may: `keyd.check` reads secrets.toml, `keyd.selftest` keys.
 """
@@ -28,20 +28,23 @@ _ISOLATED = ("-I", "-B", "-m")
 
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Register the three."""
+    """Register the four."""
     parser = commands.add_parser(
         "run",
         help="the daemon, in the foreground (root)",
         description="Run the daemon in the foreground. SIGTERM ends it and says DELETE to all peers.",
     )
     _add_files(parser)
-    parser.add_argument(
-        "--run-dir",
-        metavar="DIR",
-        default=DEFAULT_RUN_DIR,
-        help="names this instance; the other commands find it there (default: %(default)s)",
-    )
+    _add_run_dir(parser, "names this instance; the other commands find it there (default: %(default)s)")
     parser.set_defaults(run=run)
+
+    parser = commands.add_parser(
+        "clear",
+        help="remove the policies that a stopped daemon left (root)",
+        description="Remove what a daemon that has ended left in place: its networks' traffic then passes in clear.",
+    )
+    _add_run_dir(parser, "of the instance that has ended (default: %(default)s)")
+    parser.set_defaults(run=clear)
 
     parser = commands.add_parser(
         "check",
@@ -69,6 +72,10 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--secrets", metavar="FILE", help="pre-shared keys (default: secrets.toml beside the config)")
 
 
+def _add_run_dir(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument("--run-dir", metavar="DIR", default=DEFAULT_RUN_DIR, help=what)
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Become the monitor. It judges gateway.toml itself, but never sees secrets.toml: both are judged before."""
     config, secrets = _files(arguments)
@@ -83,6 +90,14 @@ def run(arguments: argparse.Namespace) -> int:
         words = [word for name, path in named.items() for word in (name, os.path.abspath(path))]
         os.execv(sys.executable, [sys.executable, *_ISOLATED, "monitor", *words])  # noqa: S606 - no shell is the point
     return _tell(found)
+
+
+def clear(arguments: argparse.Namespace) -> int:
+    """Become the part of the monitor that removes."""
+    if os.geteuid() != 0:
+        raise OperatorError("clear: only root may remove policies; try sudo")
+    words = ["--run-dir", os.path.abspath(arguments.run_dir)]
+    os.execv(sys.executable, [sys.executable, *_ISOLATED, "monitor.clear", *words])  # noqa: S606 - no shell is the point
 
 
 def check(arguments: argparse.Namespace) -> int:

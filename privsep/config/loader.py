@@ -19,6 +19,7 @@ from privsep.config.model import (
     Encap,
     Gateway,
     Layer,
+    OnStop,
     Remote,
     RemoteAny,
     Start,
@@ -108,6 +109,7 @@ class _Loader:
             self._listen = section.many("listen", parse_address, limit=MAX_LISTEN) or ()
         dataplane = section.choice("dataplane", DataplaneChoice, DataplaneChoice.AUTO)
         egress = section.choice("egress", Egress, Egress.OPEN)
+        on_stop = section.choice("on_stop", OnStop, OnStop.BLOCK)
         absent: tuple[Layer, ...] = ()
         if section.has("absent"):
             absent = section.many("absent", one_of(Layer), limit=len(Layer)) or ()
@@ -123,6 +125,7 @@ class _Loader:
             absent=frozenset(absent),
             connections=tuple(connection for connection in connections if connection is not None),
             egress=egress,
+            on_stop=on_stop,
             shunts=tuple(shunt for shunt in found if shunt is not None),
         )
         checks.check(gateway, self._reader)

@@ -33,6 +33,13 @@ class Egress(Enum):
     RESTRICTED = "restricted"
 
 
+class OnStop(Enum):
+    """`gateway.on_stop`: whether policies outlive a clean stop, so that nothing goes in clear before the next start."""
+
+    BLOCK = "block"
+    REMOVE = "remove"
+
+
 class Encap(Enum):
     """`connection.encap`: UDP encapsulation when NAT is seen, always, or never (RFC 3948)."""
 
@@ -161,6 +168,7 @@ class Gateway:
     absent: frozenset[Layer]
     connections: tuple[Connection, ...]
     egress: Egress = Egress.OPEN
+    on_stop: OnStop = OnStop.BLOCK
     shunts: tuple[Shunt, ...] = ()
     index: Index = field(init=False, repr=False, compare=False)
 

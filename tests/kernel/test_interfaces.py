@@ -21,6 +21,7 @@ EVERYTHING_IPV6 = 'local_ts = ["::/0"]\nremote_ts = ["::/0"]\n'
 GATEWAY = """\
 [gateway]
 dataplane = "kernel"
+on_stop = "remove"
 users = {{ worker = {0}, keyd = {1}, userspace = {2} }}
 """
 CONNECTION = """

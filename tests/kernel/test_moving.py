@@ -30,6 +30,7 @@ THEIRS = {"net": (RIGHT_HOST, ESP, "false"), "later": CHILDREN["later"]}
 GATEWAY = """\
 [gateway]
 dataplane = "kernel"
+on_stop = "remove"
 users = {{ worker = {uid}, keyd = {keyd}, userspace = {userspace} }}
 [connection.peer]
 version = "ikev1"

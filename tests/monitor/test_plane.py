@@ -193,3 +193,18 @@ def test_interfaces_are_there_before_policies_and_go_with_a_clean_end(kernel, ch
     assert (choice.dataplane.name, done) == ("kernel", [{"ipsec0": 7}])
     choice.close()
     assert done == [{"ipsec0": 7}, "closed"]
+
+
+def test_what_an_earlier_instance_left_goes_once_policies_are_placed(kernel, choose, in_a_lane, monkeypatch):
+    removed = []
+    monkeypatch.setattr(plane, "Interfaces", lambda wanted: None)
+    monkeypatch.setattr(plane, "remove_made", removed.append)
+    monkeypatch.setattr(plane, "clear_left", lambda: removed.append("routes of the userspace data plane"))
+    choice = choose(DataplaneChoice.KERNEL)
+    assert removed == []
+    choice.settle({"ipsec0": 7, "ipsec1": 8})
+    assert removed == [{"ipsec1": 8}, "routes of the userspace data plane"]
+    removed.clear()
+    # the interface has another if_id now: under the name that is configured nothing else can have been made
+    choice.settle({"ipsec0": 9})
+    assert removed[0] == {"ipsec0": 9}

@@ -9,7 +9,7 @@ import subprocess
 import pytest
 
 from monitor.dataplane import Policy
-from monitor.routes import OUTER_MARK, TABLE, TUN_MTU, Routes
+from monitor.routes import OUTER_MARK, TABLE, TUN_MTU, Routes, clear_left
 from privsep.config.model import Action, Order, Shunt
 from privsep.iana import ProtocolId
 from privsep.types import Endpoint, Mode, TrafficSelector
@@ -225,3 +225,15 @@ def test_a_shunts_leftover_route_goes_when_everything_is_placed(routes):
     routes.settle()
     assert leads_to("10.2.3.9")["dev"] == routes.name
     assert leads_to("10.2.4.9")["dev"] == "uplink"
+
+
+def test_what_nobody_uses_any_more_is_cleared_and_what_a_running_one_has_stays():
+    rules = ip("rule")
+    ended = Routes()
+    ended.add(policy("10.1.0.0/16", "10.2.0.0/16"))
+    clear_left()
+    assert leads_to("10.2.0.1")["dev"] == ended.name
+    os.close(ended.tun)
+    ended._netlink.close()
+    clear_left()
+    assert (ip("rule"), leads_to("10.2.0.1")["dev"]) == (rules, "uplink")

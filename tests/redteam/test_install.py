@@ -253,7 +253,7 @@ def test_it_cannot_turn_a_deletion_into_clear_text(worlds, record):
     _, clear = remove_all(weak)
     assert clear > 0
     weak.victim.stop()
-    record("policies that only a clean stop removes", f"policy removed with its pair: {clear} packets in clear")
+    record("policies that no request removes", f"policy removed with its pair: {clear} packets in clear")
 
 
 def restore(world: World) -> None:

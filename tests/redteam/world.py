@@ -33,6 +33,7 @@ LAUNCHER = Path(__file__).with_name("launch.py")
 CONFIG = f"""\
 [gateway]
 dataplane = "userspace"
+on_stop = "remove"
 users = {{{{ worker = {{worker}}, keyd = {{keyd}}, userspace = {{userspace}} }}}}
 
 [connection.peer]

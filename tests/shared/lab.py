@@ -142,6 +142,7 @@ class Wiretap:
 CONNECTION = """\
 [gateway]
 dataplane = "{dataplane}"
+on_stop = "{on_stop}"
 users = {{ worker = {worker}, keyd = {keyd}, userspace = {userspace} }}
 
 [connection.peer]
@@ -169,6 +170,8 @@ class Ours:
     dataplane = "userspace"
     when = "wait"
     """`start` of the child."""
+    on_stop = "remove"
+    """Gateways follow each other in one network namespace, and what one leaves would refuse the next one's traffic."""
     patience = 60.0
     """Seconds until it serves."""
 
@@ -189,6 +192,7 @@ class Ours:
         self.config.write_text(
             CONNECTION.format(
                 dataplane=self.dataplane,
+                on_stop=self.on_stop,
                 when=self.when,
                 local=self.site.outer,
                 remote=remote,

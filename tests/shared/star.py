@@ -141,7 +141,7 @@ def ours(placed: Iterable[Placed], end: int, uid: int) -> tuple[str, str]:
     """gateway.toml and secrets.toml of one of our gateways."""
     values = [each.values(end) for each in placed]
     users = f"{{ worker = {uid}, keyd = {uid + 1}, userspace = {uid + 2} }}"
-    gateway = f'[gateway]\ndataplane = "kernel"\nusers = {users}\n'
+    gateway = f'[gateway]\ndataplane = "kernel"\non_stop = "remove"\nusers = {users}\n'
     secrets = (f'[[psk]]\nconnection = "{each["name"]}"\nsecret = "{PSK}"\n' for each in values)
     return gateway + "".join(OURS.format(**each) for each in values), "".join(secrets)
 

@@ -4,17 +4,20 @@ import os
 import socket
 import subprocess
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 
 import pytest
 
 from monitor.dataplane import DataplaneError
 from monitor.inheritance import policy_record, shunt_record
+from monitor.installer import Installer, Leave
 from monitor.journal import Journal
 from monitor.plane import leave_kernel
+from monitor.waiting import begin
 from monitor.xfrm.bypass import bypass, udp_encap
 from monitor.xfrm.client import KernelDataplane
+from monitor.xfrm.interfaces import Interfaces, possible, remove_made
 from monitor.xfrm.migration import one_round
 from monitor.xfrm.netlink import KernelError, XfrmNetlink
 from monitor.xfrm.probe import can_migrate, knows_direction, lacking
@@ -216,8 +219,57 @@ def test_an_instance_with_another_data_plane_leaves_nothing_of_ours_in_the_kerne
     kit.result(bench.plane.add_shunt(kit.shunt()))
     journal.add(shunt_record(kit.shunt()))
     bench.ip("xfrm", "policy", "add", "src", "10.8.0.0/16", "dst", "10.9.0.0/16", "dir", "out", "priority", "4803000")
-    leave_kernel(kit.gateway(), Journal(tmp_path / "journal", clock, print), print)
+    leave_kernel(Journal(tmp_path / "journal", clock, print), print)
     assert bench.ip("xfrm", "policy").count("dir ") == 1
+
+
+def test_over_a_clean_stop_policies_and_shunts_stay_until_a_configuration_lacks_them(kit, bench, clock, tmp_path):
+    bench.ip("neigh", "add", "192.0.2.2", "lladdr", "02:00:00:00:00:01", "dev", "under")
+    child = kit.child(local_ts=kit.selectors("192.0.2.0/24"), remote_ts=kit.selectors("192.0.2.2/32"))
+    shunt = kit.shunt(local_ts=kit.selectors("192.0.2.0/24"), remote_ts=kit.selectors("192.0.2.9/32"))
+    gateway = replace(kit.gateway(), connections=(kit.connection(children=(child,)),), shunts=(shunt,))
+
+    def installer(gateway):
+        plane = KernelDataplane(bench.netlink)
+        journal = Journal(tmp_path / "journal", clock, print)
+        made = Installer(gateway, plane, lambda *_, **fields: None, journal, plane, lambda entry: None)
+        kit.result(begin(made.start()))
+        return made
+
+    with (
+        socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL)) as far,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender,
+    ):
+        far.bind(("far", 0))
+
+        def passes() -> bool:
+            with suppress(OSError):
+                sender.sendto(b"in clear", ("192.0.2.2", 9))
+            return _left_in_clear(far, b"in clear")
+
+        assert passes()
+        for _ in range(2):
+            kit.result(begin(installer(gateway).clear(Leave.POLICIES)))
+            shown = bench.ip("xfrm", "policy")
+            assert (shown.count("proto esp"), shown.count("192.0.2.9/32")) == (3, 3)
+            assert not passes()
+        kit.result(begin(installer(replace(gateway, connections=(), shunts=())).clear(Leave.POLICIES)))
+        assert bench.ip("xfrm", "policy") == ""
+        assert passes()
+        kit.result(begin(installer(gateway).clear(Leave.NOTHING)))
+    assert (bench.ip("xfrm", "policy"), (tmp_path / "journal").exists()) == ("", False)
+
+
+def test_an_interface_of_ours_goes_by_name_and_if_id_and_no_other(kit, bench):
+    if not possible():
+        pytest.skip("the kernel lacks CONFIG_XFRM_INTERFACE")
+    interfaces = Interfaces({"ipsec0": 7, "ipsec1": 8})
+    bench.ip("link", "set", "ipsec1", "alias", "somebody's")
+    remove_made({"ipsec0": 9, "ipsec1": 8, "none": 1})
+    assert all(name in bench.ip("link") for name in ("ipsec0", "ipsec1"))
+    remove_made({"ipsec0": 7})
+    assert "ipsec0" not in bench.ip("link")
+    interfaces.close()
 
 
 def test_a_larval_sa_is_no_pair_to_adopt_or_to_discard(kit, bench):

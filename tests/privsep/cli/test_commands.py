@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from privsep.cli import control
+from privsep.cli.main import main
 
 DONE, FAILED, USAGE, INVALID, UNREACHABLE, TIMED_OUT = range(6)
 
@@ -203,6 +204,13 @@ def test_an_answer_longer_than_the_bound_is_refused(daemon, run_dir, monkeypatch
 
 
 @pytest.mark.root
+@pytest.mark.parametrize("words", [["clear"], ["run", "--config", "etc/gateway.toml", "--secrets", "etc/secrets.toml"]])
+def test_what_only_root_may_do_is_said_to_others(words, monkeypatch, capsys):
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert main(words) == FAILED
+    assert "root" in capsys.readouterr().err
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to listen as somebody else")
 def test_a_socket_on_which_another_user_listens_is_not_trusted(cli, run_dir):
     script = (

@@ -99,6 +99,7 @@ def test_what_is_left_away_has_the_documented_default(gateway):
     child = connection.children[0]
     assert (loaded.listen, loaded.dataplane, loaded.absent) == ((), model.DataplaneChoice.AUTO, frozenset())
     assert loaded.egress is model.Egress.OPEN
+    assert loaded.on_stop is model.OnStop.BLOCK
     assert connection.local_id == Identity.of_address(ipaddress.ip_address("192.0.2.1"))
     assert connection.remote_id == Identity.of_address(ipaddress.ip_address("192.0.2.2"))
     assert connection.auth is Auth.PSK
@@ -174,12 +175,13 @@ def test_each_key_says_what_it_says(gateway, number, value, read, expected):
 def test_the_gateway_s_own_keys(gateway):
     loaded = gateway(
         "[gateway]\nlisten = ['192.0.2.1', '2001:db8::1']\nabsent = ['landlock', 'mlock', 'netns']\n"
-        "egress = 'restricted'\n"
+        "egress = 'restricted'\non_stop = 'remove'\n"
         "users = { worker = 61001, keyd = '61002', userspace = 'alice' }\n"
     )
     assert loaded.listen == (ipaddress.ip_address("192.0.2.1"), ipaddress.ip_address("2001:db8::1"))
     assert loaded.absent == frozenset(model.Layer)
     assert loaded.egress is model.Egress.RESTRICTED
+    assert loaded.on_stop is model.OnStop.REMOVE
     assert loaded.users == model.Users(worker=(61001, 61001), keyd=(61002, 61002), userspace=(1000, 1000))
 
 

@@ -1,0 +1,97 @@
+"""What a clean stop leaves: refusal until the next start (`on_stop`), and how it ends for good."""
+
+import re
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from lab import Wiretap
+
+pytestmark = pytest.mark.root
+
+PING_INTERVAL = "0.05"
+DONE, FAILED = 0, 1
+
+
+@pytest.fixture
+def ours(network, ours):
+    """With what `on_stop` is where nothing is said."""
+    ours.on_stop = "block"
+    return ours
+
+
+@contextmanager
+def pings_refused(network) -> Iterator[None]:
+    """Twenty pings a second meanwhile: a good number is sent, and none of them is seen on the wire in clear."""
+    tap = Wiretap(network)
+    left, right = network.left, network.right
+    sender = subprocess.Popen(
+        left.command("ping", "-n", "-q", "-i", PING_INTERVAL, "-I", left.inner, right.inner),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield
+    finally:
+        sender.send_signal(signal.SIGINT)
+        output, _ = sender.communicate(timeout=10)
+        clear = tap.counts()["cleartext"]
+    sent = int(re.search(r"(\d+) packets transmitted", output).group(1))
+    print(f"{clear} of {sent} pings in clear")
+    assert sent > 20
+    assert clear == 0
+
+
+def in_place(network) -> bool:
+    return "unreachable" in network.ip(network.left, "route", "show", "table", "all")
+
+
+def test_no_ping_leaves_in_clear_over_a_clean_restart_with_a_default_route(network, tunnel, theirs):
+    with pings_refused(network):
+        assert tunnel.stop() == DONE
+        # told that it is gone (RFC 2408 section 5.15)
+        assert network.wait_for(lambda: theirs.children() == [])
+        assert "pike" not in network.ip(network.left, "link")
+        tunnel.launch()
+        tunnel.up(theirs)
+    assert network.left.ping(network.right.inner) == 3
+
+
+def test_on_stop_remove_lets_everything_go(network, ours):
+    def routing() -> list[str]:
+        return [network.ip(network.left, "-4", *words) for words in (["rule"], ["route", "show", "table", "all"])]
+
+    before = routing()
+    ours.on_stop = "remove"
+    ours.start("aes256-sha256-modp2048", "aes256gcm16-modp2048")
+    assert in_place(network)
+    assert ours.stop() == DONE
+    assert routing() == before
+
+
+def test_a_connection_that_the_next_configuration_lacks_is_refused_no_longer(network, tunnel, theirs):
+    assert tunnel.stop() == DONE
+    assert network.left.ping(network.right.inner, count=1) == 0
+    theirs.stop()
+    text = tunnel.config.read_text()
+    tunnel.config.write_text(text.replace(f'remote_ts = ["{network.right.inner}/32"]', 'remote_ts = ["10.99.0.0/16"]'))
+    tunnel.launch()
+    assert network.left.ping(network.right.inner, count=1) == 1
+
+
+def test_clear_removes_what_a_stopped_daemon_left_and_nothing_of_one_that_runs(network, tunnel, theirs):
+    done = tunnel.cli("clear", check=False)
+    assert (done.returncode, "another instance runs" in done.stderr) == (FAILED, True)
+    assert network.left.ping(network.right.inner) == 3
+    assert tunnel.stop() == DONE
+    theirs.stop()
+    assert in_place(network)
+    assert network.left.ping(network.right.inner, count=1) == 0
+    for _ in range(2):
+        assert tunnel.cli("clear").returncode == DONE
+        assert not in_place(network)
+        assert "4500" not in network.ip(network.left, "rule")
+    assert network.left.ping(network.right.inner, count=1) == 1
+    assert not (tunnel.run_dir / "control.sock").exists()
