@@ -53,7 +53,7 @@ class State(Enum):
     KEYED_R = "IKE SA, responder: SKEYID is derived, the peer authenticates first"
     PROVEN = "IKE SA, responder: HASH_I was right, a connection is selected"
     AUTHENTICATED = "IKE SA: both sides have authenticated"
-    DEAD = "IKE SA: the peer's identity belongs to no connection"
+    DEAD = "IKE SA: the peer's identity belongs to no connection, or its proofs were wrong too often"
     QUICK_OFFERED = "Quick Mode, initiator: message 1 is out"
     QUICK_FINISHED = "Quick Mode, initiator: HASH(2) was right"
     QUICK_OPENED = "Quick Mode, responder: HASH(1) was right"
@@ -103,7 +103,8 @@ REJECTIONS: dict[tuple[State, Operation], State] = {
     (State.CLAIMED, AuthOpen): State.DEAD,
     (State.QUICK_OFFERED, QuickFinish): State.GONE,
 }
-"""Where a message leads that is the peer's by its HASH, but not acceptable. Any other refusal changes nothing."""
+"""Where a message leads that is the peer's by its HASH, but not acceptable, and the one wrong proof too many
+(`keyd/guesses.py`). Any other refusal changes nothing."""
 
 
 class Refuse(PrivsepError):

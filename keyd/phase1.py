@@ -1,7 +1,7 @@
 """Main Mode with a pre-shared key: the operations on an IKE SA until both sides have authenticated (RFC 2409 5.4)."""
 
 import hmac
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 from weakref import WeakValueDictionary
 
@@ -9,6 +9,7 @@ from keyd import ikev1
 from keyd.ciphers import CbcChain, phase1_iv
 from keyd.context import Context
 from keyd.groups import BadPublicValue, KeyPair
+from keyd.guesses import Guesses, WrongProofs
 from keyd.handles import Entry, Refuse, State
 from keyd.messages import AUTH_EXTRAS, NONCE_OCTETS, id_body, identity_of, with_extras
 from keyd.secret import Secret
@@ -57,6 +58,7 @@ class MainMode:
     skeyid: Secret
     claimed: Connection | None
     """Initiator: the connection whose identity we claim, which the peer's identity must match too."""
+    wrong: WrongProofs = field(default_factory=WrongProofs)
 
 
 class IkeSa(Entry):
@@ -118,6 +120,7 @@ class Phase1:
         self._context = context
         self._own: WeakValueDictionary[bytes, MainMode] = WeakValueDictionary()
         """Our public values of every phase 1 under way: none of them is ever a peer's."""
+        self._guesses = Guesses()
 
     def offer(self, request: IkeOffer) -> IkeKeys:
         """Message 3 at the initiator: KE and Ni."""
@@ -155,6 +158,8 @@ class Phase1:
         applies (RFC 2409 section 5.4), by the most specific connection that has the suite.
         """
         context = self._context
+        if not self._guesses.admits(request.remote, context.clock()):
+            raise Refuse(Refusal.HELD_OFF)
         context.registry.room(IkeSa)
         candidates = [
             connection
@@ -191,8 +196,8 @@ class Phase1:
     def open(self, request: AuthOpen) -> Authenticated:
         """Message 5 or 6, the peer's: HASH compared, identity matched, connection selected.
 
-        Until the HASH is verified every fault is the same refusal and changes nothing. A peer that proved to know the
-        PSK but claims an identity that no connection accepts ends the SA.
+        Until the HASH is verified every fault is the same refusal; the one too many ends the SA, any other changes
+        nothing. A peer that proved to know the PSK but claims an identity that no connection accepts ends the SA too.
         """
         sa = self._context.registry.find(request.ike, IkeSa, AuthOpen)
         main, chain = sa.in_main_mode()
@@ -207,7 +212,7 @@ class Phase1:
             # it fails below, as late as a wrong HASH: time would tell an attacker which ciphertexts parse
             payloads, body, received = [], plaintext, b""
         if not hmac.compare_digest(_hash_of(peer, sa, main, body), received):
-            raise Refuse(Refusal.AUTHENTICATION_FAILED)
+            raise self._wrong(sa, main, request.ciphertext)
         chain.accept(request.ciphertext)
         try:
             identity = identity_of(body)
@@ -222,6 +227,16 @@ class Phase1:
         )
         self._advance(sa, AuthOpen)
         return Authenticated(connection=connection.name, identity=identity, next_payload=next_payload, payloads=rest)
+
+    def _wrong(self, sa: IkeSa, main: MainMode, ciphertext: bytes) -> Refuse:
+        """A guess, or junk on the way. From a network that guesses already one is enough: it may have many SAs open."""
+        if main.wrong.add(ciphertext):
+            now = self._context.clock()
+            held_off = not self._guesses.admits(main.remote, now)
+            self._guesses.add(main.remote, now)
+            if main.wrong.too_many or held_off:
+                return self._context.registry.reject(sa, AuthOpen, Refusal.WRONG_TOO_OFTEN)
+        return Refuse(Refusal.AUTHENTICATION_FAILED)
 
     def _new(
         self, request: IkeOffer | IkeAnswer, role: Role, state: State, psk: Secret, claimed: Connection | None

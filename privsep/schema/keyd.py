@@ -44,6 +44,8 @@ class Refusal(Enum):
     NO_PSK = "no pre-shared key is configured for this peer"
     BAD_PUBLIC_VALUE = "the peer's public value is not in the group"
     AUTHENTICATION_FAILED = "the peer's message does not decrypt or its HASH is wrong"
+    WRONG_TOO_OFTEN = "its messages do not decrypt, again and again: somebody guesses the pre-shared key"
+    HELD_OFF = "too many wrong proofs of a pre-shared key came from that network a moment ago"
     UNKNOWN_IDENTITY = "the peer proved an identity that no connection accepts"
     BAD_HASH = "the message does not decrypt or its HASH is wrong"
     BAD_MESSAGE = "the message is the peer's, but lacks a nonce or KE, or has one too many"

@@ -8,7 +8,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from keyd import guesses
 from privsep.config.model import Start
+from privsep.schema import keyd
 from privsep.schema.install import Expired, Outcome
 from privsep.types import Endpoint
 from worker.demux import MAX_SPOOFABLE, MAX_SPOOFABLE_PER_ADDRESS
@@ -95,8 +97,14 @@ def test_established_sas_survive_every_mutation_of_every_message(make, mutation)
 
 @pytest.mark.parametrize("mutation", ["truncated", "one octet 255", "every flag", "longer"])
 def test_encrypted_messages_are_forged_beside_a_negotiation_in_vain(make, mutation):
-    """In clear, whoever sees the cookies can end a Main Mode by a false KE; behind encryption nobody can."""
-    forge = MUTATIONS[mutation]
+    """In clear, whoever sees the cookies can end a Main Mode by a false KE. Behind encryption it takes as many false
+    proofs as count for guesses, and in phase 2 nobody can."""
+
+    def forge(data):
+        forgeries = MUTATIONS[mutation](data)
+        proof = [each for each in forgeries if each[18:20] == b"\x02\x01" and each != data]
+        return forgeries if data[18] != 2 else proof[: guesses.MAX_WRONG - 1]
+
     world = play(make, 100, lambda data: forge(data) if data[19] & 1 else [])
     sequence = world.left.up()
     world.run(100.0)
@@ -213,6 +221,59 @@ def test_garbage_quick_modes_keep_a_bounded_number_of_requests_in_flight(make):
         world.right.engine.datagram(forged, sa.local, sa.remote, world.now)
         world.right.carry_out()
     assert len(world.right.keyd_requests) - before <= 16
+
+
+def guessing(make, number):
+    """A handshake in whose message 5's stead somebody sends as many wrong ones."""
+    world = make.Pair(seed=5)
+
+    def fate(site, send):
+        if site is world.left and send.data[18:20] == b"\x02\x01":
+            for each in range(number):
+                guess = send.data[:28] + each.to_bytes(2, "big") + send.data[30:]
+                world.later(each / 1000, lambda data=guess: world.right.engine.datagram(
+                    data, send.remote, send.local, world.now
+                ))  # fmt: skip
+            return []
+        return [make.LATENCY]
+
+    world.fate = fate
+    return world
+
+
+def test_a_key_is_not_guessed_on_one_half_open_sa_and_the_log_counts_the_guesses_rfc2409_5_4(make):
+    """4,005 guesses on one half-open SA, and one log line, before there was a bound."""
+    world = guessing(make, 4000)
+    world.left.up()
+    world.run(10.0)
+    asked = [each for each in world.right.keyd_requests if isinstance(each, keyd.AuthOpen)]
+    assert len(asked) == guesses.MAX_WRONG
+    assert [each["guesses"] for each in world.right.logged("key-guessed")] == [guesses.MAX_WRONG]
+    assert len(world.right.logged("authentication-failed")) == 1
+    notified = [send for send in world.right.sent if send.data[18] == 5]
+    assert len(notified) == 1, "the peer is told once"
+    assert len(world.right.engine._context.sas) == 0
+    assert world.right.errors == []
+
+
+def test_a_peer_with_another_key_that_repeats_itself_does_not_guess(make):
+    world = make.Pair(psks=(b"one", b"another"))
+    world.up()
+    assert world.right.logged("key-guessed") == []
+    assert len(world.right.logged("authentication-failed")) == 1
+
+
+def test_a_network_that_guesses_must_wait_and_then_gets_in_with_the_right_key(make):
+    world = guessing(make, 100)
+    for _ in range(8):
+        world.left.up()
+        world.run(2.0)
+        world.left.down()
+    world.fate = lambda site, send: [make.LATENCY]
+    assert world.right.established() == []
+    assert any("too many wrong proofs" in each["reason"] for each in world.right.logged("main-mode-failed"))
+    world.run(guesses.FORGET_SECONDS * guesses.MAX_MEASURES)
+    assert world.up().outcome is Outcome.DONE
 
 
 def test_message_3_waits_while_keyd_has_many_strangers_before_it(make, monkeypatch):

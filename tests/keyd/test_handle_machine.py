@@ -14,7 +14,17 @@ from itertools import islice
 
 import hypothesis.strategies as st
 import pytest
-from handle_table import ANSWERS, IKE_STATES, KEYMAT_STATES, QUICK_STATES, REJECTED, TABLE, born_handle, handle_of
+from handle_table import (
+    ANSWERS,
+    IKE_STATES,
+    KEYMAT_STATES,
+    QUICK_STATES,
+    REJECTED,
+    REJECTIONS_OF,
+    TABLE,
+    born_handle,
+    handle_of,
+)
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -25,7 +35,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from keyd import handles, ikev1
+from keyd import guesses, handles, ikev1
 from keyd.handles import State
 from keyd.messages import put_hash
 from keyd.phase1 import HALF_OPEN_LIFETIME, LIFETIME_MARGIN
@@ -59,6 +69,8 @@ class Known:
     """The other side's handle of the same IKE SA or Quick Mode."""
     keymat: bytes | None = None
     used_ids: set[int] = field(default_factory=lambda: {0})
+    wrong: set[bytes] = field(default_factory=set)
+    """Proofs of the other side's identity that were none."""
     offer: tuple[ops.IkeOffer | ops.IkeAnswer, ops.IkeKeys] | None = None
 
 
@@ -448,7 +460,8 @@ class HandleMachine(RuleBasedStateMachine):
         if kind in NOT_OPENED:
             letter = self.letter_of(at, request)
             if letter is None:
-                return NOT_OPENED[kind]
+                guessed = kind is ops.AuthOpen and len(known.wrong | {request.ciphertext}) == guesses.MAX_WRONG
+                return ops.Refusal.WRONG_TOO_OFTEN if guessed else NOT_OPENED[kind]
             if letter.spoilt is not None:
                 return letter.spoilt
             if kind is ops.QuickOpen and letter.opens == (ops.InfoOpen, ops.QuickOpen):
@@ -473,7 +486,9 @@ class HandleMachine(RuleBasedStateMachine):
         known = model.known[handle]
         if why is ops.Refusal.EXPIRED:
             model.drop(handle)
-        elif why is ops.Refusal.UNKNOWN_IDENTITY or (kind is ops.QuickFinish and why is ops.Refusal.BAD_MESSAGE):
+        elif why is ops.Refusal.AUTHENTICATION_FAILED:
+            known.wrong.add(request.ciphertext)
+        elif why in REJECTIONS_OF.get(kind, ()):
             known.state = REJECTED[known.state, kind]
             if known.state is State.GONE:
                 model.drop(handle)
@@ -564,6 +579,8 @@ class HandleMachine(RuleBasedStateMachine):
 def test_keyd_and_the_table_walk_together(build, monkeypatch):
     """RFC 2409 sections 5.4, 5.5 and 5.7 in any order, with every handle in every state."""
     monkeypatch.setattr(handles, "MAX_CHILDREN", MAX_CHILDREN)
+    # tests/keyd/test_guesses.py holds networks off
+    monkeypatch.setattr(guesses, "_MEASURES", {4: (), 6: ()})
     HandleMachine.build = build
     run_state_machine_as_test(
         HandleMachine,

@@ -43,7 +43,7 @@ from two_keyds import (
 )
 
 import keyd.groups
-from keyd import handles, phase2, service
+from keyd import guesses, handles, phase2, service
 from keyd.groups import ecp, x25519
 from keyd.handles import Entry, State
 from keyd.phase1 import IkeSa
@@ -56,7 +56,7 @@ from privsep.schema import keymat
 from privsep.schema.codec import Table
 
 QUOTAS = {IkeSa: 12, Quick: 16, Keymat: 12}
-MAX_CHILDREN, MAX_MESSAGE_IDS = 3, 30
+MAX_CHILDREN, MAX_MESSAGE_IDS, MAX_WRONG = 3, 30, 2
 HALF_A_KEY = 12
 """Octets of a key that count as a leak."""
 SECRETS_KEPT = 600
@@ -94,6 +94,8 @@ class KeydFuzzer(Fuzzer):
             stack.enter_context(patch.object(kind, "quota", quota))
         stack.enter_context(patch.object(handles, "MAX_CHILDREN", MAX_CHILDREN))
         stack.enter_context(patch.object(phase2, "MAX_MESSAGE_IDS", MAX_MESSAGE_IDS))
+        stack.enter_context(patch.object(guesses, "MAX_WRONG", MAX_WRONG))
+        stack.enter_context(patch.object(guesses, "_MEASURES", {4: ((32, 4 * MAX_WRONG),), 6: ()}))
         # key pairs of the seed's, else no run could be repeated
         seeded = {
             Group.CURVE25519: lambda _: x25519.from_octets(self.random.randbytes(32)),

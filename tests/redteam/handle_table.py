@@ -56,7 +56,7 @@ REJECTED: dict[Key, State] = {
 """(state, operation): the state after one of `REJECTIONS_OF` the operation; other refusals change nothing."""
 
 REJECTIONS_OF: dict[type, frozenset[ops.Refusal]] = {
-    ops.AuthOpen: frozenset({ops.Refusal.UNKNOWN_IDENTITY}),
+    ops.AuthOpen: frozenset({ops.Refusal.UNKNOWN_IDENTITY, ops.Refusal.WRONG_TOO_OFTEN}),
     ops.QuickFinish: frozenset({ops.Refusal.BAD_MESSAGE, ops.Refusal.BAD_PUBLIC_VALUE}),
 }
 

@@ -37,8 +37,13 @@ def test_keyd_keeps_its_table_whatever_a_captured_worker_asks():
     assert unanswered == []
     assert fuzzer.answered["Redeem: Redeemed"]
     assert set(fuzzer.reached) == {state.name for state in State if state is not State.GONE}
-    # the three ways on which a peer's own message ends something
-    for rejection in ("AuthOpen: UNKNOWN_IDENTITY", "QuickFinish: BAD_MESSAGE", "IkeOffer: QUOTA"):
+    # where a message ends something, or a quota is met
+    for rejection in (
+        "AuthOpen: UNKNOWN_IDENTITY",
+        "AuthOpen: WRONG_TOO_OFTEN",
+        "QuickFinish: BAD_MESSAGE",
+        "IkeOffer: QUOTA",
+    ):
         assert fuzzer.answered[rejection]
     assert fuzzer.answered["frame: refused"] > fuzzer.answered["frame: admitted"] > 0
 

@@ -5,21 +5,26 @@ wrong in exactly one way. Each control is the same code against a keyd that tell
 """
 
 import os
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import quantiles
 
 import pytest
 from counterpart import BARE, FAST, Peer, Session, Worker
-from weakened import HASTY, OPEN, TELLING
+from lab import PSK
+from weakened import HASTY, OPEN, PATIENT, TELLING
+from world import IKE
 
 from keyd import ikev1
 from keyd.messages import put_hash
+from privsep.algorithms import IkeSuite
 from privsep.iana import PayloadType
 from privsep.payloads import join_chain
 from privsep.schema import keyd as ops
 from privsep.schema.keyd import Refusal
 
+MODP = IkeSuite.parse(IKE)
 BLOCK = 16
 OCTETS = 112
 """Of every plaintext."""
@@ -123,15 +128,21 @@ def ciphertexts(lock, peer) -> dict[str, bytes]:
 # one answer
 
 
+@pytest.fixture
+def patient(without) -> Worker:
+    """The captured worker before a keyd that does not count wrong proofs: an oracle as long as one likes."""
+    return without(PATIENT)
+
+
 @pytest.mark.parametrize("lock_of", LOCKS)
-def test_it_cannot_learn_why_a_ciphertext_fails(shipped, without, record, lock_of):
+def test_it_cannot_learn_why_a_ciphertext_fails(patient, without, record, lock_of):
     def attack(worker):
         s = Session(worker, Peer())
         lock = lock_of(s)
         tried = ciphertexts(lock, s.peer)
         return {name: worker.refused(lock.request(data)) for name, data in tried.items()}
 
-    reasons = attack(shipped)
+    reasons = attack(patient)
     expected = Refusal.AUTHENTICATION_FAILED if "auth" in lock_of.__name__ else Refusal.BAD_HASH
     assert set(reasons.values()) == {expected}, reasons
     assert len(set(attack(without(TELLING)).values())) > 1
@@ -139,7 +150,7 @@ def test_it_cannot_learn_why_a_ciphertext_fails(shipped, without, record, lock_o
 
 
 @pytest.mark.parametrize("lock_of", LOCKS)
-def test_it_cannot_break_an_exchange_with_a_forged_message(shipped, without, record, lock_of):
+def test_it_cannot_break_an_exchange_with_a_forged_message(patient, without, record, lock_of):
     """A ciphertext that is refused moves no IV chain (RFC 2409 appendix B) and uses no message id up."""
 
     def attack(worker):
@@ -149,9 +160,46 @@ def test_it_cannot_break_an_exchange_with_a_forged_message(shipped, without, rec
             worker.refused(lock.request(data))
         return worker.keyd(lock.request(lock.honest))
 
-    assert not isinstance(attack(shipped), ops.Refused)
+    assert not isinstance(attack(patient), ops.Refused)
     assert isinstance(attack(without(TELLING)), ops.Refused)
     record("chain and message id move after HASH", "a keyd that moves first: the true message fails")
+
+
+# one guess after another
+
+
+def test_it_cannot_guess_a_pre_shared_key(shipped, without, record):
+    """RFC 2409 section 5.4: it plays a peer that does not have the key and tries one key after another."""
+
+    def attack(worker, handshakes, guesses):
+        answers = Counter()
+        for _ in range(handshakes):
+            s = Session(worker, Peer())
+            try:
+                s.keyed_r()
+            except AssertionError:
+                break
+            for _ in range(guesses):
+                reply = s.open(os.urandom(OCTETS))
+                answers[reply.why] += 1
+                if reply.why is Refusal.WRONG_TOO_OFTEN:
+                    break
+        return s, answers
+
+    s, answers = attack(shipped, 20, 100)
+    # the network's measure empties by one in 12 seconds
+    assert 20 <= answers.total() <= 30, answers
+    assert shipped.refused(ops.IkeAnswer(**s.fields, **s.here, ke=bytes(32), nonce=bytes(32))) is Refusal.HELD_OFF
+    # in the patient world the last key that it tries is the right one
+    s, answers = attack(without(PATIENT), 1, 200)
+    assert answers == {Refusal.AUTHENTICATION_FAILED: 200}
+    assert isinstance(s.open(s.proof()), ops.Authenticated)
+    s = Session(shipped, Peer("lax", "192.0.2.9", PSK), MODP)
+    s.keyed_r()
+    with shipped.violates("AuthOpen in state DEAD"):
+        for _ in range(100):
+            s.open(os.urandom(OCTETS))
+    record("5 wrong proofs an IKE SA, 20 a network, then the epoch ends", "not counted: 200 tried, then the right one")
 
 
 # one time

@@ -175,6 +175,12 @@ def any_first(self, sa, message_id, ciphertext):
 phase2.Phase2._open_first = any_first
 """
 
+PATIENCE = """
+# wrong proofs are not counted
+from keyd import guesses
+guesses.MAX_WRONG, guesses._MEASURES = 2**30, {4: (), 6: ()}
+"""
+
 HASTE = """
 from keyd import phase1, phase2
 from keyd.handles import Refuse
@@ -246,7 +252,9 @@ OPEN = Plan().without(keyd=NO_ORDER + NO_LIST_OF_PAYLOADS + SIGNING + OWN_VALUES
 FREE = Plan().without(keyd=NO_CHECK_OF_PUBLIC_VALUES + NO_CHOICE_OF_CONNECTION + NO_MEMORY + STALE)
 """Any value, any connection, any repetition."""
 FREE_MONITOR = FREE.without(monitor=NO_SECOND_OPINION)
+PATIENT = Plan().without(keyd=PATIENCE)
+"""As many guesses as one likes."""
 HASTY = Plan().without(keyd=HASTE)
 """Time tells what parses."""
-TELLING = HASTY.without(keyd=TALKATIVE)
+TELLING = HASTY.without(keyd=PATIENCE + TALKATIVE)
 """Answers tell it too, and refusals leave traces."""

@@ -225,6 +225,8 @@ class _Responder:
         self._sa = exchange.sa
         self._sai_b = sai_b
         self._nat_traversal = nat_traversal
+        self._wrong: set[int] = set()
+        """Messages 5 that did not decrypt, by their hash in Python: for a count, not for a decision."""
 
     async def run(self) -> None:
         context, exchange, sa, encap = self._context, self._exchange, self._sa, self._choice.connection.encap
@@ -235,7 +237,10 @@ class _Responder:
 
         nat_ds = _nat_ds(context, sa, self._suite.hash, encap) if self._nat_traversal else ()
         fourth = exchange.message([KeyExchange(keys.ke), Nonce(keys.nonce), *nat_ds])
-        proven = await exchange.answer(fourth, self._message_5, "Main Mode 4/6")
+        try:
+            proven = await exchange.answer(fourth, self._message_5, "Main Mode 4/6")
+        finally:
+            self._report_guesses()
         connection = context.gateway.index.by_name[proven.connection]
         sa.connection = connection
 
@@ -289,13 +294,20 @@ class _Responder:
             proven = await context.ask(AuthOpen(ike=sa.handle, ciphertext=received.body), Authenticated)
         except KeydRefused as refused:
             match refused.why:
-                case Refusal.AUTHENTICATION_FAILED:
+                case Refusal.AUTHENTICATION_FAILED | Refusal.WRONG_TOO_OFTEN:
+                    self._wrong.add(hash(received.body))
                     self._refuse(received, _differs(sa, self._choice.connection), NotifyType.AUTHENTICATION_FAILED)
                 case Refusal.UNKNOWN_IDENTITY:
                     self._refuse(received, refused.reason, NotifyType.INVALID_ID_INFORMATION)
             raise _ignored_for(refused, Refusal.AUTHENTICATION_FAILED, NotifyType.AUTHENTICATION_FAILED) from None
         sa.local, sa.remote = received.local, received.remote
         return proven
+
+    def _report_guesses(self) -> None:
+        """A peer with another key sends one message 5, and that again; whoever sends several searches for the key."""
+        if len(self._wrong) > 1:
+            label = self._sa.label | {"connection": self._choice.connection.name}
+            self._context.log_rarely(Level.WARNING, "key-guessed", **label, guesses=len(self._wrong))
 
     def _refuse(self, received: Received, reason: str, notify: NotifyType) -> None:
         """Say so once, here and to the peer. Of a wrong HASH nothing else follows: anybody can send one."""
