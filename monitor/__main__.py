@@ -3,8 +3,9 @@
 import argparse
 import sys
 
-from monitor import sandbox
+from monitor import control, sandbox
 from monitor.daemon import Daemon
+from monitor.directories import Directories
 from privsep.config import handover, loader
 from privsep.config.names import Names
 from privsep.errors import OperatorError
@@ -31,13 +32,20 @@ def main() -> int:
         print(error, file=sys.stderr)
         return CONFIGURATION_INVALID
     try:
-        daemon = Daemon(
-            gateway,
-            handed_over=handover.publish(text, names),
-            config=arguments.config,
-            secrets=arguments.secrets,
-            run_dir=arguments.run_dir,
-        )
+        directories = Directories(arguments.run_dir)
+        control_socket = control.listen(directories.run_dir)
+        try:
+            daemon = Daemon(
+                gateway,
+                directories,
+                control_socket,
+                handed_over=handover.publish(text, names),
+                config=arguments.config,
+                secrets=arguments.secrets,
+            )
+        except BaseException:
+            control.forget(control_socket)
+            raise
     except OperatorError as error:
         event(Level.ERROR, "cannot-start", reason=error)
         return 1

@@ -6,21 +6,25 @@ the end. Nothing here waits: a client that is slow, silent or talks too much cos
 """
 
 import contextlib
+import errno
+import fcntl
 import json
 import os
 import socket
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from monitor.directories import refused
 from monitor.waiting import Log
 from privsep.errors import OperatorError
 from privsep.log import Level
 from privsep.loop import Loop
 
 SOCKET_NAME = "control.sock"
+LOCK_NAME = "lock"
 MAX_CLIENTS = 16
 MAX_REQUEST = 4096
 MAX_BACKLOG = 256 * 1024
@@ -36,27 +40,59 @@ _PEERCRED = struct.Struct("3i")
 
 def listen(run_dir: Path) -> socket.socket:
     """The listening socket; OperatorError when another instance serves there. Done before lockdown."""
-    path = str(run_dir / SOCKET_NAME)
+    path = run_dir / SOCKET_NAME
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-            if probe.connect_ex(path) == 0:
+        with _starting_alone(run_dir):
+            if _serves(str(path)):
                 raise OperatorError(f"{path}: another instance runs; end it, or name another --run-dir")
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
-        umask = os.umask(0o177)
-        try:
-            sock.bind(path)
-        finally:
-            os.umask(umask)
-        sock.listen(MAX_CLIENTS)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+            umask = os.umask(0o177)
+            try:
+                sock.bind(str(path))
+            finally:
+                os.umask(umask)
+            sock.listen(MAX_CLIENTS)
     except OSError as error:
         sock.close()
-        raise OperatorError(f"{path}: {error.strerror}; --run-dir must be a directory of root's") from error
+        raise refused(path, error) from error
     except OperatorError:
         sock.close()
         raise
     return sock
+
+
+@contextlib.contextmanager
+def _starting_alone(run_dir: Path) -> Iterator[None]:
+    """Of two that start at once, the later must not take the earlier's socket for one that was left behind.
+
+    Nobody but root can hold the lock. Its file stays, since whoever removes it may remove another's.
+    """
+    path = run_dir / LOCK_NAME
+    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OperatorError(f"{path}: another instance is starting; name another --run-dir") from None
+        yield
+    finally:
+        os.close(lock)
+
+
+def _serves(path: str) -> bool:
+    """Whether a process listens, be it so busy that nobody gets through. Never waits."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
+        return probe.connect_ex(path) in (0, errno.EAGAIN)
+
+
+def forget(sock: socket.socket) -> None:
+    """Take the listening socket's name away, and close it."""
+    # where the name is gone already, or the directory, nothing is left to do
+    with contextlib.suppress(OSError):
+        os.unlink(sock.getsockname())
+    sock.close()
 
 
 class _State(Enum):
@@ -214,10 +250,7 @@ class Control:
     def close(self) -> None:
         """End it and all its clients, and take its name away."""
         self._loop.on_readable(self._sock.fileno(), None)
-        # where the name is gone already, or the directory, nothing is left to do
-        with contextlib.suppress(OSError):
-            os.unlink(self._sock.getsockname())
-        self._sock.close()
+        forget(self._sock)
         for client in tuple(self._clients):
             client.close()
 

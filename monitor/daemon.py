@@ -46,14 +46,22 @@ CHANNEL_FD, CONFIG_FD, FIRST_FD = 3, 4, 5
 class Daemon:
     """One for the life of the monitor. Implements `monitor.supervisor.Hooks`."""
 
-    def __init__(self, gateway: Gateway, *, handed_over: int, config: str, secrets: str, run_dir: str) -> None:
+    def __init__(
+        self,
+        gateway: Gateway,
+        directories: Directories,
+        control_socket: socket.socket,
+        *,
+        handed_over: int,
+        config: str,
+        secrets: str,
+    ) -> None:
         """`handed_over` is the descriptor of the configuration, `config` its name; keyd alone reads `secrets`."""
         self.loop = Loop()
         self._gateway = gateway
         self._config = config
         self._secrets = os.path.abspath(secrets)
-        self._directories = Directories(run_dir)
-        self._control_socket = control.listen(self._directories.run_dir)
+        self._directories = directories
         self._directories.prepare(gateway.users)
         self._notifier = Notifier.from_environment()
         self._config_fd = handed_over
@@ -88,7 +96,7 @@ class Daemon:
             self._start_userspace if self._plane.userspace is not None else None,
         )
         self._commands = Commands(self._service, self.loop, self._plane.reason, self._processes)
-        self._control = control.Control(self._control_socket, self.loop, self._commands.serve, self._log_event)
+        self._control = control.Control(control_socket, self.loop, self._commands.serve, self._log_event)
         self._signals = self._catch_signals()
 
     def run(self) -> int:
@@ -281,6 +289,8 @@ class Daemon:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, lambda *_: None)
+        # `privsep-ike run` has them wait until there is somebody who ends cleanly
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))
 
         def readable() -> None:
             numbers = reader.recv(64)

@@ -4,6 +4,7 @@ Everything here is done by descriptor, without following a link: what others pre
 """
 
 import contextlib
+import errno
 import os
 import stat
 from pathlib import Path
@@ -38,9 +39,19 @@ class Directories:
             os.fchown(meeting, keyd_uid, worker_gid)
             os.fchmod(meeting, 0o2711)
         except OSError as error:
-            raise OperatorError(f"{self.meeting}: {error.strerror}; --run-dir must be root's to use") from error
+            raise refused(self.meeting, error) from error
         finally:
             os.close(meeting)
+
+
+def refused(path: Path, error: OSError) -> OperatorError:
+    """Why something in RUN_DIR cannot be had, and what would be right."""
+    match error.errno:
+        case errno.ENOSPC | errno.EDQUOT:
+            right = "make room there (`df` shows octets, `df -i` inodes), or name another --run-dir"
+        case _:
+            right = "--run-dir must be a directory of root's, in which root may write"
+    return OperatorError(f"{path}: {error.strerror or error}; {right}")
 
 
 def _own(path: Path, mode: int, *owners: int) -> int:
@@ -50,7 +61,7 @@ def _own(path: Path, mode: int, *owners: int) -> int:
             os.mkdir(path, mode)
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as error:
-        raise OperatorError(f"{path}: {error.strerror}; --run-dir must be a directory of root's") from error
+        raise refused(path, error) from error
     status = os.fstat(fd)
     if status.st_uid not in owners or stat.S_IMODE(status.st_mode) & _OTHERS_MAY_WRITE:
         os.close(fd)

@@ -1,5 +1,6 @@
 """The operator's end of RUN_DIR/control.sock: one request, lines of JSON until the result (`monitor/control.py`)."""
 
+import argparse
 import json
 import os
 import socket
@@ -12,6 +13,8 @@ from privsep.errors import OperatorError
 
 DEFAULT_RUN_DIR = "/run/privsep-ike"
 SOCKET_NAME = "control.sock"
+MAX_SOCKET_PATH = 107
+"""Octets: struct sockaddr_un has 108, the last of them zero (unix(7))."""
 MAX_LINE = 64 << 20
 """Octets; the status of some fifty thousand tunnels."""
 MARGIN = 5.0
@@ -27,6 +30,21 @@ class NotReachable(OperatorError):
 
 class TimedOut(OperatorError):
     """It is there and did not answer in time."""
+
+
+def add_run_dir(parser: argparse.ArgumentParser, help_: str = "the daemon's instance (default: %(default)s)") -> None:
+    """The option by which `run` and all who ask its daemon name the instance."""
+    parser.add_argument("--run-dir", metavar="DIR", type=_run_dir, default=DEFAULT_RUN_DIR, help=help_)
+
+
+def _run_dir(text: str) -> str:
+    length = len(os.fsencode(os.path.join(os.path.abspath(text), SOCKET_NAME)))
+    if length > MAX_SOCKET_PATH:
+        raise argparse.ArgumentTypeError(
+            f"the socket in it would have a path of {length} octets, and the kernel knows {MAX_SOCKET_PATH}; "
+            f"a directory with {length - MAX_SOCKET_PATH} less would be right"
+        )
+    return text
 
 
 def ask(

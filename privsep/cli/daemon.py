@@ -6,12 +6,13 @@ What touches secrets runs in the package of the process that may: `keyd.check` r
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from privsep.cli.control import DEFAULT_RUN_DIR
+from privsep.cli.control import add_run_dir
 from privsep.cli.exits import Exit
 from privsep.config import loader
 from privsep.config.model import Gateway
@@ -32,10 +33,10 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser = commands.add_parser(
         "run",
         help="the daemon, in the foreground (root)",
-        description="Run the daemon in the foreground. SIGTERM ends it and says DELETE to all peers.",
+        description="Run the daemon in the foreground. SIGTERM or Ctrl-C ends it and says DELETE to all peers.",
     )
     _add_files(parser)
-    _add_run_dir(parser, "names this instance; the other commands find it there (default: %(default)s)")
+    add_run_dir(parser, "names this instance; the other commands find it there (default: %(default)s)")
     parser.set_defaults(run=run)
 
     parser = commands.add_parser(
@@ -43,7 +44,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         help="remove the policies that a stopped daemon left (root)",
         description="Remove what a daemon that has ended left in place: its networks' traffic then passes in clear.",
     )
-    _add_run_dir(parser, "of the instance that has ended (default: %(default)s)")
+    add_run_dir(parser, "of the instance that has ended (default: %(default)s)")
     parser.set_defaults(run=clear)
 
     parser = commands.add_parser(
@@ -72,10 +73,6 @@ def _add_files(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--secrets", metavar="FILE", help="pre-shared keys (default: secrets.toml beside the config)")
 
 
-def _add_run_dir(parser: argparse.ArgumentParser, what: str) -> None:
-    parser.add_argument("--run-dir", metavar="DIR", default=DEFAULT_RUN_DIR, help=what)
-
-
 def run(arguments: argparse.Namespace) -> int:
     """Become the monitor. It judges gateway.toml itself, but never sees secrets.toml: both are judged before."""
     config, secrets = _files(arguments)
@@ -88,6 +85,8 @@ def run(arguments: argparse.Namespace) -> int:
     if not found:
         named = {"--config": config, "--secrets": secrets, "--run-dir": arguments.run_dir}
         words = [word for name, path in named.items() for word in (name, os.path.abspath(path))]
+        # from here on the end is the monitor's, which takes both once it can end cleanly
+        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
         os.execv(sys.executable, [sys.executable, *_ISOLATED, "monitor", *words])  # noqa: S606 - no shell is the point
     return _tell(found)
 

@@ -1,5 +1,7 @@
 """The operator's socket: one honest client, and all the others."""
 
+import contextlib
+import fcntl
 import json
 import os
 import socket
@@ -222,6 +224,41 @@ def test_a_second_instance_is_told_so(server, tmp_path):
 def test_a_socket_left_over_by_a_dead_instance_is_replaced(tmp_path):
     listen(tmp_path).close()
     listen(tmp_path).close()
+
+
+def test_an_instance_that_is_too_busy_to_accept_anybody_still_counts(tmp_path):
+    """Its backlog is full: who asks by connecting would wait for as long as it is stuck."""
+    with listen(tmp_path) as first, contextlib.ExitStack() as waiting:
+        path = first.getsockname()
+        for _ in range(MAX_CLIENTS + 2):
+            sock = waiting.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK))
+            sock.connect_ex(path)
+        with pytest.raises(OperatorError, match="another instance runs"):
+            listen(tmp_path)
+        assert os.path.exists(path)
+
+
+def test_of_two_that_start_at_once_one_gives_way(tmp_path):
+    """The other may have bound its socket and not listen yet, which looks like one that was left behind."""
+    with open(tmp_path / "lock", "w") as held, socket.socket(socket.AF_UNIX) as bound:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        bound.bind(str(tmp_path / "control.sock"))
+        with pytest.raises(OperatorError, match="another instance is starting"):
+            listen(tmp_path)
+        assert (tmp_path / "control.sock").exists()
+    listen(tmp_path).close()
+
+
+def test_nobody_else_can_hold_the_lock(tmp_path):
+    listen(tmp_path).close()
+    assert (tmp_path / "lock").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_path_that_is_too_long_for_a_socket_is_told_as_that(tmp_path):
+    directory = tmp_path / ("d" * 100)
+    directory.mkdir()
+    with pytest.raises(OperatorError, match="too long"):
+        listen(directory)
 
 
 def test_a_directory_that_is_not_there_is_the_operators_error(tmp_path):

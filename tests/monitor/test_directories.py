@@ -1,6 +1,8 @@
 """RUN_DIR: what somebody else prepared there is refused, never taken over."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -42,6 +44,29 @@ def test_a_link_in_place_of_our_directory_is_not_followed(tmp_path):
         made.prepare(USERS)
     assert (victim / "precious").exists()
     assert victim.stat().st_uid == 0
+
+
+@pytest.mark.parametrize("inodes", [1, 2, 3, 4, 5])
+def test_a_file_system_without_inodes_is_told_as_that(tmp_path, inodes):
+    """Whichever of the directories, the lock and the socket is the first that does not fit."""
+    script = f"""
+import os, sys
+from pathlib import Path
+from monitor import control
+from monitor.directories import Directories
+from privsep.config.model import Users
+from privsep.errors import OperatorError
+try:
+    made = Directories({str(tmp_path)!r} + "/run")
+    control.listen(made.run_dir)
+    made.prepare(Users(worker=(62001, 62101), keyd=(62002, 62102), userspace=(62003, 62103)))
+except OperatorError as error:
+    print(error)
+"""
+    mount = f"mount -t tmpfs -o nr_inodes={inodes},mode=755 none {tmp_path}"
+    words = ["unshare", "-m", "sh", "-c", f'{mount} && exec "$@"', "sh", sys.executable, "-c", script]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=30, check=False)
+    assert "No space left on device; make room there (`df` shows octets, `df -i` inodes)" in done.stdout, done.stderr
 
 
 @pytest.mark.parametrize(("owner", "mode"), [(STRANGER, 0o755), (0, 0o777), (0, 0o775)])
