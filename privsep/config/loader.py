@@ -118,6 +118,8 @@ class _Loader:
         connections = [self._connection(name, each) for name, each in root.named("connection", limit=MAX_CONNECTIONS)]
         found = [shunts.read(name, each) for name, each in root.named("shunt", limit=shunts.MAX_SHUNTS)]
         root.close()
+        if root.lacks("connection", "shunt") and self._reader.sound:
+            self._reader.problem((), "nothing is configured; add a [connection.NAME] with a child, or a [shunt.NAME]")
         gateway = Gateway(
             listen=self._listen,
             dataplane=dataplane,

@@ -49,6 +49,11 @@ class Reader:
         """Where that key stands."""
         return self._document.line_of(path)
 
+    @property
+    def sound(self) -> bool:
+        """Whether nothing wrong was found yet."""
+        return not self._problems
+
     def finish(self) -> None:
         """ConfigError with every problem, if there is any."""
         if self._problems:
@@ -72,6 +77,10 @@ class Section:
         """Whether the key is there. Makes it known."""
         self._known.add(key)
         return key in self._data
+
+    def lacks(self, *keys: str) -> bool:
+        """Whether all of them are missing or empty."""
+        return not any(self._data.get(key) for key in keys)
 
     def close(self, *others: str) -> None:
         """Every key that no getter asked for is an error; `others` are keys that are read elsewhere."""

@@ -8,7 +8,7 @@ import re
 import tomllib
 from typing import Any, Self
 
-from privsep.config.problems import ConfigError, Problem
+from privsep.config.problems import ConfigError, Problem, quote
 
 MAX_SIZE = 4 << 20
 """Characters; ten thousand connections fit."""
@@ -36,6 +36,8 @@ _TOKEN = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 _AT_LINE = re.compile(r" \(at (?:line (\d+), column \d+|end of document)\)$")
+_TWICE = ("Cannot overwrite", "Cannot declare", "Cannot redefine", "Cannot mutate", "Duplicate inline table key")
+"""How `tomllib` begins to say that a key is there already."""
 _END = ""
 
 
@@ -59,7 +61,8 @@ class Document:
             found = _AT_LINE.search(str(error))
             reason = str(error)[: found.start()] if found else str(error)
             line = int(found[1]) if found and found[1] else text.count("\n", 0, len(text.rstrip())) + 1
-            raise _error(filename, line, f"{reason}; this is not TOML") from None
+            twice = _given_twice(text, line) if reason.startswith(_TWICE) else None
+            raise _error(filename, line, twice or f"{reason}; this is not TOML") from None
         return cls(filename, data, _Walk(text, filename).lines)
 
     @staticmethod
@@ -96,6 +99,9 @@ class _Walk:
 
     def __init__(self, text: str, filename: str) -> None:
         self.lines: dict[Path, int] = {}
+        self.repeated: tuple[Path, int] | None = None
+        """The first key or table that is given again, and the line where it was first. Not in valid text."""
+        self._given: set[Path] = set()
         self._filename = filename
         self._counts: dict[Path, int] = {}
         """Elements so far of each array of tables."""
@@ -140,6 +146,7 @@ class _Walk:
             path = self._last(path + (part,))
             self._record(path, line, explicit=False)
         path += (parts[-1],)
+        self._give(path, given=path in self._given and (not array or path not in self._counts))
         if not array:
             self._record(path, line, explicit=True)
             return path
@@ -161,6 +168,12 @@ class _Walk:
         else:
             self.lines.setdefault(path, line)
 
+    def _give(self, path: Path, *, given: bool) -> None:
+        """A path is about to get a value or a table of its own; `given` says that it has one."""
+        if given and self.repeated is None:
+            self.repeated = path, self.lines[path]
+        self._given.add(path)
+
     def _key(self) -> list[str]:
         parts = [_unquote(self._next())]
         while self._here == ".":
@@ -171,9 +184,13 @@ class _Walk:
     def _pair(self, table: Path) -> None:
         """``key.key = value``"""
         line, path = self._line, table
-        for part in self._key():
+        parts = self._key()
+        for part in parts[:-1]:
             path += (part,)
             self._record(path, line, explicit=False)
+        path += (parts[-1],)
+        self._give(path, given=path in self.lines)
+        self._record(path, line, explicit=False)
         self._next()
         self._value(path)
 
@@ -201,6 +218,21 @@ class _Walk:
             self._next()
             return False
         return True
+
+
+def _given_twice(text: str, line: int) -> str | None:
+    """What is wrong at that line if a key is given there again; None where no earlier one is found.
+
+    `tomllib` names the second place only. What it accepted before that can be walked over.
+    """
+    try:
+        walk = _Walk("\n".join(text.split("\n")[:line]), "")
+    except ValueError:
+        return None
+    if walk.repeated is None:
+        return None
+    path, first = walk.repeated
+    return f"{quote('.'.join(map(str, path)))} is on line {first} already; one of the two would be right"
 
 
 def _unquote(token: str) -> str:

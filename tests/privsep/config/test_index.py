@@ -31,7 +31,8 @@ REMOTES = [
 ]
 PEERS = [Identity(IdType.FQDN, b"a.example.org"), Identity(IdType.FQDN, b"b.example.org")]
 OFFERS = [(STRONG,), (WEAK,), (STRONG, WEAK)]
-BARE = loader.load("", "empty", Names({}))
+SHUNT = "[shunt.a]\naction = 'drop'\nlocal_ts = ['10.1.0.0/16']\nremote_ts = ['10.2.0.0/16']\n"
+BARE = loader.load(SHUNT, "bare", Names({}))
 
 
 def connection(number, local, remote, remote_id, suites):

@@ -138,8 +138,21 @@ def test_ah_proposals(gateway):
     assert {suite.protocol for suite in suites} == {ProtocolId.AH}
 
 
+@pytest.mark.parametrize("text", ["", "# nothing yet\n", '[gateway]\ndataplane = "auto"\n', "[connection]\n"])
+def test_an_empty_configuration_says_what_is_missing(problems, text):
+    told = "nothing is configured; add a [connection.NAME] with a child, or a [shunt.NAME]"
+    assert problems(text) == [(1, told)]
+    # where more is wrong, that comes first: a name that is misspelt, say
+    assert told not in dict(problems(text + "[gatway]\n")).values()
+
+
+def test_a_gateway_with_shunts_alone_is_complete(gateway):
+    text = "[shunt.a]\naction = 'drop'\nlocal_ts = ['10.1.0.0/16']\nremote_ts = ['10.9.0.0/16']\n"
+    assert [shunt.name for shunt in gateway(text).shunts] == ["a"]
+
+
 def test_a_gateway_without_users_of_its_own_falls_back_to_numbers_that_nobody_has():
-    users = loader.load("", "f", Names({})).users
+    users = loader.load(SMALL, "f", Names({})).users
     ids = (users.worker, users.keyd, users.userspace)
     assert len(set(ids)) == 3
     assert all(uid == gid > 1_879_048_191 for uid, gid in ids)
@@ -176,7 +189,7 @@ def test_the_gateway_s_own_keys(gateway):
     loaded = gateway(
         "[gateway]\nlisten = ['192.0.2.1', '2001:db8::1']\nabsent = ['landlock', 'mlock', 'netns']\n"
         "egress = 'restricted'\non_stop = 'remove'\n"
-        "users = { worker = 61001, keyd = '61002', userspace = 'alice' }\n"
+        f"users = {{ worker = 61001, keyd = '61002', userspace = 'alice' }}\n{SMALL}"
     )
     assert loaded.listen == (ipaddress.ip_address("192.0.2.1"), ipaddress.ip_address("2001:db8::1"))
     assert loaded.absent == frozenset(model.Layer)

@@ -1,3 +1,4 @@
+import contextlib
 import tomllib
 
 import pytest
@@ -203,6 +204,35 @@ def _lines(value, path, document):
     for key, inner in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
         yield document._lines[(*path, key)]
         yield from _lines(inner, (*path, key), document)
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "told"),
+    [
+        ("a = 1\n\na = 2\n", 3, "'a' is on line 1 already"),
+        ('"a" = 1\na = 2', 2, "'a' is on line 1 already"),
+        ("[c.paris]\nlocal = 1\nx = [\n1]\nlocal = 2 # twice\n[c.lo", 5, "'c.paris.local' is on line 2 already"),
+        ('[a]\nb = """\n"""\nb = """\n\n"""\n', 6, "'a.b' is on line 2 already"),
+        ("[c.paris.child.lan]\n\n[c.paris.child.lan]", 3, "'c.paris.child.lan' is on line 1 already"),
+        ("[a]\n[a.b]\nx = 1\n[a]\n", 4, "'a' is on line 1 already"),
+        ("a.b = 1\na = 2\n", 2, "'a' is on line 1 already"),
+        ("a = { x = 1, x = 2 }", 1, "'a.x' is on line 1 already"),
+        ("[[psk]]\n[psk]\n", 2, "'psk' is on line 1 already"),
+        ("[psk]\nids = 1\n[[psk]]\n", 3, "'psk' is on line 1 already"),
+        ("[[psk]]\n[[psk]]\n[psk.a]\n[psk.a]\n", 4, "'psk.1.a' is on line 3 already"),
+    ],
+)
+def test_what_is_given_twice_is_told_with_both_lines(text, line, told):
+    with pytest.raises(ConfigError) as caught:
+        Document.parse(text, "f")
+    assert caught.value.problems == (Problem(line, f"{told}; one of the two would be right"),)
+
+
+@given(st.text(alphabet="ab=[]{}.,'\"\n #1\\", max_size=60))
+def test_no_text_makes_it_fail_in_another_way(text):
+    """What `tomllib` refuses is walked over too, to find what is given twice."""
+    with contextlib.suppress(ConfigError):
+        Document.parse(text, "f")
 
 
 def test_problems_are_sorted_told_once_and_capped():
