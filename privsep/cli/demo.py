@@ -120,7 +120,9 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     """Register the command."""
     parser = commands.add_parser("demo", help="two gateways in namespaces, real packets through the tunnel (root)")
     parser.add_argument("--json", action="store_true", help="print one JSON document instead of the story")
-    parser.add_argument("--keep", action="store_true", help="leave namespaces and daemons running, and say how to look")
+    parser.add_argument(
+        "--keep", action="store_true", help="leave all running, and say what that is, how to look and how to end it"
+    )
     parser.set_defaults(run=run)
 
 
@@ -155,11 +157,14 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _tell(stack: contextlib.ExitStack, narrator: Narrator, *, keep: bool) -> dict[str, Any]:
     directory = Path(tempfile.mkdtemp(prefix="privsep-ike-demo-"))
-    if not keep:
-        stack.callback(shutil.rmtree, directory, ignore_errors=True)
     # the daemons' unprivileged users must pass through to their own directories
     directory.chmod(0o755)
     left, right = _sites(directory)
+    daemons: dict[Site, subprocess.Popen[bytes]] = {}
+    if keep:
+        stack.callback(_tell_kept, directory, (left, right), daemons)
+    else:
+        stack.callback(shutil.rmtree, directory, ignore_errors=True)
 
     narrator.step("Two network namespaces stand for two gateways, joined by one wire (a veth pair).")
     _network(stack, left, right, keep=keep)
@@ -168,7 +173,8 @@ def _tell(stack: contextlib.ExitStack, narrator: Narrator, *, keep: bool) -> dic
 
     narrator.step("On each, the daemon starts as confined processes.")
     psk = secrets.token_urlsafe(32).replace("-", "+").replace("_", "/") + "="
-    daemons = {site: _start(stack, site, psk, keep=keep) for site in (left, right)}
+    for site in (left, right):
+        daemons[site] = _start(stack, site, psk, keep=keep)
     for site, daemon in daemons.items():
         _await(site, daemon)
         for line in _audit_lines(site):
@@ -190,8 +196,6 @@ def _tell(stack: contextlib.ExitStack, narrator: Narrator, *, keep: bool) -> dic
     statuses = {site.name: _status(site) for site in (left, right)}
     if not narrator.quiet:
         subprocess.run(left.command("status", "--run-dir", str(left.run_dir)), check=False)
-    if keep:
-        narrator.say(f"\nKept. Look with: {' '.join(left.command('status', '--run-dir', str(left.run_dir)))}")
     return statuses["left"] | {
         "traffic": {
             "pings_sent": 2 * PINGS,
@@ -201,6 +205,31 @@ def _tell(stack: contextlib.ExitStack, narrator: Narrator, *, keep: bool) -> dic
         },
         "gateways": statuses,
     }
+
+
+def _tell_kept(directory: Path, sites: tuple[Site, ...], daemons: "dict[Site, subprocess.Popen[bytes]]") -> None:
+    """What --keep keeps, also of a demo that failed or was interrupted, and how to end it."""
+    pids = [str(daemon.pid) for daemon in daemons.values()]
+    looks = [" ".join(site.command("status", "--run-dir", str(site.run_dir))) for site in daemons]
+    ends = [
+        *([f"kill {' '.join(pids)}"] if pids else []),
+        *(f"ip netns del {site.namespace}" for site in sites),
+        f"rm -r {directory}",
+    ]
+    lines = [
+        "",
+        "Kept:",
+        f"   files        {directory} (configurations, secrets, logs, sockets)",
+        f"   namespaces   {' '.join(site.namespace for site in sites)}",
+        f"   daemons      {' '.join(pids) or 'none'}",
+        "Look with:",
+        *(f"   {look}" for look in looks),
+        "End it with:",
+        *(f"   {end}" for end in ends),
+        "",
+    ]
+    sys.stderr.write("\n".join(lines))
+    sys.stderr.flush()
 
 
 def _sites(directory: Path) -> tuple[Site, Site]:

@@ -49,8 +49,11 @@ def main(words: Sequence[str] | None = None) -> int:
         return _CODES.get(type(error), Exit.FAILED)
     except KeyboardInterrupt:
         return Exit.FAILED
-    except BrokenPipeError:
-        # the reader, `head` say, has seen enough; the interpreter's own flush at exit must not complain
+    except OSError as error:
+        # the reader, `head` say, has seen enough; or a disk is full
+        if not isinstance(error, BrokenPipeError):
+            sys.stderr.write(f"{error.filename or 'standard output'}: {error.strerror or error}\n")
+        # the interpreter's own flush at exit must not complain once more
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return Exit.FAILED
     return code

@@ -6,7 +6,7 @@ import shutil
 import sys
 import time
 
-from privsep.cli.control import DEFAULT_RUN_DIR, Message, ask
+from privsep.cli.control import Message, add_run_dir, ask
 from privsep.cli.exits import Exit
 from privsep.cli.render import Style, status_text
 from privsep.log import escape
@@ -46,11 +46,12 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
     parser = commands.add_parser(
         "reload",
-        help="apply a changed configuration",
-        description="Apply a changed gateway.toml without touching tunnels that did not change.",
+        help="not in this release: restart the daemon",
+        description="Not in this release, which takes a changed gateway.toml only when it starts: restart the daemon. "
+        "The command asks the daemon all the same, which may be a later one.",
     )
-    parser.add_argument("--plan", action="store_true", help="only print what would be kept, rekeyed and closed")
-    _add_run_dir(parser)
+    parser.add_argument("--plan", action="store_true", help="not in this release either")
+    add_run_dir(parser)
     parser.set_defaults(run=reload)
 
     parser = commands.add_parser(
@@ -62,16 +63,10 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.set_defaults(run=events)
 
 
-def _add_run_dir(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--run-dir", metavar="DIR", default=DEFAULT_RUN_DIR, help="the daemon's instance (default: %(default)s)"
-    )
-
-
 def add_asking(parser: argparse.ArgumentParser, help_: str = "print one JSON document") -> None:
     """Options of every command that reads from the daemon."""
     parser.add_argument("--json", action="store_true", help=help_)
-    _add_run_dir(parser)
+    add_run_dir(parser)
 
 
 def _add_order(parser: argparse.ArgumentParser) -> None:
@@ -83,7 +78,7 @@ def _add_order(parser: argparse.ArgumentParser) -> None:
         default=ORDER_SECONDS,
         help=f"seconds to wait, 1 to {MAX_ORDER_SECONDS} (default: %(default)s)",
     )
-    _add_run_dir(parser)
+    add_run_dir(parser)
 
 
 def _name(text: str) -> str:

@@ -1,11 +1,16 @@
 """The commands against live daemons: exit codes, documents and refusals as docs/commands.md promises them."""
 
 import json
+import os
+import pty
 import re
+import select
 import sys
+import time
+from pathlib import Path
 
 import pytest
-from lab import LEFT, RIGHT, run
+from lab import LEFT, RIGHT, run, wait_for
 
 pytestmark = pytest.mark.root
 
@@ -91,6 +96,85 @@ def test_demo_json_holds_what_is_documented_and_leaves_nothing_behind():
         assert_status(status)
     left_behind = set(run("ip", "netns", "list").stdout.split()) - set(namespaces.split())
     assert not [name for name in left_behind if name.startswith("pike")]
+
+
+def test_demo_keep_says_what_it_keeps_and_how_to_end_it():
+    done = run(sys.executable, "-I", "-m", "privsep", "demo", "--json", "--keep", timeout=60)
+    assert_status(json.loads(done.stdout))
+    told = done.stderr.splitlines()
+    looks = [line.strip() for line in told[told.index("Look with:") + 1 : told.index("End it with:")]]
+    ends = [line.strip() for line in told[told.index("End it with:") + 1 :]]
+    pids, directory = [int(word) for word in ends[0].split()[1:]], Path(ends[-1].split()[-1])
+    try:
+        assert len(pids) == len(looks) == 2
+        for look in looks:
+            assert "established" in run("sh", "-c", look).stdout
+        assert {f"{each}/secrets.toml" for each in ("left", "right")} <= {
+            str(path.relative_to(directory)) for path in directory.glob("*/*")
+        }
+    finally:
+        for end in ends:
+            run("sh", "-c", end, check=False)
+    assert wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), 20)
+    assert not directory.exists()
+    left_behind = run("ip", "netns", "list").stdout.split()
+    assert not [end for end in ends if end.startswith("ip netns del") and end.split()[-1] in left_behind]
+
+
+class Terminal:
+    """`run` in the foreground of a terminal, where Ctrl-C goes to the whole group."""
+
+    def __init__(self, daemon) -> None:
+        files = ["--config", str(daemon.config), "--secrets", str(daemon.secrets)]
+        words = daemon.words("run", *files)
+        self.pid, self._terminal = pty.fork()
+        if self.pid == 0:
+            os.execvp(words[0], words)
+        self.text = ""
+
+    def interrupt(self) -> None:
+        os.write(self._terminal, b"\x03")
+
+    def read(self, until: str = "", seconds: float = 20) -> None:
+        """On, until the text is there or, without one, the program has ended."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and not (until and until in self.text):
+            readable, _, _ = select.select([self._terminal], [], [], 0.1)
+            try:
+                data = os.read(self._terminal, 4096) if readable else b"\0"
+            except OSError:
+                # the terminal's other end is closed
+                break
+            self.text += data.strip(b"\0").decode()
+
+    def end(self) -> int:
+        self.read()
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+
+def test_ctrl_c_ends_run_as_sigterm_does(network, ours, theirs):
+    """With DELETE to the peer (RFC 2408 section 3.15), and without a trace of an interpreter."""
+    ours.configure(IKE, ESP)
+    theirs.start(IKE, ESP, uid=62011)
+    terminal = Terminal(ours)
+    terminal.read("epoch-began")
+    assert wait_for(ours.is_ready, 30), terminal.text
+    ours.up(theirs)
+    terminal.interrupt()
+    assert (terminal.end(), "Traceback" in terminal.text) == (DONE, False), terminal.text
+    assert wait_for(lambda: theirs.status()["ike_sas"] == [])
+    assert not (ours.run_dir / "control.sock").exists()
+
+
+def test_ctrl_c_while_run_starts_waits_until_it_can_end_cleanly(ours):
+    """From when the monitor's interpreter begins: it has not even imported what would catch a signal."""
+    ours.configure(IKE, ESP)
+    terminal = Terminal(ours)
+    command = Path(f"/proc/{terminal.pid}/cmdline")
+    assert wait_for(lambda: b"\0-m\0monitor\0" in command.read_bytes(), 20)
+    terminal.interrupt()
+    assert (terminal.end(), "Traceback" in terminal.text) == (DONE, False), terminal.text
+    assert not (ours.run_dir / "control.sock").exists()
 
 
 def test_exit_codes_with_and_without_a_daemon(ours):
@@ -199,6 +283,8 @@ def test_a_second_instance_in_the_same_place_is_refused_clearly(ours):
     other_place = run(*privsep, "run", *files, "--run-dir", str(ours.site.directory / "other"), check=False, timeout=10)
     assert other_place.returncode == FAILED
     assert re.search(r"^error cannot-start .*\b500\b", other_place.stderr, re.M), other_place.stderr
+    # what failed leaves no socket at which nobody answers
+    assert not (ours.site.directory / "other" / "control.sock").exists()
     # the first has not noticed, and its traffic is still led into its tunnel
     assert ours.processes() == before
     assert run(*routes).stdout == led

@@ -250,6 +250,37 @@ def test_usage_errors_have_a_code_of_their_own(cli, words):
     assert done.stderr.startswith("usage: privsep-ike")
 
 
+@pytest.mark.parametrize("command", ["run", "status", "up paris", "events"])
+def test_a_run_dir_whose_socket_would_have_too_long_a_path_is_told_before_anything_is_done(cli, tmp_path, command):
+    """unix(7): sun_path has 108 octets with the final zero."""
+    directory = tmp_path / ("d" * (107 - len(str(tmp_path / "/control.sock"))))
+    done = cli(*command.split(), "--run-dir", f"{directory}{'d' * 107}")
+    assert done.returncode == USAGE
+    assert "the kernel knows 107" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_longest_run_dir_that_the_kernel_knows_is_taken(cli):
+    fits = "/" + "d" * (107 - len("//control.sock"))
+    assert cli("status", "--run-dir", fits).returncode == UNREACHABLE
+    assert cli("status", "--run-dir", f"{fits}d").returncode == USAGE
+
+
+def test_the_help_of_reload_says_that_this_release_has_none(cli):
+    words = " ".join(cli("reload", "--help").stdout.split())
+    assert "Not in this release" in words
+    assert "restart the daemon" in words
+    assert "reload not in this release: restart the daemon" in " ".join(cli("--help").stdout.split())
+
+
+def test_a_full_disk_behind_standard_output_is_told_in_a_line(daemon, run_dir, status_document):
+    daemon(result(DONE, "", status=status_document))
+    words = [sys.executable, "-m", "privsep", "status", "--run-dir", run_dir]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, timeout=30, check=False)
+    assert (done.returncode, done.stderr) == (FAILED, "standard output: No space left on device\n")
+
+
 def test_help_and_version_need_nothing(cli):
     for word in ("--help", "--version"):
         done = cli(word)

@@ -43,6 +43,14 @@ def test_the_unit_leaves_what_the_monitor_keeps_for_itself_and_its_children(unit
     assert sandbox.confinement(0, 0, "/", frozenset()).permitted <= numbers
 
 
+def test_the_unit_tries_again_for_as_long_as_it_takes_what_waiting_can_mend(unit, cli):
+    """An address that comes late ends `run` with 1; what stands in the files, with 2 or 3."""
+    assert (unit["Restart"], unit["RestartPreventExitStatus"]) == ("on-failure", "2 3")
+    # by default systemd gives up after five starts within 10 s
+    assert unit["StartLimitIntervalSec"] == "0"
+    assert int(unit["RestartSec"]) >= 1
+
+
 @pytest.mark.parametrize(
     "setting", ["PrivateDevices", "PrivateNetwork", "PrivateUsers", "RestrictSUIDSGID", "MemoryDenyWriteExecute"]
 )
