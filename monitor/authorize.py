@@ -215,7 +215,7 @@ def _outer_addresses(case: Case) -> Verdict:
 def _encapsulation(case: Case) -> Verdict:
     """UDP encapsulation as the configuration wants it."""
     allowed = {Encap.AUTO: (True, False), Encap.FORCE: (True,), Encap.OFF: (False,)}[case.connection.encap]
-    return PASSED if case.install.encap in allowed else Denial.ADDRESSES
+    return PASSED if case.install.encap in allowed else Denial.ENCAPSULATION
 
 
 def _not_ah(case: Case) -> Verdict:
@@ -224,13 +224,12 @@ def _not_ah(case: Case) -> Verdict:
 
 
 def _ports(case: Case) -> Verdict:
-    """IKE's ports; the peer's is any behind NAT, ours is the one that takes encapsulated ESP (RFC 3948 section 2)."""
-    local, remote = case.install.local.port, case.install.remote.port
-    if case.install.encap:
-        right = local == NAT_PORT and remote != 0
-    else:
-        right = local in (IKE_PORT, NAT_PORT) and remote in (IKE_PORT, NAT_PORT)
-    return PASSED if right else Denial.ADDRESSES
+    """Ours is one of IKE's, and the one that takes encapsulated ESP if that is what comes (RFC 3948 section 2).
+
+    The peer's is any: a NAT chooses it (RFC 3947 section 4), or the peer does, and ESP by itself has no ports.
+    """
+    ours = (NAT_PORT,) if case.install.encap else (IKE_PORT, NAT_PORT)
+    return PASSED if case.install.local.port in ours and case.install.remote.port else Denial.PORTS
 
 
 def _selectors_inside(case: Case) -> Verdict:

@@ -31,6 +31,8 @@ class Denial(Enum):
 
     NO_SUCH_CHILD = "no such connection or child is configured"
     ADDRESSES = "the outer addresses are not the connection's"
+    PORTS = "the ports are not those of IKE or of UDP encapsulation"
+    ENCAPSULATION = "UDP encapsulation is not as the connection has it"
     KEYMAT = "keyd has no such keymat to redeem"
     IDENTITY = "the proven identity is not the connection's"
     ALGORITHMS = "the suite is not among the child's proposals"

@@ -355,11 +355,11 @@ LIES = {
     "the attacker's address": Lie(layers=OUTER, remote=ATTACKER),
     "another peer of the same connection": lax(layers=OUTER[:1], remote=ATTACKER),
     "another address of ours": Lie(layers=OUTER, local="10.1.0.1"),
-    "another port of ours": Lie(layers=(("_ports", D.ADDRESSES),), local_port=600),
-    "another port of the peer": Lie(layers=(("_ports", D.ADDRESSES),), remote_port=53),
-    "encapsulation from the wrong port": Lie(layers=(("_ports", D.ADDRESSES),), encap=True, remote_port=53),
+    "another port of ours": Lie(layers=(("_ports", D.PORTS),), local_port=600),
+    "no port of the peer": Lie(layers=(("_ports", D.PORTS),), remote_port=0),
+    "encapsulation from the wrong port": Lie(layers=(("_ports", D.PORTS),), encap=True, remote_port=53),
     "encapsulation where it is off": host(
-        layers=(("_encapsulation", D.ADDRESSES),), encap=True, local_port=4500, remote_port=4500
+        layers=(("_encapsulation", D.ENCAPSULATION),), encap=True, local_port=4500, remote_port=4500
     ),
     "another identity's traffic": lax(layers=(("_no_overlap", D.OVERLAP),), spis=after_another_identity),
     "a part of another identity's traffic": lax(
