@@ -4,7 +4,7 @@ Codes of results: 0 done, 1 failed, 2 not a request that we know, 5 timed out.
 """
 
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,7 @@ from monitor.service import Service
 from monitor.status import SCHEMA_VERSION, Document, Facts, WorkerState, document
 from monitor.waiting import Clock, run, within
 from privsep.errors import ChannelClosed
-from privsep.log import Level, escape
+from privsep.log import Code, Level, Record, escape
 from privsep.schema.install import Completed, IkeStatus, Outcome
 from privsep.tasks import Future
 from privsep.types import Spi
@@ -94,13 +94,21 @@ class Commands:
             return
         run(command.run(parsed, client))
 
-    def log(self, level: Level, code: str, **fields: object) -> None:
+    def log(self, level: Level, code: Code, **fields: object) -> None:
         """Tell the followers of events; has the shape of `privsep.log.event`."""
+        self._tell("monitor", level, code, fields)
+
+    def follow(self, process: str, record: Record) -> None:
+        """Tell them what a child has said; they see whose word it is."""
+        self._tell(process, record.level, record.code, record.fields)
+
+    def _tell(self, process: str, level: Level, code: Code, fields: Mapping[str, object]) -> None:
         if level is Level.DEBUG or not self._followers:
             return
         event = {
             "schema_version": SCHEMA_VERSION,
             "time": round(time.time(), 3),
+            "process": process,
             "level": level.value,
             "event": code,
             "fields": {name: escape(str(value)) for name, value in fields.items()},

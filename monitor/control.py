@@ -18,9 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from monitor.directories import refused
-from monitor.waiting import Log
 from privsep.errors import OperatorError
-from privsep.log import Level
+from privsep.log import Level, Log
 from privsep.loop import Loop
 
 SOCKET_NAME = "control.sock"

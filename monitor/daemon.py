@@ -6,8 +6,8 @@ Everything that needs more privilege than the monitor keeps is made in `Daemon._
 import os
 import signal
 import socket
-import sys
 from collections.abc import Callable
+from functools import partial
 from typing import assert_never
 
 from monitor import control
@@ -30,7 +30,7 @@ from privsep import log
 from privsep.channel import Channel, pair
 from privsep.config.model import Egress, Gateway, OnStop
 from privsep.errors import ChannelClosed
-from privsep.log import Level
+from privsep.log import Code, Level, Record
 from privsep.loop import Loop
 from privsep.schema import install, keymat
 from privsep.schema.install import MonitorReply, MonitorRequest, WorkerReply, WorkerRequest
@@ -230,7 +230,7 @@ class Daemon:
         earlier = self._log_pipes.pop(name, None)
         if earlier is not None:
             earlier.close()
-        self._log_pipes[name] = LogPipe(child.log, self.loop, name, _write_line)
+        self._log_pipes[name] = LogPipe(child.log, self.loop, name, partial(self._child_says, name))
         return child
 
     def _processes(self) -> dict[str, int]:
@@ -275,9 +275,17 @@ class Daemon:
         # one that violated the protocol need not end by itself
         self._supervisor.end_userspace()
 
-    def _log_event(self, level: Level, code: str, **fields: object) -> None:
+    def _log_event(self, level: Level, code: Code, **fields: object) -> None:
         log.event(level, code, **fields)
         self._commands.log(level, code, **fields)
+
+    def _child_says(self, name: str, line: str, record: Record | None) -> None:
+        """What is no event is an interpreter's or a library's last word: it is always shown."""
+        level = Level.WARNING if record is None else record.level
+        if record is None or log.shown(level, record.fields.get("connection")):
+            log.write(level, line)
+        if record is not None:
+            self._commands.follow(name, record)
 
     def _catch_signals(self) -> tuple[socket.socket, socket.socket]:
         """Signals become octets on a socket of the loop; a handler that does nothing keeps the default action away."""
@@ -301,11 +309,3 @@ class Daemon:
 
         self.loop.on_readable(reader.fileno(), readable)
         return reader, writer
-
-
-def _write_line(line: str) -> None:
-    try:
-        sys.stderr.write(line + "\n")
-        sys.stderr.flush()
-    except OSError:
-        return

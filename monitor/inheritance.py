@@ -12,9 +12,9 @@ from monitor.authorize import PASSED, READMISSION, authorize, find_child, outer_
 from monitor.dataplane import Adopting, DataplaneError, Pair, Policy
 from monitor.journal import Journal, OptionsRecord, PairRecord, PolicyRecord, ShuntRecord
 from monitor.sadb import Claim, Entry, Phase, Policies, Sadb
-from monitor.waiting import Log, quietly
+from monitor.waiting import quietly
 from privsep.config.model import DataplaneChoice, Gateway, Shunt, Users
-from privsep.log import Level
+from privsep.log import Level, Log
 from privsep.schema.install import Denial, Install
 from privsep.schema.keymat import Redeemed
 from privsep.types import HANDLE_OCTETS, Endpoint, Role, Spi

@@ -12,10 +12,10 @@ from monitor.dataplane import Adopting, Dataplane, DataplaneError, Pair, Policy
 from monitor.inheritance import Inheritance, owners, policy_record, shunt_record
 from monitor.journal import Journal, PairRecord
 from monitor.sadb import Allocation, Entry, Phase, Policies, Sadb
-from monitor.waiting import Log, quietly
+from monitor.waiting import quietly
 from privsep.config.model import Child, Connection, Gateway
 from privsep.iana import ProtocolId
-from privsep.log import Level
+from privsep.log import Level, Log
 from privsep.types import Cpi, Endpoint, Spi
 
 MAX_MIGRATED = 4

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Annotated, TypeVar
 
 from monitor.dataplane import Cpis
-from monitor.waiting import Clock, Log
+from monitor.waiting import Clock
 from privsep.algorithms import ChildSuite
 from privsep.config.lanes import KernelOptions, Lane, Mark
 from privsep.config.model import Action, Order
 from privsep.iana import ProtocolId
-from privsep.log import Level
+from privsep.log import Level, Log
 from privsep.schema.codec import (
     MAX_FRAME,
     U32,

@@ -2,13 +2,15 @@
 
 A captured child may write anything. Whatever it writes ends up as printable ASCII behind its own name, in lines of
 bounded length and at a bounded rate, so it can neither speak for another process nor drown the log nor keep us busy.
+A line that is an event as ours are is given on as one, too; it is that child's word, and nobody else's.
 """
 
 import os
 from collections.abc import Callable
 
+from privsep.log import Record, parse
 from privsep.loop import Loop, Timer
-from privsep.rate import Rate
+from privsep.rate import Counted, Rate
 
 MAX_LINE = 2048
 """Octets of one line; the rest of a longer one is dropped."""
@@ -18,10 +20,14 @@ READS_PER_SECOND = 50
 READ_SIZE = 4096
 
 
-class LogPipe:
-    """Reads `fd`, which becomes ours, until its end; `write` gets complete lines without the newline."""
+Write = Callable[[str, Record | None], None]
+"""Gets a complete line without the newline, and the event that it is, if it is one."""
 
-    def __init__(self, fd: int, loop: Loop, name: str, write: Callable[[str], None]) -> None:
+
+class LogPipe:
+    """Reads `fd`, which becomes ours, until its end."""
+
+    def __init__(self, fd: int, loop: Loop, name: str, write: Write) -> None:
         os.set_blocking(fd, False)
         self._fd = fd
         self._loop = loop
@@ -29,7 +35,7 @@ class LogPipe:
         self._write = write
         self._line = bytearray()
         self._cut = 0
-        self._lines = Rate(LINES_PER_SECOND)
+        self._lines = Counted(LINES_PER_SECOND, loop.now, loop.after, self._dropped)
         self._reads = Rate(READS_PER_SECOND)
         self._pause: Timer | None = None
         loop.on_readable(fd, self._readable)
@@ -78,24 +84,20 @@ class LogPipe:
         line, cut = bytes(self._line), self._cut
         self._line.clear()
         self._cut = 0
-        if not self._lines.admit(self._loop.now()):
-            return
-        self._report_dropped()
-        if line:
-            self._emit(_printable(line) + (f"... ({cut} octets more)" if cut else ""))
+        if line and self._lines.admit():
+            text = _printable(line) + (f"... ({cut} octets more)" if cut else "")
+            self._emit(text, None if cut else parse(text))
 
-    def _report_dropped(self) -> None:
-        dropped = self._lines.take_refused()
-        if dropped:
-            self._emit(f"({dropped} lines dropped)")
+    def _dropped(self, lines: int) -> None:
+        self._emit(f"({lines} lines dropped)")
 
-    def _emit(self, text: str) -> None:
-        self._write(f"{self._name}: {text}")
+    def _emit(self, text: str, record: Record | None = None) -> None:
+        self._write(f"{self._name}: {text}", record)
 
     def _end(self) -> None:
         if self._line:
             self._flush()
-        self._report_dropped()
+        self._lines.told()
         if self._pause is not None:
             self._pause.cancel()
         self._loop.on_readable(self._fd, None)

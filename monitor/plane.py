@@ -12,7 +12,7 @@ from monitor.routes import Routes, clear_left
 from monitor.sadb import fixed
 from monitor.sockets import Plane
 from monitor.userspace.client import UserspaceDataplane
-from monitor.waiting import Log, run
+from monitor.waiting import run
 from monitor.xfrm.client import KernelDataplane, Later
 from monitor.xfrm.events import XfrmEvents
 from monitor.xfrm.interfaces import Interfaces, configured, remove_made
@@ -21,6 +21,7 @@ from monitor.xfrm.probe import can_migrate, knows_direction, probe
 from privsep.config.model import DataplaneChoice, Gateway
 from privsep.config.userspace import beyond_userspace
 from privsep.errors import OperatorError
+from privsep.log import Log
 from privsep.loop import Loop
 
 ABLE = "the kernel carries every configured suite"

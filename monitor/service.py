@@ -17,11 +17,11 @@ from monitor.inheritance import pair_record
 from monitor.installer import Installer, Leave
 from monitor.journal import Journal
 from monitor.sadb import Claim, Entry, Phase
-from monitor.waiting import Clock, Log, begin, run, within
+from monitor.waiting import Clock, begin, run, within
 from privsep.config.model import Gateway
 from privsep.errors import ChannelClosed, Violation
-from privsep.log import Level
-from privsep.rate import Rate
+from privsep.log import Level, Log
+from privsep.rate import Sparing
 from privsep.schema.install import (
     Acquire,
     Adopted,
@@ -88,7 +88,8 @@ class Service:
         self._log = log
         self._epoch: Epoch | None = None
         self._order_numbers = count(1)
-        self._rate = Rate(LOGGED_PER_SECOND)
+        self._log_rarely = Sparing(log, clock.now, clock.after)
+        """For what a captured worker or a busy network repeats at will."""
         self._handlers: dict[type[Any], Callable[[Epoch, Any, int], None]] = {
             AllocateSpi: self._on_allocate,
             Install: self._on_install,
@@ -255,7 +256,7 @@ class Service:
         try:
             await self._installer.install(entry, pair, pair_record(redeemed, pair, entry.since))
         except DataplaneError as error:
-            self._log(Level.ERROR, "install-failed", connection=redeemed.connection, error=error)
+            self._log_rarely(Level.ERROR, "install-failed", connection=redeemed.connection, error=error)
             return Denial.DATAPLANE
         self._log(Level.NOTICE, "installed", **_describe(entry), identity=redeemed.identity, suite=pair.suite.described)
         return None
@@ -276,7 +277,7 @@ class Service:
         try:
             await self._installer.remove(entry)
         except DataplaneError as error:
-            self._log(Level.ERROR, "remove-failed", **_describe(entry), error=error)
+            self._log_rarely(Level.ERROR, "remove-failed", **_describe(entry), error=error)
             self._answer(epoch, sequence, Denied(why=Denial.DATAPLANE))
             return
         self._log(Level.NOTICE, "removed", **_describe(entry))
@@ -284,11 +285,6 @@ class Service:
 
     def _denied(self, why: Denial, **fields: object) -> None:
         self._log_rarely(Level.WARNING, "denied", reason=why.name.lower(), **fields)
-
-    def _log_rarely(self, level: Level, code: str, **fields: object) -> None:
-        """For what a captured worker or a busy network repeats at will."""
-        if self._rate.admit(self._clock.now()):
-            self._log(level, code, **fields, **({"unlogged": self._rate.take_refused()} if self._rate.refused else {}))
 
     # to the worker
 

@@ -19,9 +19,9 @@ from collections.abc import Callable
 from enum import Enum
 from typing import Protocol, TypeVar
 
-from monitor.waiting import Log, run, within
+from monitor.waiting import run, within
 from privsep.errors import OperatorError, Violation
-from privsep.log import Level
+from privsep.log import Level, Log
 from privsep.loop import Loop, Timer
 from privsep.tasks import Future
 

@@ -1,10 +1,10 @@
-"""What the monitor needs besides futures: a clock with timers, a log, coroutines begun, a deadline."""
+"""What the monitor needs besides futures: a clock with timers, coroutines begun, a deadline."""
 
 from collections.abc import Callable, Coroutine
 from typing import Any, Protocol, TypeVar
 
 from monitor.dataplane import DataplaneError
-from privsep.log import Level
+from privsep.log import Level, Log
 from privsep.loop import Timer
 from privsep.tasks import Future, Task, handed_over
 
@@ -19,13 +19,6 @@ class Clock(Protocol):
 
     def after(self, seconds: float, callback: Callable[[], None]) -> Timer:
         """Call in so many seconds."""
-
-
-class Log(Protocol):
-    """`privsep.log.event`, or one that also tells the operator's `events`."""
-
-    def __call__(self, level: Level, code: str, **fields: object) -> None:
-        """Record one event."""
 
 
 def begin(coroutine: Coroutine[Any, None, T]) -> Future[T]:

@@ -6,8 +6,8 @@ from typing import Any, Protocol, TypeVar
 
 from privsep.config.model import Gateway
 from privsep.errors import PeerError
-from privsep.log import Level
-from privsep.rate import Rate
+from privsep.log import Code, Level, Log
+from privsep.rate import Rate, Sparing
 from privsep.schema import install, keyd
 from privsep.tasks import Task
 from privsep.types import Endpoint, Identity, Spi
@@ -20,19 +20,10 @@ from worker.nat import NATT_PORT, NON_ESP_MARKER
 from worker.requests import Requests
 from worker.timers import Callback, Timer, Timers
 
-LOGGED_PER_SECOND = 20
-"""Lines that strangers may cause."""
 NOTIFIED_PER_SECOND = 50
 """Notifications in clear that strangers may cause; each is shorter than what caused it."""
 
 R = TypeVar("R")
-
-
-class Log(Protocol):
-    """`privsep.log.event`, or a test's."""
-
-    def __call__(self, level: Level, code: str, **fields: object) -> None:
-        """Record one event."""
 
 
 class Watcher(Protocol):
@@ -80,7 +71,8 @@ class Context:
         self.agreeing = 0
         """Diffie-Hellman computations for strangers that keyd has before it."""
         self.notifications = Rate(NOTIFIED_PER_SECOND)
-        self._logged = Rate(LOGGED_PER_SECOND)
+        self.log_rarely = Sparing(log, lambda: self.now, self.after)
+        """For what strangers and peers cause."""
         self._keyd: Requests[keyd.Request, keyd.Reply] = Requests(lambda n, q: self.outbox.append(AskKeyd(n, q)))
         self._monitor: Requests[install.WorkerRequest, install.MonitorReply] = Requests(
             lambda n, q: self.outbox.append(AskMonitor(n, q))
@@ -143,7 +135,7 @@ class Context:
 
     # tasks
 
-    def spawn(self, coroutine: Coroutine[Any, None, None], code: str, label: Callable[[], dict[str, object]]) -> None:
+    def spawn(self, coroutine: Coroutine[Any, None, None], code: Code, label: Callable[[], dict[str, object]]) -> None:
         """Run an exchange. The one place where an error ends: whatever it is, it costs this exchange and no other."""
 
         def ended(error: BaseException | None) -> None:
@@ -153,17 +145,13 @@ class Context:
                 case Failed() | PeerError():
                     self.log_rarely(Level.INFO, code, **label(), reason=error.reason)
                 case Exception():
-                    self.log(Level.ERROR, "internal-error", **label(), error=type(error).__name__, where=_where(error))
+                    self.log_rarely(
+                        Level.ERROR, "internal-error", **label(), error=type(error).__name__, where=_where(error)
+                    )
                 case _:
                     raise error
 
         Task(coroutine, ended)
-
-    def log_rarely(self, level: Level, code: str, **fields: object) -> None:
-        """For what strangers cause."""
-        if self._logged.admit(self.now):
-            refused = self._logged.take_refused()
-            self.log(level, code, **fields, **({"unlogged": refused} if refused else {}))
 
 
 def _where(error: Exception) -> str:

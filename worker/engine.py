@@ -9,7 +9,7 @@ from collections.abc import Callable
 from privsep.config.model import Gateway
 from privsep.errors import PeerError
 from privsep.iana import ExchangeType, NotifyType
-from privsep.log import Level, event
+from privsep.log import Level, Log, event
 from privsep.schema import keyd
 from privsep.schema.install import (
     Acquire,
@@ -26,7 +26,7 @@ from privsep.schema.install import (
 from privsep.types import Endpoint, Spi
 from worker.child import ChildSa
 from worker.codec.header import ZERO_COOKIE, parse_header
-from worker.context import Context, Log
+from worker.context import Context
 from worker.control import Control
 from worker.effects import Effect
 from worker.establish import Establisher

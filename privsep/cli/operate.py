@@ -9,7 +9,7 @@ import time
 from privsep.cli.control import Message, add_run_dir, ask
 from privsep.cli.exits import Exit
 from privsep.cli.render import Style, status_text
-from privsep.log import escape
+from privsep.log import escape, quoted
 
 STATUS_SECONDS = 10.0
 ORDER_SECONDS = 60
@@ -164,12 +164,9 @@ def _event_text(message: Message) -> str:
     seconds, fields = message.get("time"), message.get("fields")
     clock = time.strftime("%H:%M:%S", time.localtime(seconds)) if isinstance(seconds, int | float) else "--:--:--"
     pairs = fields.items() if isinstance(fields, dict) else ()
-    words = [
-        str(message.get("level", "")),
-        str(message.get("event", "")),
-        *(f"{name}={value}" for name, value in pairs),
-    ]
-    return f"{clock} {escape(' '.join(words), 2048)}"
+    words = [str(message[name]) for name in ("process", "level", "event") if name in message]
+    values = [f"{escape(name)}={quoted(str(value))}" for name, value in pairs]
+    return " ".join([clock, *map(escape, words), *values])
 
 
 def _end(result: Message) -> int:

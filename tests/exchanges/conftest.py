@@ -15,6 +15,7 @@ import pytest
 
 from keyd.secret import Secret
 from keyd.service import Service
+from privsep import log
 from privsep.algorithms import ChildSuite, IkeSuite
 from privsep.config.model import Child, Connection, DataplaneChoice, Encap, Gateway, RemoteAny, Start, Users
 from privsep.iana import IdType
@@ -366,6 +367,14 @@ def without_client_ids(site: Site) -> None:
         return handle(dataclasses.replace(request, ids=()) if isinstance(request, keyd_schema.QuickOffer) else request)
 
     site.keyd.handle = handling
+
+
+@pytest.fixture
+def debugging():
+    """Events of the level debug are worth their budget."""
+    log.set_level(Level.DEBUG)
+    yield
+    log.set_level(Level.INFO)
 
 
 @pytest.fixture(scope="session")

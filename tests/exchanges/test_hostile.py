@@ -289,3 +289,22 @@ def test_message_3_waits_while_keyd_has_many_strangers_before_it(make, monkeypat
     assert world.left.outcome(order).outcome is Outcome.DONE
     world.run(1.0)
     assert world.mirror() == 1
+
+
+def test_junk_does_not_hide_that_authentication_failed(make):
+    """20 datagrams of one octet a second, then a wrong key: the log says so."""
+    world = make.Pair(psks=(b"one secret", b"another secret"))
+    stranger = Endpoint(ipaddress.ip_address("203.0.113.9"), 500)
+
+    def junk() -> None:
+        for site, address in ((world.left, make.LEFT), (world.right, make.RIGHT)):
+            for _ in range(20):
+                site.engine.datagram(b"x", Endpoint(address, 500), stranger, world.now)
+        world.later(0.2, junk)
+
+    junk()
+    assert world.up().outcome is Outcome.FAILED
+    assert [fields["connection"] for fields in world.right.logged("authentication-failed")] == ["paris"]
+    # at DEBUG, which nobody sees: not even what would be left out is counted
+    assert not world.right.logged("datagram-dropped")
+    assert not world.right.logged("left-out")

@@ -157,7 +157,7 @@ def test_a_first_message_that_comes_back_to_its_sender_is_dropped(make):
     assert len(world.left.engine._context.sas) == 1
 
 
-def test_a_quick_modes_message_id_is_not_taken_twice_rfc2409_5_5(world):
+def test_a_quick_modes_message_id_is_not_taken_twice_rfc2409_5_5(world, debugging):
     quick = [send for send in world.left.sent if send.data[18] == ExchangeType.QUICK_MODE]
     world.run(100.0)
     world.right.sent.clear()

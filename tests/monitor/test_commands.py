@@ -3,7 +3,7 @@
 import pytest
 
 from monitor.commands import MAX_ORDER_SECONDS, STATUS_SECONDS, Commands
-from privsep.log import Level
+from privsep.log import Level, Record
 from privsep.schema.install import Completed, Describe, Described, Down, Outcome, Progress, Up
 
 
@@ -168,9 +168,20 @@ def test_events_reach_their_followers_escaped_until_they_leave(operator):
     client = operator(command="events")
     assert client.stays
     operator.commands.log(Level.NOTICE, "installed", connection="paris", text="a\nb\x1b")
-    operator.commands.log(Level.DEBUG, "chatter")
+    operator.commands.log(Level.DEBUG, "datagram-dropped")
     client.on_gone()
     operator.commands.log(Level.NOTICE, "removed")
     assert [event["event"] for event in client.said] == ["installed"]
     assert client.said[0]["fields"] == {"connection": "paris", "text": "a\\nb\\x1b"}
     assert client.said[0]["schema_version"] == 1
+    assert client.said[0]["process"] == "monitor"
+
+
+def test_followers_see_whose_word_a_childs_event_is(operator):
+    client = operator(command="events")
+    said = Record(Level.NOTICE, "ike-established", {"connection": "paris", "process": "monitor"})
+    operator.commands.follow("worker", said)
+    operator.commands.follow("worker", Record(Level.DEBUG, "datagram-dropped", {}))
+    (event,) = client.said
+    assert (event["process"], event["event"]) == ("worker", "ike-established")
+    assert event["fields"] == {"connection": "paris", "process": "monitor"}

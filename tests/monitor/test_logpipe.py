@@ -6,6 +6,8 @@ import pytest
 
 from monitor import logpipe as logpipe_module
 from monitor.logpipe import LINES_PER_SECOND, MAX_LINE, LogPipe
+from privsep.log import Level
+from privsep.rate import TELL_SECONDS
 
 
 @pytest.fixture
@@ -15,7 +17,12 @@ def child(loop):
             reader, self.fd = os.pipe()
             os.set_blocking(self.fd, False)
             self.lines = []
-            self.pipe = LogPipe(reader, loop, "worker", self.lines.append)
+            self.records = []
+            self.pipe = LogPipe(reader, loop, "worker", self._write)
+
+        def _write(self, line, record):
+            self.lines.append(line)
+            self.records += [record] if record else []
 
         def say(self, data):
             os.write(self.fd, data)
@@ -73,17 +80,34 @@ def test_a_long_line_is_cut_and_the_next_one_is_whole(child, loop):
 
 
 def test_a_flood_is_dropped_and_counted(child, loop, monkeypatch):
-    monkeypatch.setattr(loop, "now", lambda: 100.0)
+    times = [100.0]
+    for clock, name in ((loop, "now"), (child.pipe._lines, "_now")):
+        monkeypatch.setattr(clock, name, lambda: times[-1])
     child.say(b"flood\n" * 800)
     child.pipe._readable()
     assert len(child.lines) == LINES_PER_SECOND
-    monkeypatch.setattr(loop, "now", lambda: 101.0)
+    times.append(101.0)
     child.say(b"after\n")
     child.pipe._readable()
     child.pipe._readable()
-    dropped, *_, last = child.lines[LINES_PER_SECOND:]
-    assert dropped == f"worker: ({(4096 // 6) - LINES_PER_SECOND} lines dropped)"
-    assert last == "worker: after"
+    assert child.lines[-1] == "worker: after"
+    times.append(100.0 + TELL_SECONDS)
+    loop._run_timers()
+    assert child.lines[-1] == f"worker: ({(4096 // 6) - LINES_PER_SECOND} lines dropped)"
+
+
+def test_what_is_an_event_is_given_on_as_one(child, loop):
+    child.say(b'notice ike-closed connection=paris reason="the peer \\"deleted\\" it"\nTraceback\n')
+    loop.until(lambda: len(child.lines) == 2)
+    (record,) = child.records
+    assert (record.level, record.code) == (Level.NOTICE, "ike-closed")
+    assert record.fields == {"connection": "paris", "reason": 'the peer "deleted" it'}
+
+
+def test_what_was_cut_is_no_event(child, loop):
+    child.say(b"notice ike-closed reason=" + b"x" * MAX_LINE + b"\n")
+    loop.until(lambda: child.lines)
+    assert child.records == []
 
 
 def test_a_child_that_writes_without_end_does_not_keep_the_loop(child, loop, monkeypatch):

@@ -32,7 +32,7 @@ sadb.MAX_ALLOCATED = sadb.MAX_ALLOCATED_PER_CONNECTION = 2**30
 logpipe.LINES_PER_SECOND = logpipe.READS_PER_SECOND = logpipe.MAX_LINE = 2**30
 # no line is made safe, none is labelled
 logpipe._printable = lambda line: line.decode("latin-1")
-logpipe.LogPipe._emit = lambda self, text: self._write(text)
+logpipe.LogPipe._emit = lambda self, text, record=None: self._write(text, record)
 # no page is compared with the one before
 epoch._leads_back = lambda asked, answer: False
 """,

@@ -135,7 +135,7 @@ async def _notified(context: Context, sa: IkeSa, notification: Notification) -> 
         case NotifyType.INITIAL_CONTACT if sa.peer is not None:
             honour_initial_contact(context, sa, sa.peer.connection, sa.peer.identity)
         case _:
-            context.log(Level.INFO, "notified", **sa.label, notify=_name(notification.type))
+            context.log_rarely(Level.INFO, "notified", **sa.label, notify=_name(notification.type))
             _told(sa, notification)
 
 
