@@ -7,10 +7,12 @@ connection that the addresses select whose PSK is used.
 
 import base64
 import binascii
+import itertools
 import math
 import os
 import stat
 import string
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
@@ -18,7 +20,7 @@ from typing import Self
 
 from keyd.secret import Secret
 from privsep.config.identities import parse_identity
-from privsep.config.model import Connection, Gateway
+from privsep.config.model import Connection, Gateway, Remote
 from privsep.config.problems import ConfigError, Problem, quote
 from privsep.config.reader import Reader, Section
 from privsep.config.toml_lines import MAX_SIZE, Document
@@ -52,28 +54,20 @@ class Psk:
     connection: str | None
     secret: Secret
 
-    def fits(self, connection: Connection) -> tuple[int, int]:
-        """How well the ids fit (remote, local), more is better; (0, 0) if they do not.
-
-        An entry of several ids needs one of each side; a single id may be either side's.
-        """
-        peer = connection.remote if isinstance(connection.remote, Address) else None
-        remote = self._weight(connection.remote_id, peer)
-        local = self._weight(connection.local_id, connection.local)
-        return (remote, local) if len(self.ids) == 1 or (remote and local) else (0, 0)
-
-    def _weight(self, identity: Identity | None, address: Address | None) -> int:
-        if identity in self.ids:
-            return 2
-        return 1 if address is not None and Identity.of_address(address) in self.ids else 0
-
 
 class Credentials:
     """All secrets of one epoch. `warnings` are lines for the operator."""
 
     def __init__(self, psks: tuple[Psk, ...]) -> None:
         self._named = {psk.connection: psk for psk in psks if psk.connection is not None}
-        self._psks = tuple(psk for psk in psks if psk.ids)
+        self._by_id: defaultdict[Identity, list[Psk]] = defaultdict(list)
+        """Entries that have this identity, in the order of the file."""
+        for psk in psks:
+            for identity in psk.ids:
+                self._by_id[identity].append(psk)
+        self._alone = {identity: psk for psk in psks if len(psk.ids) == 1 for identity in psk.ids}
+        self._pairs: dict[tuple[Identity, Identity], Psk | None] = {}
+        """What `_of_both` found."""
         self._found: dict[str, Secret | None] = {}
         self.warnings: tuple[str, ...] = ()
         self.missing: tuple[Problem, ...] = ()
@@ -99,11 +93,38 @@ class Credentials:
         return self._found[connection.name]
 
     def _search(self, connection: Connection) -> Secret | None:
+        """Identities go before addresses, and the peer's before ours.
+
+        An entry of several ids needs one of each side; a single id may be either side's.
+        """
         named = self._named.get(connection.name)
         if named is not None:
             return named.secret
-        best = max(self._psks, key=lambda psk: psk.fits(connection), default=None)
-        return best.secret if best is not None and any(best.fits(connection)) else None
+        remotes = _identities(connection.remote_id, connection.remote)
+        locals_ = _identities(connection.local_id, connection.local)
+        for remote, local in itertools.product((*remotes, None), (*locals_, None)):
+            if remote is not None and local is not None:
+                found = self._of_both(remote, local)
+            else:
+                one = remote or local
+                found = None if one is None else self._alone.get(one)
+            if found is not None:
+                return found.secret
+        return None
+
+    def _of_both(self, remote: Identity, local: Identity) -> Psk | None:
+        """The first entry that has both. The shorter of two lists is searched, once: many connections share an id."""
+        pair = remote, local
+        if pair not in self._pairs:
+            fewer, other = sorted(pair, key=lambda identity: len(self._by_id.get(identity, ())))
+            self._pairs[pair] = next((psk for psk in self._by_id.get(fewer, ()) if other in psk.ids), None)
+        return self._pairs[pair]
+
+
+def _identities(identity: Identity | None, address: Remote | None) -> list[Identity]:
+    """What stands for a side, the closest first."""
+    found = [] if identity is None else [identity]
+    return [*found, Identity.of_address(address)] if isinstance(address, Address) else found
 
 
 def load(path: str, gateway: Gateway) -> Credentials:

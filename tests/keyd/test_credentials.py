@@ -4,6 +4,9 @@ import ipaddress
 import os
 
 import pytest
+from effort import instructions
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from keyd import credentials
 from keyd.credentials import Credentials, parse_secret, strength
@@ -261,3 +264,61 @@ def test_octets_that_are_not_utf8_are_refused(file, gateway):
 def test_an_identity_of_an_address_matches_only_that_address(read, gateway):
     address = Identity(IdType.IPV4_ADDR, ipaddress.ip_address("192.0.2.2").packed)
     assert bytes(read(psk("x", ids=[f"ipv4:{address}"])).psk_for(gateway.connection("paris"))) == b"x"
+
+
+IDS = [Identity(IdType.FQDN, name) for name in (b"a", b"b", b"c")] + [
+    Identity.of_address(ipaddress.ip_address(each)) for each in ("192.0.2.1", "192.0.2.2")
+]
+
+
+def looked_up(psks, connection):
+    """The key by a look at every entry: how well its ids fit (peer, ours), identities before addresses."""
+
+    def weight(psk, identity, address):
+        if identity in psk.ids:
+            return 2
+        return int(isinstance(address, ipaddress.IPv4Address) and Identity.of_address(address) in psk.ids)
+
+    def fits(psk):
+        remote = weight(psk, connection.remote_id, connection.remote)
+        local = weight(psk, connection.local_id, connection.local)
+        return (remote, local) if len(psk.ids) == 1 or (remote and local) else (0, 0)
+
+    best = max(psks, key=fits, default=None)
+    return best.secret if best is not None and any(fits(best)) else None
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(st.frozensets(st.sampled_from(IDS), min_size=1, max_size=3), max_size=8, unique=True),
+    st.sampled_from([None, *IDS]),
+    st.sampled_from(IDS),
+    st.sampled_from([None, "192.0.2.1"]),
+    st.sampled_from([None, "192.0.2.2", "192.0.2.1"]),
+)
+def test_the_key_is_that_of_a_look_at_every_entry(build, entries, remote_id, local_id, local, remote):
+    psks = tuple(
+        credentials.Psk(ids=ids, connection=None, secret=Secret(b"%d" % number)) for number, ids in enumerate(entries)
+    )
+    connection = build.connection(
+        local=local and ipaddress.ip_address(local),
+        remote=ipaddress.ip_address(remote) if remote else build.ANY,
+        remote_id=remote_id,
+        local_id=local_id,
+    )
+    found, expected = Credentials(psks).psk_for(connection), looked_up(psks, connection)
+    assert (found and bytes(found)) == (expected and bytes(expected))
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["by name", "by ids"])
+def test_loading_four_times_as_many_secrets_costs_about_four_times_as_much(build, named):
+    def cost(size):
+        peers = [f"peer{number}.example.org" for number in range(size)]
+        gateway = build.gateway(
+            *(build.connection(peer, remote_id=Identity(IdType.FQDN, peer.encode())) for peer in peers)
+        )
+        entries = ({"connection": peer} if named else {"ids": ["gw1.example.org", peer]} for peer in peers)
+        text = "".join(psk(STRONG, **each) for each in entries)
+        return instructions(lambda: Credentials.parse(text, "secrets.toml", gateway))
+
+    assert cost(160) < 5 * cost(40)
