@@ -68,6 +68,7 @@ Code = Literal[
     "journal-ignored",
     "journal-unwritten",
     "journal-written-again",
+    "key-guessed",
     "keyd-absent",
     "left-out",
     "main-mode-failed",

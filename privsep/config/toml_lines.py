@@ -6,6 +6,7 @@ as it needs to tell keys, brackets and strings apart in text that `tomllib` has 
 
 import re
 import tomllib
+from functools import cached_property
 from typing import Any, Self
 
 from privsep.config.problems import ConfigError, Problem, quote
@@ -42,12 +43,16 @@ _END = ""
 
 
 class Document:
-    """A parsed file: `data`, and the line of everything in it."""
+    """A parsed file: `data`, and the line of everything in it, which is looked for when somebody asks."""
 
-    def __init__(self, filename: str, data: dict[str, Any], lines: dict[Path, int]) -> None:
+    def __init__(self, filename: str, data: dict[str, Any], text: str) -> None:
         self.filename = filename
         self.data = data
-        self._lines = lines
+        self._text = text
+
+    @cached_property
+    def _lines(self) -> dict[Path, int]:
+        return _Walk(self._text, self.filename).lines
 
     @classmethod
     def parse(cls, text: str, filename: str) -> Self:
@@ -63,7 +68,11 @@ class Document:
             line = int(found[1]) if found and found[1] else text.count("\n", 0, len(text.rstrip())) + 1
             twice = _given_twice(text, line) if reason.startswith(_TWICE) else None
             raise _error(filename, line, twice or f"{reason}; this is not TOML") from None
-        return cls(filename, data, _Walk(text, filename).lines)
+        document = cls(filename, data, text)
+        if _is_deeper(data, MAX_DEPTH):
+            # the walk says where
+            document.line_of(())
+        return document
 
     @staticmethod
     def decode(octets: bytes, filename: str) -> str:
@@ -76,14 +85,26 @@ class Document:
 
     def line_of(self, path: Path) -> int:
         """The line of a key, a table's header or an array's element, or of the nearest that encloses it."""
+        lines = self._lines
         for length in range(len(path), 0, -1):
-            if (line := self._lines.get(path[:length])) is not None:
+            if (line := lines.get(path[:length])) is not None:
                 return line
         return 1
 
 
 def _error(filename: str, line: int, text: str) -> ConfigError:
     return ConfigError(filename, [Problem(line, text)])
+
+
+def _is_deeper(value: object, depth: int) -> bool:
+    """Whether paths into it have more parts."""
+    if isinstance(value, dict):
+        inside = list(value.values())
+    elif isinstance(value, list):
+        inside = value
+    else:
+        return False
+    return bool(inside) and (not depth or any(_is_deeper(each, depth - 1) for each in inside))
 
 
 def _check_size(text: str, filename: str) -> None:

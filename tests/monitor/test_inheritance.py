@@ -200,7 +200,7 @@ REFUSALS = {
     "proposals without a group": lambda kit, g: changed(g, suites=(ChildSuite.parse("aes256gcm16"),)),
     "selectors": lambda kit, g: changed(g, remote_ts=kit.selectors("10.2.4.0/24")),
     "outer addresses": lambda kit, g: reconnected(g, local=kit.endpoint("192.0.2.3").address),
-    "outer addresses by encapsulation": lambda kit, g: reconnected(g, encap=Encap.FORCE),
+    "UDP encapsulation": lambda kit, g: reconnected(g, encap=Encap.FORCE),
     "policy": lambda kit, g: changed(g, "host", "box", mode=Mode.TUNNEL),
     "no such connection or child": lambda kit, g: reconnected(g, name="berlin"),
 }
