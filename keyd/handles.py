@@ -10,8 +10,8 @@
                          (QuickAccept)                         REDEEMABLE -Redeem-> gone
 """
 
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Iterable
+from dataclasses import dataclass
 from enum import Enum
 from typing import ClassVar, TypeVar
 
@@ -32,6 +32,7 @@ from privsep.schema.keyd import (
     QuickOpen,
     Refusal,
 )
+from privsep.shares import Shares
 from privsep.types import HANDLE_OCTETS
 
 MAX_CHILDREN = 64
@@ -115,11 +116,19 @@ class Refuse(PrivsepError):
         self.why = why
 
 
+@dataclass(slots=True, frozen=True, eq=False)
+class Quota:
+    """How many entries there may be, in all and of one owner. For one more another one goes (`privsep/shares.py`)."""
+
+    total: int
+    each: int | None = None
+
+
 class Entry:
     """An object that a handle names. Kinds are subclasses; `quota` bounds how many of a kind there are."""
 
-    __slots__ = ("children", "expires", "handle", "parent", "state")
-    quota: ClassVar[int]
+    __slots__ = ("children", "counted", "expires", "handle", "parent", "state")
+    quota: ClassVar[Quota]
 
     def __init__(self, state: State, expires: float) -> None:
         self.handle = b""
@@ -127,6 +136,17 @@ class Entry:
         self.expires = expires
         self.parent: Entry | None = None
         self.children: list[Entry] = []
+        self.counted: tuple[Shares[Entry], ...] = ()
+        """Where the registry counts it."""
+
+    @property
+    def owner(self) -> Hashable:
+        """Whose share of the quota it takes."""
+        return None if self.parent is None else self.parent.owner
+
+    def quotas(self) -> Iterable[tuple[Quota, Hashable]]:
+        """All quotas that it counts under, with the owner there."""
+        return ((self.quota, self.owner),)
 
     def wipe(self) -> None:
         """Overwrite the secrets."""
@@ -149,33 +169,49 @@ class Registry:
         self._clock = clock
         self._random = random
         self._entries: dict[bytes, Entry] = {}
-        self._kinds: Counter[type[Entry]] = Counter()
+        self._shares: dict[Quota, Shares[Entry]] = {}
         self._unknown_allowed = UNKNOWN_MARGIN
         self._next_sweep = clock() + SWEEP_EVERY
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def room(self, kind: type[Entry], parent: Entry | None = None) -> None:
-        """Refuse(QUOTA) unless one more of that kind fits; asked before the work that makes one."""
-        full = self._kinds[kind] >= kind.quota
-        if full and self.sweep():
-            full = self._kinds[kind] >= kind.quota
-        if full or (parent is not None and len(parent.children) >= MAX_CHILDREN):
+    @staticmethod
+    def room(parent: Entry) -> None:
+        """Refuse(QUOTA) unless the parent may have one more child; asked before the work that makes one."""
+        if len(parent.children) >= MAX_CHILDREN:
             raise Refuse(Refusal.QUOTA)
 
     def mint(self, entry: E, parent: Entry | None = None) -> E:
-        """Give the entry a handle; it ends with its parent at the latest."""
+        """Give the entry a handle; it ends with its parent at the latest. Another one may have to go for it."""
         entry.handle = self._random(HANDLE_OCTETS)
         if entry.handle in self._entries:
             raise Violation("the random source repeats itself")
         self._entries[entry.handle] = entry
-        self._kinds[type(entry)] += 1
         self._unknown_allowed += UNKNOWN_PER_HANDLE
         if parent is not None:
             entry.parent = parent
             parent.children.append(entry)
+        self.count(entry)
         return entry
+
+    def count(self, entry: Entry) -> None:
+        """Count it under the quotas that are its by now, which depend on its state."""
+        self._uncount(entry)
+        for quota, owner in entry.quotas():
+            shares = self._shares.setdefault(quota, Shares(quota.total, quota.each))
+            if not shares.has_room(owner):
+                self.sweep()
+            gone = shares.enter(entry, owner)
+            entry.counted = (*entry.counted, shares)
+            if gone is not None:
+                self.drop(gone)
+
+    @staticmethod
+    def _uncount(entry: Entry) -> None:
+        for shares in entry.counted:
+            shares.leave(entry)
+        entry.counted = ()
 
     def find(self, handle: bytes, kind: type[E], operation: Operation) -> E:
         """The entry, if it is of that kind and its state admits the operation.
@@ -193,6 +229,8 @@ class Registry:
         if entry.expires <= self._clock():
             self.drop(entry)
             raise Refuse(Refusal.EXPIRED)
+        for shares in entry.counted:
+            shares.use(entry)
         return entry
 
     def get(self, handle: bytes) -> Entry | None:
@@ -216,8 +254,8 @@ class Registry:
         for child in tuple(entry.children):
             self.drop(child)
         self.detach(entry)
-        if self._entries.pop(entry.handle, None) is not None:
-            self._kinds[type(entry)] -= 1
+        self._uncount(entry)
+        self._entries.pop(entry.handle, None)
         entry.state = State.GONE
         entry.wipe()
 

@@ -1,8 +1,8 @@
 """Main Mode with a pre-shared key: the operations on an IKE SA until both sides have authenticated (RFC 2409 5.4)."""
 
 import hmac
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
-from typing import ClassVar
 from weakref import WeakValueDictionary
 
 from keyd import ikev1
@@ -10,7 +10,8 @@ from keyd.ciphers import CbcChain, phase1_iv
 from keyd.context import Context
 from keyd.groups import BadPublicValue, KeyPair
 from keyd.guesses import Guesses, WrongProofs
-from keyd.handles import Entry, Refuse, State
+from keyd.handles import Entry, Quota, Refuse, State
+from keyd.message_ids import MessageIds
 from keyd.messages import AUTH_EXTRAS, NONCE_OCTETS, id_body, identity_of, with_extras
 from keyd.secret import Secret
 from privsep.algorithms import IkeSuite
@@ -32,8 +33,13 @@ from privsep.schema.keyd import (
 )
 from privsep.types import Address, Auth, Identity, Role
 
-MAX_IKE_SAS = 65536
-"""About 100 MB: 1.3 KB each."""
+IKE_SAS = Quota(65536)
+"""About 100 MB: 1.3 KB each. Owners are the connections."""
+OF_ONE_IDENTITY = Quota(IKE_SAS.total, 16)
+"""A peer has one, two while it renews it, and a few that it has forgotten. A worker keeps half as many, so that it is
+this worker that lets go of one and tells the peer (`worker/demux.py`)."""
+HALF_OPEN = Quota(4096)
+"""Of strangers and our own, twice as many as the worker keeps of strangers. Owners are the remote addresses."""
 HALF_OPEN_LIFETIME = 300.0
 """Seconds; longer than any peer retransmits."""
 LIFETIME_MARGIN = 120.0
@@ -71,26 +77,39 @@ class IkeSa(Entry):
         "identity",
         "main",
         "message_ids",
+        "remote",
         "role",
         "skeyid_a",
         "skeyid_d",
         "suite",
     )
-    quota: ClassVar[int] = MAX_IKE_SAS
 
     def __init__(self, state: State, expires: float, role: Role, suite: IkeSuite, main: MainMode) -> None:
         super().__init__(state, expires)
         self.role = role
         self.suite = suite
         self.main: MainMode | None = main
+        self.remote = main.remote
         self.cipher_key = Secret()
         self.chain: CbcChain | None = None
         self.skeyid_d = Secret()
         self.skeyid_a = Secret()
         self.connection: Connection | None = None
         self.identity: Identity | None = None
-        self.message_ids: set[int] = {0}
-        """Used ones; 0 is phase 1's (RFC 2408 section 3.1)."""
+        self.message_ids = MessageIds()
+
+    @property
+    def owner(self) -> Hashable:
+        """The connection; before both sides have authenticated, the address that the peer is at."""
+        if self.state is not State.AUTHENTICATED or self.connection is None:
+            return self.remote
+        return self.connection.name
+
+    def quotas(self) -> Iterable[tuple[Quota, Hashable]]:
+        """Strangers do not use up what authenticated peers have, nor one of these what is the others'."""
+        if self.state is not State.AUTHENTICATED:
+            return ((HALF_OPEN, self.owner),)
+        return ((OF_ONE_IDENTITY, (self.owner, self.identity)), (IKE_SAS, self.owner))
 
     def wipe(self) -> None:
         """Overwrite the secrets."""
@@ -125,7 +144,6 @@ class Phase1:
     def offer(self, request: IkeOffer) -> IkeKeys:
         """Message 3 at the initiator: KE and Ni."""
         context = self._context
-        context.registry.room(IkeSa)
         connection = context.gateway.connection(request.connection)
         if connection is None:
             raise Violation("a connection that the configuration does not have")
@@ -160,7 +178,6 @@ class Phase1:
         context = self._context
         if not self._guesses.admits(request.remote, context.clock()):
             raise Refuse(Refusal.HELD_OFF)
-        context.registry.room(IkeSa)
         candidates = [
             connection
             for connection in context.gateway.candidates(request.local, request.remote)
@@ -276,6 +293,7 @@ class Phase1:
         if sa.state is State.AUTHENTICATED and sa.connection is not None:
             sa.forget_main_mode()
             sa.expires = self._context.clock() + sa.connection.lifetime + LIFETIME_MARGIN
+            self._context.registry.count(sa)
 
     def _select(self, sa: IkeSa, main: MainMode, identity: Identity) -> Connection | None:
         """The most specific connection: one that names the identity before one that takes any, then by address.

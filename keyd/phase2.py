@@ -1,13 +1,14 @@
 """Quick Mode and Informational exchanges: the operations on an authenticated IKE SA (RFC 2409 sections 5.5, 5.7)."""
 
 import hmac
+from collections.abc import Hashable
 from typing import ClassVar
 
 from keyd import ikev1
 from keyd.ciphers import CbcChain
 from keyd.context import Context
 from keyd.groups import BadPublicValue, KeyPair
-from keyd.handles import Entry, Refuse, State
+from keyd.handles import Entry, Quota, Refuse, State
 from keyd.ikev1 import SaKeys
 from keyd.messages import (
     INFO_EXTRAS,
@@ -45,10 +46,6 @@ from privsep.schema.keyd import (
 from privsep.schema.keymat import NotRedeemable, Redeem, Redeemed
 from privsep.types import Identity, Role
 
-MAX_MESSAGE_IDS = 32768
-"""Of one IKE SA; a DPD message each way every few seconds for a day. Then it must be replaced."""
-MAX_QUICKS = 8192
-MAX_KEYMATS = 8192
 QUICK_LIFETIME = 300.0
 """Seconds from a Quick Mode's first message to its last."""
 KEYMAT_LIFETIME = 60.0
@@ -59,7 +56,7 @@ class Quick(Entry):
     """One Quick Mode, with the nonces and the KE secret that it uses once."""
 
     __slots__ = ("chain", "child", "g_qm_xy", "group", "ke", "keymat", "keypair", "message_id", "ni_b", "nr_b", "sa")
-    quota: ClassVar[int] = MAX_QUICKS
+    quota: ClassVar[Quota] = Quota(8192)
 
     def __init__(self, state: State, expires: float, sa: IkeSa, message_id: int, chain: CbcChain) -> None:
         super().__init__(state, expires)
@@ -87,7 +84,7 @@ class Keymat(Entry):
     """KEYMAT of both SAs of a child, and for whom it was derived."""
 
     __slots__ = ("child", "connection", "identity", "inbound", "outbound", "role", "spi_in", "spi_out", "suite")
-    quota: ClassVar[int] = MAX_KEYMATS
+    quota: ClassVar[Quota] = Quota(8192)
 
     def __init__(
         self, state: State, expires: float, quick: Quick, role: Role, suite: ChildSuite, spi_in: int, spi_out: int
@@ -105,6 +102,11 @@ class Keymat(Entry):
         self.spi_out = spi_out
         self.inbound = _keys(quick, suite, spi_in)
         self.outbound = _keys(quick, suite, spi_out)
+
+    @property
+    def owner(self) -> Hashable:
+        """It outlives its Quick Mode."""
+        return self.connection
 
     def wipe(self) -> None:
         """Overwrite the keys."""
@@ -158,7 +160,7 @@ class Phase2:
         child = _child(sa, request.child)
         if all(suite.group is not request.group for suite in child.suites):
             raise Refuse(Refusal.BAD_PROPOSAL)
-        context.registry.room(Quick, sa)
+        context.registry.room(sa)
         message_id = self._new_message_id(sa)
         quick = Quick(State.QUICK_OFFERED, context.clock() + QUICK_LIFETIME, sa, message_id, _branch(sa, message_id))
         quick.child, quick.group = child, request.group
@@ -213,7 +215,7 @@ class Phase2:
         """Message 1 at the responder: HASH(1), SA, Ni [, KE] [, IDci, IDcr]."""
         context = self._context
         sa = context.registry.find(request.ike, IkeSa, QuickOpen)
-        context.registry.room(Quick, sa)
+        context.registry.room(sa)
         rest, chain = self._open_first(sa, request.message_id, request.ciphertext)
         quick = Quick(State.QUICK_OPENED, context.clock() + QUICK_LIFETIME, sa, request.message_id, chain)
         try:
@@ -291,7 +293,6 @@ class Phase2:
         return redeemed
 
     def _derive(self, quick: Quick, role: Role, state: State, request: QuickAccept | QuickAnswer) -> Keymat:
-        self._context.registry.room(Keymat)
         return Keymat(state, quick.expires, quick, role, request.suite, request.spi_in, request.spi_out)
 
     def _compose(self, quick: Quick, nonce: bytes, request: QuickOffer | QuickAnswer) -> Chain:
@@ -307,8 +308,8 @@ class Phase2:
 
     def _new_message_id(self, sa: IkeSa) -> int:
         """A random one that the IKE SA has not used (RFC 2408 section 3.1), used from now on."""
-        if len(sa.message_ids) >= MAX_MESSAGE_IDS:
-            raise Refuse(Refusal.QUOTA)
+        if sa.message_ids.used_up:
+            raise Refuse(Refusal.WORN_OUT)
         message_id = 0
         while message_id in sa.message_ids:
             message_id = int.from_bytes(self._context.random(4), "big")
@@ -319,8 +320,8 @@ class Phase2:
         """The peer's first message under a new message id, which is used up if HASH(1) is right, and only then."""
         if message_id in sa.message_ids:
             raise Refuse(Refusal.REUSED_MESSAGE_ID)
-        if len(sa.message_ids) >= MAX_MESSAGE_IDS:
-            raise Refuse(Refusal.QUOTA)
+        if sa.message_ids.used_up:
+            raise Refuse(Refusal.WORN_OUT)
         chain = _branch(sa, message_id)
         received, rest = _open(chain, ciphertext)
         if not hmac.compare_digest(ikev1.hash_1(sa.suite.hash, sa.skeyid_a, message_id, rest[1]), received):

@@ -52,7 +52,8 @@ class Refusal(Enum):
     REUSED_MESSAGE_ID = "the message id was used before"
     BAD_PROPOSAL = "the suite is not among the connection's proposals"
     EXPIRED = "the IKE SA is past its lifetime"
-    QUOTA = "too many handles are open"
+    WORN_OUT = "the IKE SA has used up its message ids"
+    QUOTA = "too many exchanges are open"
     UNKNOWN_HANDLE = "the handle is not known any more"
 
 

@@ -1,5 +1,6 @@
 """What keyd refuses in phase 1, that a refusal leaves the exchange as it was, and which connection is selected."""
 
+import dataclasses
 import ipaddress
 import os
 
@@ -7,6 +8,7 @@ import pytest
 
 from keyd import phase1
 from keyd.groups import generate
+from keyd.handles import Quota
 from privsep.algorithms import IkeSuite
 from privsep.errors import Violation
 from privsep.iana import IdType, PayloadType
@@ -76,11 +78,48 @@ def test_a_bad_public_value_does_not_end_the_initiators_exchange(world):
     assert world.left.do(ops.IkeAgree(ike=ours.ike, ke=theirs.ke, nonce=theirs.nonce)) == ops.Done()
 
 
-def test_the_number_of_ike_sas_is_bounded(world, monkeypatch):
-    monkeypatch.setattr(phase1.IkeSa, "quota", 2)
-    for _ in range(2):
-        assert isinstance(world.left.do(world.offer()), ops.IkeKeys)
-    assert world.left.do(world.offer()) == refused(Refusal.QUOTA)
+def test_half_open_ike_sas_are_bounded_and_the_oldest_of_an_address_goes(world, monkeypatch):
+    monkeypatch.setattr(phase1, "HALF_OPEN", Quota(2))
+    established = world.main_mode()
+    ours = [world.left.do(world.offer()).ike for _ in range(3)]
+    dropped = [world.left.do(ops.Drop(handle=each)) for each in ours]
+    assert dropped == [refused(Refusal.UNKNOWN_HANDLE), ops.Done(), ops.Done()]
+    assert world.left.do(ops.Drop(handle=established.left)) == ops.Done()
+
+
+def test_an_identity_has_sixteen_ike_sas_and_the_one_unused_for_longest_goes(world):
+    """One authenticated peer opened IKE SAs until nobody else got in."""
+    handles = [world.main_mode() for _ in range(16)]
+    info = {"next_payload": 0, "payloads": b""}
+    assert isinstance(world.right.do(ops.InfoSeal(ike=handles[0].right, **info)), ops.SealedNew)
+    handles.append(world.main_mode())
+    kept = [world.right.service._registry.get(each.right) is not None for each in handles]
+    assert kept == [True, False] + 15 * [True]
+
+
+def test_a_connection_whose_peers_take_all_leaves_room_for_others(build, world, monkeypatch):
+    """Of `remote_id = "any"` somebody proves one identity after the other."""
+    monkeypatch.setattr(phase1, "IKE_SAS", Quota(8))
+    paris = build.connection()
+    values = {name: getattr(paris, name) for name in paris.__slots__}
+    road = type(paris)(**values | {"name": "road", "remote": build.ANY, "remote_id": None})
+    side = build.Side(build.gateway(paris, road), build.Secrets(default=b"same"))
+
+    def peer(identity, remote):
+        theirs = dataclasses.replace(build.mirrored(paris), local=remote, local_id=identity)
+        far = build.Side(build.gateway(theirs), build.Secrets(default=b"same"))
+        here = {"local": build.LEFT, "remote": remote}
+        reply, ike, _ = authenticate(far, side, world, offer={"local": remote, "remote": build.LEFT}, **here)
+        seal_auth(side, ike)
+        return reply.connection, ike
+
+    name, honest = peer(build.RIGHT_ID, build.RIGHT)
+    assert name == "paris"
+    for number in range(50):
+        assert peer(Identity(IdType.FQDN, b"%d.example.org" % number), build.RIGHT + 7)[0] == "road"
+    assert len(side.service._registry) == 8
+    assert side.service._registry.get(honest) is not None
+    assert peer(build.RIGHT_ID, build.RIGHT)[0] == "paris"
 
 
 # AuthOpen

@@ -4,7 +4,8 @@ import os
 
 import pytest
 
-from keyd import phase1, phase2
+from keyd import message_ids, phase1, phase2
+from keyd.handles import Quota
 from privsep.algorithms import ChildSuite, Group
 from privsep.errors import Violation
 from privsep.iana import PayloadType
@@ -208,23 +209,25 @@ def test_a_bad_public_value_in_quick_mode_is_refused_by_the_responder(make_world
 
 def test_quick_modes_message_ids_and_keymats_are_bounded(world, build, monkeypatch):
     ike = world.main_mode()
-    monkeypatch.setattr(phase2.Quick, "quota", 1)
-    assert isinstance(world.left.do(world.quick_offer(ike.left, build.ESP)), ops.QuickOffered)
-    assert world.left.do(world.quick_offer(ike.left, build.ESP)) == refused(Refusal.QUOTA)
-    monkeypatch.setattr(phase2, "MAX_MESSAGE_IDS", 3)
+    monkeypatch.setattr(phase2.Quick, "quota", Quota(1))
+    first, second = (world.left.do(world.quick_offer(ike.left, build.ESP)) for _ in range(2))
+    assert world.left.do(ops.Drop(handle=first.quick)) == refused(Refusal.UNKNOWN_HANDLE)
+    assert world.left.do(ops.Drop(handle=second.quick)) == ops.Done()
+    monkeypatch.setattr(message_ids, "MAX_MESSAGE_IDS", 4)
     info = ops.InfoSeal(ike=ike.left, next_payload=0, payloads=b"")
     assert isinstance(world.left.do(info), ops.SealedNew)
-    assert world.left.do(info) == refused(Refusal.QUOTA)
-    assert world.left.do(ops.InfoOpen(ike=ike.left, message_id=9, ciphertext=bytes(32))) == refused(Refusal.QUOTA)
+    assert world.left.do(info) == refused(Refusal.WORN_OUT)
+    assert world.left.do(ops.InfoOpen(ike=ike.left, message_id=9, ciphertext=bytes(32))) == refused(Refusal.WORN_OUT)
+    quick = ops.QuickOpen(ike=ike.left, message_id=9, ciphertext=bytes(32))
+    assert world.left.do(quick) == refused(Refusal.WORN_OUT)
 
 
 def test_redeemable_keymat_is_bounded(world, build, monkeypatch):
     ike = world.main_mode()
-    monkeypatch.setattr(phase2.Keymat, "quota", 1)
-    world.quick_mode(ike, build.ESP)
-    first = world.left.do(world.quick_offer(ike.left, build.ESP))
-    opened = world.right.do(ops.QuickOpen(ike=ike.right, message_id=first.message_id, ciphertext=first.ciphertext))
-    assert world.right.do(world.quick_answer(opened.quick, build.ESP)) == refused(Refusal.QUOTA)
+    monkeypatch.setattr(phase2.Keymat, "quota", Quota(1))
+    waits, newer = world.quick_mode(ike, build.ESP), world.quick_mode(ike, build.ESP)
+    assert world.right.redeem(waits.right) == NotRedeemable()
+    assert isinstance(world.right.redeem(newer.right), Redeemed)
 
 
 # time and Drop

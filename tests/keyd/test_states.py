@@ -166,12 +166,17 @@ def test_the_table_and_the_rejections_speak_of_the_same_pairs():
 class Thing(Entry):
     """An entry with a quota of three."""
 
-    __slots__ = ("wiped",)
-    quota = 3
+    __slots__ = ("of", "wiped")
+    quota = handles.Quota(3)
 
-    def __init__(self, expires: float) -> None:
+    def __init__(self, expires: float, of: str = "somebody") -> None:
         super().__init__(State.AUTHENTICATED, expires)
+        self.of = of
         self.wiped = False
+
+    @property
+    def owner(self) -> str:
+        return self.of
 
     def wipe(self) -> None:
         self.wiped = True
@@ -189,28 +194,44 @@ def registry() -> tuple[Registry, Clock]:
     return Registry(clock, lambda size: next(numbers).to_bytes(size, "big")), clock
 
 
-def test_a_quota_bounds_each_kind_and_expiry_makes_room():
+def test_a_quota_bounds_each_kind_and_what_was_unused_for_longest_goes():
+    entries, _ = registry()
+    first, second, third = (entries.mint(Thing(expires=100.0)) for _ in range(3))
+    entries.find(first.handle, Thing, ops.InfoOpen)
+    fourth = entries.mint(Thing(expires=100.0))
+    assert [each.wiped for each in (first, second, third, fourth)] == [False, True, False, False]
+    assert (len(entries), entries.get(second.handle)) == (3, None)
+
+
+def test_what_has_expired_goes_before_what_has_not():
     entries, clock = registry()
-    for _ in range(Thing.quota):
-        entries.room(Thing)
-        entries.mint(Thing(expires=100.0))
-    with pytest.raises(Refuse) as caught:
-        entries.room(Thing)
-    assert caught.value.why is ops.Refusal.QUOTA
-    clock.now = 101.0
-    entries.room(Thing)
-    assert len(entries) == 0
+    first, second = entries.mint(Thing(expires=100.0)), entries.mint(Thing(expires=20.0))
+    entries.mint(Thing(expires=100.0))
+    clock.now = 21.0
+    entries.mint(Thing(expires=100.0))
+    assert (first.wiped, second.wiped) == (False, True)
+
+
+def test_whoever_has_most_gives_way_to_others():
+    entries, _ = registry()
+    many = [entries.mint(Thing(100.0, "many")) for _ in range(3)]
+    few = [entries.mint(Thing(100.0, "few")) for _ in range(2)]
+    assert [each.wiped for each in many] == [True, True, False]
+    entries.mint(Thing(100.0, "few"))
+    assert [each.wiped for each in few] == [True, False]
+    assert not many[2].wiped
 
 
 def test_a_parent_has_a_bounded_number_of_children(monkeypatch):
-    monkeypatch.setattr(Thing, "quota", 10**6)
+    monkeypatch.setattr(Thing, "quota", handles.Quota(10**6))
     entries, _ = registry()
     parent = entries.mint(Thing(100.0))
     for _ in range(handles.MAX_CHILDREN):
-        entries.room(Thing, parent)
+        entries.room(parent)
         entries.mint(Thing(100.0), parent)
-    with pytest.raises(Refuse):
-        entries.room(Thing, parent)
+    with pytest.raises(Refuse) as caught:
+        entries.room(parent)
+    assert caught.value.why is ops.Refusal.QUOTA
 
 
 def test_dropping_wipes_all_descendants_but_not_what_was_detached():

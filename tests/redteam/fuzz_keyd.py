@@ -5,7 +5,7 @@ no answer to the worker holds octets of a key. Each side's SchemaErrors would en
 goes on, which admits more than reality does.
 """
 
-from collections import deque
+from collections import Counter, deque
 from contextlib import ExitStack
 from typing import Any
 from unittest.mock import patch
@@ -43,7 +43,7 @@ from two_keyds import (
 )
 
 import keyd.groups
-from keyd import guesses, handles, phase2, service
+from keyd import guesses, handles, message_ids, phase1, service
 from keyd.groups import ecp, x25519
 from keyd.handles import Entry, State
 from keyd.phase1 import IkeSa
@@ -55,11 +55,19 @@ from privsep.schema import keyd as ops
 from privsep.schema import keymat
 from privsep.schema.codec import Table
 
-QUOTAS = {IkeSa: 12, Quick: 16, Keymat: 12}
-MAX_CHILDREN, MAX_MESSAGE_IDS, MAX_WRONG = 3, 30, 2
+QUOTAS = {"half-open": 8, "authenticated": 14, "Quick": 16, "Keymat": 12}
+OF_ONE_IDENTITY = 4
+MAX_CHILDREN, MAX_MESSAGE_IDS, MAX_WRONG = 2, 6, 2
 HALF_A_KEY = 12
 """Octets of a key that count as a leak."""
 SECRETS_KEPT = 600
+
+
+def _pool(entry: Entry, state: State) -> str:
+    """The quota that it counts under."""
+    if isinstance(entry, IkeSa):
+        return "authenticated" if state is State.AUTHENTICATED else "half-open"
+    return type(entry).__name__
 
 
 class KeydFuzzer(Fuzzer):
@@ -90,10 +98,14 @@ class KeydFuzzer(Fuzzer):
 
     def limits(self) -> ExitStack:
         stack = ExitStack()
-        for kind, quota in QUOTAS.items():
-            stack.enter_context(patch.object(kind, "quota", quota))
+        stack.enter_context(patch.object(phase1, "HALF_OPEN", handles.Quota(QUOTAS["half-open"])))
+        stack.enter_context(patch.object(phase1, "IKE_SAS", handles.Quota(QUOTAS["authenticated"])))
+        one = handles.Quota(QUOTAS["authenticated"], OF_ONE_IDENTITY)
+        stack.enter_context(patch.object(phase1, "OF_ONE_IDENTITY", one))
+        for kind in (Quick, Keymat):
+            stack.enter_context(patch.object(kind, "quota", handles.Quota(QUOTAS[kind.__name__])))
         stack.enter_context(patch.object(handles, "MAX_CHILDREN", MAX_CHILDREN))
-        stack.enter_context(patch.object(phase2, "MAX_MESSAGE_IDS", MAX_MESSAGE_IDS))
+        stack.enter_context(patch.object(message_ids, "MAX_MESSAGE_IDS", MAX_MESSAGE_IDS))
         stack.enter_context(patch.object(guesses, "MAX_WRONG", MAX_WRONG))
         stack.enter_context(patch.object(guesses, "_MEASURES", {4: ((32, 4 * MAX_WRONG),), 6: ()}))
         # key pairs of the seed's, else no run could be repeated
@@ -328,6 +340,7 @@ class KeydFuzzer(Fuzzer):
     ) -> None:
         """Every entry is where the request took it, or where it was; what is gone had a reason and is wiped."""
         now = side.service._registry._entries
+        crowded = self._crowded(before, now, moved, born)
         for handle, seen in before.items():
             after = now.get(handle)
             expected = moved.get(handle, seen.state)
@@ -335,7 +348,11 @@ class KeydFuzzer(Fuzzer):
                 self.check(after.state is expected, f"{seen.state.name} has become {after.state.name}")
                 continue
             orphan = seen.parent is not None and seen.parent.state is State.GONE
-            self.check(expected is State.GONE or seen.expires <= self.now or orphan, f"{seen.state.name} has vanished")
+            due = expected is State.GONE or seen.expires <= self.now or orphan
+            if not due and crowded == _pool(seen.entry, seen.state):
+                self.saw("gave way", crowded)
+                crowded, due = "", True
+            self.check(due, f"{seen.state.name} has vanished")
             self.check(not any(secrets_of(seen.entry)), f"{seen.state.name} is gone and not wiped")
         for handle, entry in now.items():
             self.reached[entry.state.name] += handle in born or handle in moved
@@ -345,10 +362,32 @@ class KeydFuzzer(Fuzzer):
                 self.secrets.extend(each for each in secrets_of(entry) if each and each not in self.secrets)
         self._count(side, now)
 
+    def _crowded(
+        self, before: dict[bytes, Seen], now: dict[bytes, Entry], moved: dict[bytes, State], born: set[bytes]
+    ) -> str:
+        """The pool in which one has to give way for one more."""
+        for handle in (*born, *moved):
+            entry = now.get(handle)
+            if entry is None or (handle in before and before[handle].state is entry.state):
+                continue
+            pool = _pool(entry, entry.state)
+            others = [seen.entry for seen in before.values() if _pool(seen.entry, seen.state) == pool]
+            if pool == "authenticated":
+                of_it = [
+                    each for each in others if (each.connection, each.identity) == (entry.connection, entry.identity)
+                ]
+                if len(of_it) >= OF_ONE_IDENTITY:
+                    return pool
+            if len(others) >= QUOTAS[pool] and entry not in others:
+                return pool
+        return ""
+
     def _count(self, side: Side, now: dict[bytes, Entry]) -> None:
-        for kind, quota in QUOTAS.items():
-            found = [each for each in now.values() if type(each) is kind]
-            self.check(len(found) <= quota, f"more {kind.__name__} than their quota")
+        pools = Counter(_pool(each, each.state) for each in now.values())
+        of_one = Counter((e.connection.name, e.identity) for e in now.values() if e.state is State.AUTHENTICATED)
+        for pool, quota in QUOTAS.items():
+            self.check(pools[pool] <= quota, f"more {pool} than their quota")
+        self.check(max(of_one.values(), default=0) <= OF_ONE_IDENTITY, "more IKE SAs of an identity than its quota")
         for each in now.values():
             self.check(len(each.children) <= MAX_CHILDREN, "more children than their quota")
             if isinstance(each, IkeSa):

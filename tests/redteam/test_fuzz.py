@@ -42,7 +42,10 @@ def test_keyd_keeps_its_table_whatever_a_captured_worker_asks():
         "AuthOpen: UNKNOWN_IDENTITY",
         "AuthOpen: WRONG_TOO_OFTEN",
         "QuickFinish: BAD_MESSAGE",
-        "IkeOffer: QUOTA",
+        "InfoSeal: WORN_OUT",
+        "QuickOffer: QUOTA",
+        "gave way: half-open",
+        "gave way: authenticated",
     ):
         assert fuzzer.answered[rejection]
     assert fuzzer.answered["frame: refused"] > fuzzer.answered["frame: admitted"] > 0
@@ -113,13 +116,14 @@ def test_a_reply_with_a_key_in_it_is_found(monkeypatch):
 @pytest.mark.parametrize(
     ("kind", "name", "broken", "words"),
     [
-        (Registry, "room", lambda self, kind, parent=None: None, ("quota",)),
+        (Registry, "room", lambda self, parent: None, ("quota",)),
+        (Registry, "count", lambda self, entry: None, ("quota",)),
         (Entry, "advance", lambda self, operation: None, ("has become", "no violation", "has vanished")),
         (IkeSa, "wipe", lambda self: None, ("not wiped",)),
         (Keymat, "wipe", lambda self: None, ("not wiped",)),
         (Registry, "get", lambda self, handle: self._entries.get(handle), ("guessed",)),
     ],
-    ids=["quota", "advance", "wipe", "wipe-keymat", "guessing"],
+    ids=["children", "quota", "advance", "wipe", "wipe-keymat", "guessing"],
 )
 def test_a_missing_step_in_keyd_is_found(monkeypatch, kind, name, broken, words):
     monkeypatch.setattr(kind, name, broken)

@@ -157,20 +157,22 @@ entry.Service = lambda gateway, secrets, clock, random: service(
 """
 
 ANY_MESSAGE_ID = """
+from keyd.message_ids import MessageIds
 # the IV and HASH of any message id that was used before will do
 first = phase2.Phase2._open_first
 
 def any_first(self, sa, message_id, ciphertext):
-    used, sa.message_ids = sa.message_ids, set()
+    used, sa.message_ids = sa.message_ids, MessageIds()
     try:
-        for each in (message_id, *used):
+        for each in (message_id, *used._used):
             try:
                 return first(self, sa, each, ciphertext)
             except handles.Refuse as refuse:
                 reason = refuse
         raise reason
     finally:
-        sa.message_ids |= used
+        for each in used._used:
+            sa.message_ids.add(each)
 
 phase2.Phase2._open_first = any_first
 """
