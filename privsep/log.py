@@ -40,6 +40,7 @@ Code = Literal[
     "acquire",
     "adopted",
     "authentication-failed",
+    "cannot-send",
     "cannot-start",
     "channel-lost",
     "child-closed",

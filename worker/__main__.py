@@ -94,7 +94,9 @@ class Shell:
         for effect in self._engine.take_effects():
             match effect:
                 case Send():
-                    self._sockets.send(effect.data, effect.local, effect.remote)
+                    error = self._sockets.send(effect.data, effect.local, effect.remote)
+                    if error:
+                        self._engine.unsent(effect, error, self._loop.now())
                 case AskKeyd():
                     self._keyd.send(effect.request, effect.sequence)
                 case AskMonitor() | TellMonitor():

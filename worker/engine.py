@@ -28,15 +28,16 @@ from worker.child import ChildSa
 from worker.codec.header import ZERO_COOKIE, parse_header
 from worker.context import Context
 from worker.control import Control
-from worker.effects import Effect
+from worker.effects import Effect, Send
 from worker.establish import Establisher
-from worker.exchange import Received
+from worker.exchange import Exchange, Received
 from worker.ikev1 import informational, main_mode, quick_mode
 from worker.isakmp_sa import IkeSa, IkeState
 from worker.keeper import Keeper
 from worker.moving import comes_from_peer, followed, keep_alive
 from worker.nat import NATT_PORT, NON_ESP_MARKER
 from worker.renewal import Renewal
+from worker.unsent import cause
 
 MAX_OPENING = 16
 """First messages of one peer that wait for keyd's verdict; the rest must be sent again."""
@@ -73,6 +74,27 @@ class Engine:
             self._dispatch(Received(parse_header(data), data, local, remote))
         except PeerError as error:
             self._context.log_rarely(Level.DEBUG, "datagram-dropped", remote=remote, reason=error.reason)
+
+    def unsent(self, datagram: Send, error: int, now: float) -> None:
+        """The kernel did not take a datagram, for the reason that `error`, an errno, stands for. Never raises."""
+        context = self._context
+        context.now = now
+        why = cause(error, datagram.local, datagram.remote)
+        data = datagram.data.removeprefix(NON_ESP_MARKER) if datagram.local.port == NATT_PORT else datagram.data
+        exchange = self._exchange_of(data)
+        if exchange is not None:
+            exchange.unsent(why)
+        else:
+            context.log_rarely(Level.DEBUG, "send-failed", remote=datagram.remote, reason=why)
+
+    def _exchange_of(self, data: bytes) -> Exchange | None:
+        """The one that a message of ours belongs to. Replies to strangers, Informational and keepalives have none."""
+        try:
+            header = parse_header(data)
+        except PeerError:
+            return None
+        sa = self._context.sas.find(data[:16])
+        return sa.exchanges.get(header.message_id) if sa is not None else None
 
     def keyd_reply(self, sequence: int, reply: keyd.Reply, now: float) -> None:
         """Keyd answers `AskKeyd`."""

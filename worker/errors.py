@@ -19,6 +19,10 @@ class TimedOut(Failed):
     """The peer did not answer."""
 
 
+class Unsent(Failed):
+    """Our own machine did not let the message out."""
+
+
 class SaClosed(Failed):
     """The IKE SA ended under the exchange."""
 

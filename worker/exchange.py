@@ -18,7 +18,7 @@ from privsep.tasks import Future
 from privsep.types import Endpoint, MessageId, Spi
 from worker.codec.header import HEADER_OCTETS, Header, encode_message
 from worker.context import Context
-from worker.errors import Failed, TimedOut
+from worker.errors import Failed, TimedOut, Unsent
 from worker.isakmp_sa import IkeSa
 from worker.retransmit import BACK_OFF, HALF_OPEN, LINGER, LastReply
 from worker.timers import Timer
@@ -55,6 +55,8 @@ class Exchange:
         "_inbox",
         "_last",
         "_timer",
+        "_told",
+        "_unsent",
         "_waiting",
         "context",
         "hint",
@@ -98,6 +100,9 @@ class Exchange:
         self._timer: Timer | None = None
         self._aborted: Callable[[], Failed] | None = None
         """Makes what ended it; see `Future`."""
+        self._unsent = ""
+        """Why the last transmission did not leave this machine."""
+        self._told = ""
         sa.exchanges[message_id] = self
 
     # what the coroutine does
@@ -113,7 +118,7 @@ class Exchange:
 
     async def _converse(self, message: bytes, accept: Accept[T], waits: Iterable[float], what: str) -> T:
         for number, wait in enumerate(waits):
-            if number:
+            if number and not self._unsent:
                 self.report(f"   no answer to {what} yet, sending it again" + self._because(self.suspicion))
             self.transmit(message)
             deadline = self.context.now + wait
@@ -125,6 +130,8 @@ class Exchange:
                     continue
                 self._last.accepted(received.data)
                 return value
+        if self._unsent:
+            raise Unsent(f"cannot send {what}: {self._unsent}")
         raise TimedOut(f"{self.sa.remote.address} does not answer {what}" + self._because(self.hint or self.suspicion))
 
     @staticmethod
@@ -158,6 +165,7 @@ class Exchange:
     def transmit(self, message: bytes) -> None:
         """Send; a duplicate of the last accepted message is answered with this from now on."""
         self.check()
+        self._unsent = ""
         self._last.sent(message, self.context.now)
         self.context.send(self.sa.local, self.sa.remote, message)
 
@@ -194,6 +202,15 @@ class Exchange:
                 self.context.watcher.hint(self.sa.connection.name, text)
 
     # what happens to it
+
+    def unsent(self, why: str) -> None:
+        """The last transmission is lost here already. Another may get out: a route may come, an address be moved."""
+        self._unsent = why
+        if why != self._told:
+            self._told = why
+            self.context.log_rarely(Level.WARNING, "cannot-send", **self.sa.label, reason=why)
+            if self.sa.connection is not None:
+                self.context.watcher.hint(self.sa.connection.name, f"cannot send: {why}")
 
     def deliver(self, received: Received) -> None:
         """A message for it."""

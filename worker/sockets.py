@@ -4,12 +4,12 @@ A socket bound to the wildcard address learns by IP_PKTINFO which of our address
 from that one: NAT detection hashes it (RFC 3947 section 3.2) and peers expect it.
 """
 
+import errno
 import ipaddress
 import socket
 import struct
 from collections.abc import Callable
 
-from privsep.log import Level, event
 from privsep.loop import Loop
 from privsep.types import Address, Endpoint
 
@@ -75,19 +75,21 @@ class Sockets:
             found = self._endpoints[key] = Endpoint(ipaddress.ip_address(plain), port)
         return found
 
-    def send(self, data: bytes, local: Endpoint, remote: Endpoint) -> None:
-        """Send, or lose: what cannot be sent now is sent again by the engine's retransmission."""
+    def send(self, data: bytes, local: Endpoint, remote: Endpoint) -> int:
+        """0 once it is on its way, else the errno that says why it is lost; the engine sends again by itself."""
         target = (str(remote.address), remote.port)
         try:
             sock = self._by_local.get((local.address.packed, local.port))
             if sock is not None:
                 sock.sendto(data, target)
-                return
+                return 0
             sock = self._wildcards.get((local.address.version, local.port))
-            if sock is not None:
-                sock.sendmsg([data], [_source(local.address)], 0, target)
+            if sock is None:
+                return errno.EADDRNOTAVAIL
+            sock.sendmsg([data], [_source(local.address)], 0, target)
         except OSError as error:
-            event(Level.DEBUG, "send-failed", remote=remote, error=error.strerror)
+            return error.errno or errno.EIO
+        return 0
 
 
 def _destination(ancillary: list[tuple[int, int, bytes]]) -> bytes | None:

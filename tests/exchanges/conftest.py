@@ -182,7 +182,11 @@ class Site:
             match effect:
                 case Send():
                     self.sent.append(effect)
-                    self.world.transmit(self, effect)
+                    error = self.world.refuses(self, effect)
+                    if error:
+                        self.engine.unsent(effect, error, self.world.now)
+                    else:
+                        self.world.transmit(self, effect)
                 case AskKeyd():
                     frame = keyd_schema.REQUESTS.encode(effect.request, effect.sequence)
                     request, sequence = keyd_schema.REQUESTS.decode(frame)
@@ -251,6 +255,8 @@ class World:
         self.now = 1000.0
         self.sites: dict[object, Site] = {}
         self.fate: Fate = lambda site, send: [LATENCY]
+        self.refuses: Callable[[Site, Send], int] = lambda site, send: 0
+        """The errno with which a machine does not even let it out."""
         self.rewrite: Callable[[Send], tuple[Endpoint, Endpoint]] = lambda send: (send.local, send.remote)
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
@@ -382,6 +388,8 @@ def make():
     """Everything that tests build worlds with."""
     return SimpleNamespace(
         World=World,
+        Send=Send,
+        Endpoint=Endpoint,
         Pair=Pair,
         child=child,
         connection=connection,
