@@ -11,10 +11,11 @@ was taken over shows there what it likes. It cannot touch the rest.
 import itertools
 import os
 import re
-import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import prctl
 
@@ -25,6 +26,11 @@ MAX_THREADS = 64
 MAX_DESCRIPTORS = 4096
 
 UNLIMITED = -1
+
+_T = TypeVar("_T")
+_GONE = (FileNotFoundError, ProcessLookupError)
+"""How the kernel says that what was listed is no more: ENOENT when it is opened, ESRCH when it is read. What is
+forbidden is another error (EACCES, EPERM), which nothing here takes for an end."""
 
 _LIMITS = {
     "core": "Max core file size",
@@ -101,15 +107,14 @@ def inspect(pid: int, monitor: int) -> Facts:
     try:
         main = status.parse((proc / "status").read_text())
         tasks = sorted((proc / "task").iterdir())[:MAX_THREADS]
-        credentials = dict.fromkeys(_thread(status.parse((task / "status").read_text())) for task in tasks)
-        return Facts(
+        facts = Facts(
             pid=pid,
             parent=main.parent,
             session=os.getsid(pid),
             command=_shape((proc / "cmdline").read_bytes()),
             environment=len((proc / "environ").read_bytes()),
             threads=main.threads,
-            credentials=tuple(credentials),
+            credentials=tuple(dict.fromkeys(thread for _, thread in _each(tasks, _thread))),
             dumpable=_dumpable(proc, main),
             limits=_limits((proc / "limits").read_text()),
             landlock=_reported_landlock(main.name),
@@ -121,11 +126,24 @@ def inspect(pid: int, monitor: int) -> Facts:
             libraries=_libraries((proc / "maps").read_text()),
             descriptors=_descriptors(proc / "fd", _ports(Path("/proc") / str(monitor) / "net")),
         )
+        # an exit takes the program away first: who still has one here lost nothing while it was looked at
+        os.readlink(proc / "exe")
+        return facts
     except (OSError, KeyError, ValueError) as error:
         raise AuditError(f"process {pid} cannot be inspected: {error}") from error
 
 
-def _thread(actual: status.Status) -> Thread:
+def _each(paths: Iterable[Path], read: Callable[[Path], _T]) -> Iterator[tuple[Path, _T]]:
+    """What `read` makes of each path that was listed; what ended or was closed since then is left out."""
+    for path in paths:
+        try:
+            yield path, read(path)
+        except _GONE:
+            continue
+
+
+def _thread(task: Path) -> Thread:
+    actual = status.parse((task / "status").read_text())
     return Thread(
         uids=actual.uids,
         gids=actual.gids,
@@ -143,7 +161,10 @@ def _thread(actual: status.Status) -> Thread:
 
 def _read(path: Path) -> str:
     """Empty where the kernel is built without what the file is about."""
-    return path.read_text() if path.exists() else ""
+    try:
+        return path.read_text()
+    except FileNotFoundError:
+        return ""
 
 
 def _shape(command: bytes) -> str:
@@ -162,22 +183,17 @@ def _dumpable(proc: Path, actual: status.Status) -> bool:
     if actual.uids[1] != 0:
         # the directory itself is the user's always
         return (proc / "environ").stat().st_uid != 0
-    answers: list[bool] = []
 
-    def ask() -> None:
+    def ask() -> bool:
         # capabilities belong to threads: this one gives up those that would let it trace everything
         mine = status.parse(Path("/proc/thread-self/status").read_text()).effective & ~(1 << prctl.CAP_SYS_PTRACE)
         held = frozenset(number for number in range(64) if mine >> number & 1)
         capabilities.limit(held, held)
         # who holds more than the asker cannot be traced in any case; the worse is assumed
-        answers.append(bool(actual.permitted & ~mine) or _traceable(proc))
+        return bool(actual.permitted & ~mine) or _traceable(proc)
 
-    thread = threading.Thread(target=ask)
-    thread.start()
-    thread.join()
-    if not answers:
-        raise AuditError("capabilities cannot be lowered to ask whether a process is dumpable")
-    return answers[0]
+    with ThreadPoolExecutor(1) as one:
+        return one.submit(ask).result()
 
 
 def _traceable(proc: Path) -> bool:
@@ -218,17 +234,20 @@ def _ports(net: Path) -> dict[int, int]:
 
 
 def _descriptors(directory: Path, ports: Mapping[int, int]) -> dict[int, str]:
-    found: dict[int, str] = {}
-    for number in sorted(map(int, os.listdir(directory)))[:MAX_DESCRIPTORS]:
-        try:
-            found[number] = _kind(directory / str(number), ports)
-        except FileNotFoundError:
-            # closed since it was listed
-            continue
-    return found
+    listed = [directory / str(number) for number in sorted(map(int, os.listdir(directory)))[:MAX_DESCRIPTORS]]
+    return {int(path.name): kind for path, kind in _each(listed, lambda path: _kind(path, ports))}
 
 
 def _kind(descriptor: Path, ports: Mapping[int, int]) -> str:
+    # held by a descriptor of our own: the number may be closed, and mean another thing, between two questions
+    held = os.open(descriptor, os.O_PATH | os.O_CLOEXEC)
+    try:
+        return _described(f"/proc/self/fd/{held}", ports)
+    finally:
+        os.close(held)
+
+
+def _described(descriptor: str, ports: Mapping[int, int]) -> str:
     target = os.readlink(descriptor)
     # "socket:[123]" and "anon_inode:[eventpoll]" name a kind, the rest is a path
     named = re.fullmatch(r"(?:anon_inode:\[?(\w+)\]?|(\w+):\[(\d+)\])", target)

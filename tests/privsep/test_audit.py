@@ -6,9 +6,11 @@ A stand-in for each kind of process is isolated, confined and holds sockets as t
 
 import contextlib
 import dataclasses
+import errno
 import functools
 import json
 import os
+import signal
 import socket
 import sys
 from pathlib import Path
@@ -16,7 +18,7 @@ from pathlib import Path
 import pytest
 from startup import Interpreter
 
-from privsep import spawn
+from privsep import procfs, spawn
 from privsep.audit import Kind, judge
 from privsep.channel import pair
 from privsep.config.model import Layer, Users
@@ -365,6 +367,74 @@ def test_a_single_thread_that_kept_more_is_found(stand_in):
     assert weak(Kind.WORKER, facts) >= {"bounding capabilities", "no_new_privs"}
 
 
+GONE = 2**22 + 1
+"""No process or thread has it: the kernel's own limit (proc(5), pid_max) is below."""
+
+
 def test_a_process_that_is_gone_is_an_error():
     with pytest.raises(AuditError, match="cannot be inspected"):
-        inspect(2**22 + 1, os.getpid())
+        inspect(GONE, os.getpid())
+
+
+def listed_first(monkeypatch, directory, name):
+    """Each listing of that directory begins with a name that nothing has any more when it is read."""
+    listing, names = Path.iterdir, os.listdir
+    there = lambda path: str(path).endswith(f"/{directory}")  # noqa: E731
+    more = lambda path: [path / name] if there(path) else []  # noqa: E731
+    monkeypatch.setattr(Path, "iterdir", lambda path: iter([*more(path), *listing(path)]))
+    monkeypatch.setattr(os, "listdir", lambda path: [*([name] if there(path) else []), *names(path)])
+
+
+@pytest.mark.parametrize("directory", ["task", "fd"])
+def test_a_thread_that_ended_or_a_descriptor_that_was_closed_after_the_listing_is_left_out(
+    stand_in, monkeypatch, directory
+):
+    pid = stand_in.start(Kind.KEYD)
+    before = inspect(pid, os.getpid())
+    listed_first(monkeypatch, directory, str(GONE))
+    assert inspect(pid, os.getpid()) == before
+
+
+def test_a_process_whose_threads_come_and_go_is_inspected_each_time(stand_in):
+    churning = """
+def churn():
+    while True:
+        each = threading.Thread(target=int)
+        each.start()
+        each.join()
+threading.Thread(target=churn, daemon=True).start()
+"""
+    # neither limits nor a filter, which admit no thread
+    pid = stand_in.start(Kind.WORKER, before="confine.lock_down = lambda _: None", between=churning)
+    for _ in range(300):
+        assert inspect(pid, os.getpid()).credentials
+
+
+@pytest.mark.parametrize("denied", [PermissionError(errno.EACCES, "x"), PermissionError(errno.EPERM, "x")])
+def test_what_is_forbidden_is_not_taken_for_gone(stand_in, monkeypatch, denied):
+    pid, reading = stand_in.start(Kind.KEYD), Path.read_text
+
+    def read_text(path, *how):
+        if "/task/" in str(path):
+            raise denied
+        return reading(path, *how)
+
+    monkeypatch.setattr(Path, "read_text", read_text)
+    with pytest.raises(AuditError, match="cannot be inspected"):
+        inspect(pid, os.getpid())
+
+
+def test_a_process_that_ends_while_it_is_looked_at_is_an_error_and_not_one_without_libraries(stand_in, monkeypatch):
+    pid = stand_in.start(Kind.KEYD)
+    assert inspect(pid, os.getpid()).libraries
+    looking = procfs._libraries
+
+    def end_first(_):
+        os.kill(pid, signal.SIGKILL)
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        # what there was is still a zombie's
+        return looking((Path("/proc") / str(pid) / "maps").read_text())
+
+    monkeypatch.setattr(procfs, "_libraries", end_first)
+    with pytest.raises(AuditError, match="cannot be inspected"):
+        inspect(pid, os.getpid())

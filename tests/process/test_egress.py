@@ -7,6 +7,7 @@ from ctypes import CDLL, get_errno
 
 import pytest
 from lab import RIGHT
+from proc import open_descriptors
 
 pytestmark = pytest.mark.root
 
@@ -28,10 +29,10 @@ def start(daemon, egress, uid=62001, encap="auto"):
 def stolen(pid):
     """The UDP sockets of a process: not copies, the open files that it has itself."""
     process, found = os.pidfd_open(pid), []
-    for name in os.listdir(f"/proc/{pid}/fd"):
-        if not os.readlink(f"/proc/{pid}/fd/{name}").startswith("socket:"):
+    for descriptor, target in open_descriptors(pid).items():
+        if not target.startswith("socket:"):
             continue
-        number = LIBC.syscall(PIDFD_GETFD, process, int(name), 0)
+        number = LIBC.syscall(PIDFD_GETFD, process, descriptor, 0)
         assert number >= 0, os.strerror(get_errno())
         sock = socket.socket(fileno=number)
         if (sock.family, sock.type) == (socket.AF_INET, socket.SOCK_DGRAM):

@@ -12,6 +12,7 @@ import pytest
 from bounds import MEGABYTE, PATIENCE, SHIPPED, UNBOUNDED, ends, growth, memory, others_are_served, violation
 from counterpart import Peer, Session, Worker
 from lab import wait_for
+from proc import open_descriptors
 from world import World
 
 from keyd.handles import UNKNOWN_MARGIN, UNKNOWN_PER_HANDLE
@@ -152,7 +153,7 @@ def zeromq_fd(world: World) -> int:
     pid = world.pid("worker")
     rows = [line.split() for line in Path(f"/proc/{pid}/net/unix").read_text().splitlines()[1:]]
     streams = {f"socket:[{row[6]}]" for row in rows if row[4] == "0001"}
-    (found,) = [int(fd.name) for fd in Path(f"/proc/{pid}/fd").iterdir() if os.readlink(fd) in streams]
+    (found,) = [number for number, target in open_descriptors(pid).items() if target in streams]
     return found
 
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from world import Killed, Plan, open_descriptors
+from proc import open_descriptors
+from world import Killed, Plan
 
 NO_FILTER = """
 import prctl

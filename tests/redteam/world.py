@@ -6,7 +6,6 @@ A `World` is started once for each plan (who is captured, what is taken out) and
 
 import itertools
 import json
-import os
 import re
 import socket
 import sys
@@ -293,9 +292,3 @@ def _runs(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
     except (FileNotFoundError, ProcessLookupError):
         return False
-
-
-def open_descriptors(pid: int) -> dict[int, str]:
-    """Number and target of each."""
-    directory = Path(f"/proc/{pid}/fd")
-    return {int(each.name): os.readlink(each) for each in directory.iterdir()}
