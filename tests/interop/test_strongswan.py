@@ -2,7 +2,7 @@
 
 import pytest
 
-pytestmark = [pytest.mark.interop, pytest.mark.root]
+pytestmark = pytest.mark.root
 
 SUITES = [
     ("aes256-sha256-modp2048", "aes256gcm16-modp2048"),

@@ -4,6 +4,8 @@ import os
 import re
 import signal
 import subprocess
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
@@ -27,6 +29,12 @@ SECONDS = 60
 """For what takes less than one on a real processor."""
 PROBED = [ChildSuite.parse("aes256gcm16"), ChildSuite.parse("aes128-sha256")]
 ROWS = pytest.StashKey[list["Row"]]()
+FIRST = ("test_matrix", "test_crashes", "test_gateways", "test_moving")
+"""Modules that tell most, in that order; the others come after them."""
+BUDGET = float(os.environ.get("KERNEL_SECONDS", "inf"))
+"""What would begin later than this is left out."""
+BEGAN = pytest.StashKey[float]()
+LEFT_OUT = pytest.StashKey["Counter[str]"]()
 
 
 @dataclass
@@ -71,7 +79,29 @@ def pytest_runtest_makereport(item, call):
     return report
 
 
+def pytest_collection_modifyitems(config, items):
+    here = Path(__file__).parent
+
+    def place(item) -> int:
+        if item.path.parent != here:
+            return len(FIRST) + 1
+        return FIRST.index(item.path.stem) if item.path.stem in FIRST else len(FIRST)
+
+    items.sort(key=place)
+    config.stash[BEGAN], config.stash[LEFT_OUT] = time.monotonic(), Counter()
+
+
+def pytest_runtest_setup(item):
+    if time.monotonic() - item.config.stash[BEGAN] > BUDGET:
+        item.config.stash[LEFT_OUT][item.path.stem] += 1
+        pytest.skip(f"left out: KERNEL_SECONDS={BUDGET:.0f} are over")
+
+
 def pytest_terminal_summary(terminalreporter, config):
+    if left_out := config.stash.get(LEFT_OUT, None):
+        terminalreporter.section(f"left out, {BUDGET:.0f} s being over")
+        for module, count in left_out.items():
+            terminalreporter.write_line(f"{module}: {count}")
     rows = config.stash.get(ROWS, [])
     if rows:
         terminalreporter.section("what passed through the kernel")

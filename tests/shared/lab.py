@@ -292,7 +292,10 @@ def made_directory(tmp_path_factory) -> Path:
         if shutil.which(tool) is None:
             pytest.skip(f"{tool} is missing")
     directory = tmp_path_factory.mktemp("site")
-    for parent in (directory, directory.parent, directory.parent.parent):
-        # the daemon's unprivileged users must pass through; the last may be /tmp, which has more bits than these
-        parent.chmod(stat.S_IMODE(parent.stat().st_mode) | 0o055)
+    for parent in (directory, *directory.parents):
+        # the daemon's unprivileged users must pass through
+        mode = stat.S_IMODE(parent.stat().st_mode)
+        if mode & 0o055 == 0o055:
+            break
+        parent.chmod(mode | 0o055)
     return directory
