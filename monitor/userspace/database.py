@@ -1,10 +1,14 @@
 """Policies and SA pairs (RFC 4301 section 4.4), and what they make of a packet either way. No I/O, no clock."""
 
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+
 from monitor.userspace.drops import Dropped, Reason
 from monitor.userspace.esp import MAX_SEQUENCE, NO_NEXT_HEADER, Inbound, Outbound, transform
 from monitor.userspace.packet import (
     IPIP,
     IPV4,
+    IPV6,
     IPV6_IN_IP,
     Flow,
     Matcher,
@@ -16,7 +20,7 @@ from monitor.userspace.packet import (
     with_checksum,
 )
 from privsep.schema.esp import AddPair, AddPolicy
-from privsep.types import Address, Mode, Spi, TrafficSelector
+from privsep.types import Address, Mode, Network, Spi, TrafficSelector
 
 Outer = tuple[str, int]
 """Address and port as the socket module has them: parsing an address costs as much as decrypting a packet."""
@@ -32,6 +36,8 @@ WORN_SEQUENCE = MAX_SEQUENCE - MAX_SEQUENCE // 8
 """Time to replace the pair: 2**29 packets are left, many minutes at any rate this process reaches."""
 
 _SHORTEST_PACKET = 8
+_BITS = {IPV4: 32, IPV6: 128}
+"""Of an address."""
 
 
 class NoSa(Dropped):
@@ -144,11 +150,59 @@ class Pair:
         return ip_packet(source, destination, protocol, payload)
 
 
+class _ByRemote:
+    """Numbers of policies by their remote networks, so that a packet is held against few of thousands."""
+
+    def __init__(self) -> None:
+        self._numbers: defaultdict[tuple[int, int, int], set[int]] = defaultdict(set)
+        """By IP version, prefix length, and the network without its host bits."""
+        self._lengths: Counter[tuple[int, int]] = Counter()
+
+    def add(self, number: int, networks: Iterable[Network]) -> None:
+        """A policy."""
+        for place in set(map(_place, networks)):
+            self._numbers[place].add(number)
+            self._lengths[place[:2]] += 1
+
+    def remove(self, number: int, networks: Iterable[Network]) -> None:
+        """Undo `add`."""
+        for place in set(map(_place, networks)):
+            self._numbers[place].remove(number)
+            self._lengths[place[:2]] -= 1
+            if not self._numbers[place]:
+                del self._numbers[place]
+            if not self._lengths[place[:2]]:
+                del self._lengths[place[:2]]
+
+    def around(self, flow: Flow) -> set[int]:
+        """Policies with a remote network that this destination is in."""
+        bits = _BITS[flow.version]
+        return {
+            number
+            for version, length in self._lengths
+            if version == flow.version
+            for number in self._numbers.get((version, length, flow.destination >> (bits - length)), ())
+        }
+
+
+def _place(network: Network) -> tuple[int, int, int]:
+    return (
+        network.version,
+        network.prefixlen,
+        int(network.network_address) >> (network.max_prefixlen - network.prefixlen),
+    )
+
+
+def _networks(order: AddPolicy) -> Iterable[Network]:
+    return (selector.network for selector in order.remote_ts)
+
+
 class Database:
     """SPD and SAD of this process, with a cache from outbound flows to pairs."""
 
     def __init__(self) -> None:
-        self._policies: dict[int, _Selectors] = {}
+        self._policies: dict[int, tuple[_Selectors, AddPolicy]] = {}
+        self._by_remote = _ByRemote()
         self._by_spi: dict[int, Pair] = {}
         self._by_policy: dict[int, list[Pair]] = {}
         self._outbound: set[tuple[Address, int]] = set()
@@ -158,17 +212,24 @@ class Database:
         """Add or replace; pairs of the same number stay. ValueError when there are too many."""
         if len(self._policies) >= MAX_POLICIES and order.policy not in self._policies:
             raise ValueError("too many policies")
-        self._policies[order.policy] = _Selectors(order.local_ts, order.remote_ts)
+        self._drop_policy(order.policy)
+        self._policies[order.policy] = _Selectors(order.local_ts, order.remote_ts), order
+        self._by_remote.add(order.policy, _networks(order))
         self._by_policy.setdefault(order.policy, [])
         self._flows.clear()
 
     def remove_policy(self, policy: int) -> list[Pair]:
         """Remove it; returns its pairs, removed too."""
-        self._policies.pop(policy, None)
+        self._drop_policy(policy)
         pairs = self._by_policy.pop(policy, [])
         for pair in pairs:
             self._forget(pair)
         return pairs
+
+    def _drop_policy(self, policy: int) -> None:
+        known = self._policies.pop(policy, None)
+        if known is not None:
+            self._by_remote.remove(policy, _networks(known[1]))
 
     def add_pair(self, order: AddPair) -> Pair:
         """Add both SAs. ValueError where one exists already, the policy is unknown or a key does not fit."""
@@ -220,8 +281,8 @@ class Database:
         """The most specific policy decides; of its pairs that carry the flow, the newest sends."""
         matching = [
             (match, -number)
-            for number, selectors in self._policies.items()
-            if (match := selectors.outbound(flow)) is not None
+            for number in self._by_remote.around(flow)
+            if (match := self._policies[number][0].outbound(flow)) is not None
         ]
         if not matching:
             raise Dropped(Reason.NO_POLICY)

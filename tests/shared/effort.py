@@ -1,23 +1,31 @@
 """What a piece of code costs, counted and not timed, so that a test of how it grows holds on a machine that is busy."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
 
 
-def instructions(call: Callable[[], object]) -> int:
-    """Instructions of the interpreter that a call takes, loops inside comprehensions included."""
-    count = 0
+@contextmanager
+def counted() -> Iterator[SimpleNamespace]:
+    """`instructions` of the interpreter that functions take that are called meanwhile, loops of theirs included."""
+    found = SimpleNamespace(instructions=0)
 
     def trace(frame, event, argument):
-        nonlocal count
         frame.f_trace_opcodes, frame.f_trace_lines = True, False
-        count += event == "opcode"
+        found.instructions += event == "opcode"
         return trace
 
     before = sys.gettrace()
     sys.settrace(trace)
     try:
-        call()
+        yield found
     finally:
         sys.settrace(before)
-    return count
+
+
+def instructions(call: Callable[[], object]) -> int:
+    """Those of one call."""
+    with counted() as found:
+        call()
+    return found.instructions

@@ -5,6 +5,7 @@ import ipaddress
 import struct
 
 import pytest
+from effort import counted
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -281,3 +282,51 @@ def test_any_datagram_is_dropped_and_counts_nothing(datagram, prefix):
         database.inbound(prefix + datagram, FROM_RIGHT)
     assert caught.value.reason in (Reason.MALFORMED, Reason.UNKNOWN_SPI, Reason.NOT_AUTHENTIC, Reason.REPLAYED)
     assert (pair.packets_in, pair.bytes_in) == (0, 0)
+
+
+NETWORKS = ("10.0.0.0/8", "10.2.0.0/16", "10.2.3.0/24", "10.2.3.4/32", "0.0.0.0/0", "10.3.0.0/16")
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(1, 5),
+            st.lists(st.sampled_from(NETWORKS), min_size=1, max_size=3, unique=True),
+            st.booleans(),
+        ),
+        max_size=8,
+    ),
+    st.sampled_from(["10.2.3.4", "10.2.3.5", "10.2.9.9", "10.3.0.1", "192.0.2.9"]),
+)
+def test_the_policy_that_decides_is_the_one_of_a_look_at_all(steps, destination):
+    database, known = Database(), {}
+    for number, remotes, stays in steps:
+        if stays:
+            database.add_policy(
+                AddPolicy(policy=number, local_ts=selectors("10.1.0.0/16"), remote_ts=selectors(*remotes))
+            )
+            known[number] = remotes
+        else:
+            database.remove_policy(number)
+            known.pop(number, None)
+    fitting = [
+        (ipaddress.ip_network(each).prefixlen, -number)
+        for number, remotes in known.items()
+        for each in remotes
+        if ipaddress.ip_address(destination) in ipaddress.ip_network(each)
+    ]
+    with pytest.raises(Dropped) as caught:
+        database.outbound(packet("10.1.0.1", destination))
+    assert getattr(caught.value, "policy", None) == (-max(fitting)[1] if fitting else None)
+
+
+def test_a_new_flow_costs_among_thousands_of_policies_what_it_costs_with_a_few():
+    def cost(size):
+        database = Database()
+        for number in range(1, size + 1):
+            database.add_policy(policy(number, "10.1.0.0/16", f"10.{2 + number // 256}.{number % 256}.0/24"))
+        with pytest.raises(NoSa), counted() as found:
+            database.outbound(packet("10.1.0.1", "10.2.1.9"))
+        return found.instructions
+
+    assert cost(2000) == cost(2)
