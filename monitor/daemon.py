@@ -98,6 +98,8 @@ class Daemon:
         self._commands = Commands(self._service, self.loop, self._plane.reason, self._processes)
         self._control = control.Control(control_socket, self.loop, self._commands.serve, self._log_event)
         self._signals = self._catch_signals()
+        self._placed = False
+        """Whether every configured policy is."""
 
     def run(self) -> int:
         """Serve until SIGTERM or SIGINT; 0 for a clean end."""
@@ -111,15 +113,22 @@ class Daemon:
 
     async def _place_policies(self) -> None:
         """A policy that cannot be placed ends the daemon: it would mean clear text."""
-        await self._service.start()
-        self._plane.settle(self._interfaces_before)
+        if await self._service.start():
+            self._plane.settle(self._interfaces_before)
+            self._placed = True
+            self._ready_if_so()
+
+    def _ready_if_so(self) -> None:
+        """Whoever waits for us may count on both: what is to be protected is, and peers are answered."""
+        if self._placed and self._service.has_worker:
+            self._notifier.ready()
 
     # monitor.supervisor.Hooks
 
     def epoch_began(self) -> None:
         """Keyd and the worker run."""
         self._service.epoch_began()
-        self._notifier.ready()
+        self._ready_if_so()
 
     def epoch_ended(self) -> None:
         """Their channels are of no use any more."""

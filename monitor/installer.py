@@ -61,10 +61,10 @@ class Installer:
         if kernel is not None:
             self._inheritance = Inheritance(gateway, journal, kernel, (self.sadb, self.policies), log)
 
-    async def start(self) -> None:
+    async def start(self) -> bool:
         """Policies of all peers with a configured address: from here on traffic goes protected or not at all.
 
-        What an earlier instance left is adopted before and cleared away after.
+        What an earlier instance left is adopted before and cleared away after. False if the daemon ends meanwhile.
         """
         if self._journal.problem is not None:
             self._log(Level.WARNING, "journal-ignored", reason=self._journal.problem)
@@ -73,13 +73,17 @@ class Installer:
         # an adopted pair sends by the policy that it was installed with, compressed or not
         entries = sorted(self.sadb.entries(), key=lambda entry: entry.since)
         adopted = {entry.pair.policy.number: entry.pair.policy for entry in entries}
-        for owner, policy in self.policies.all():
+        # peers at changing addresses may come meanwhile, with policies of their own
+        for owner, policy in tuple(self.policies.all()):
+            if self.closed:
+                return False
             await self._place(owner, adopted.get(policy.number, policy))
         for shunt in self._shunts:
             self._journal.add(shunt_record(shunt))
             await self.dataplane.add_shunt(shunt)
         if self._inheritance is not None:
             await self._inheritance.clear(self._placed.values())
+        return True
 
     async def clear(self, leave: Leave) -> None:
         """At the end of the daemon: removes all that is ours and nothing else. Never fails."""
@@ -91,7 +95,8 @@ class Installer:
                 clean = False
         if leave is Leave.POLICIES:
             return
-        for policy in self._placed.values():
+        while self._placed:
+            _, policy = self._placed.popitem()
             clean &= await quietly(self.dataplane.remove_policy(policy), self._log)
         for shunt in self._shunts:
             clean &= await quietly(self.dataplane.remove_shunt(shunt), self._log)

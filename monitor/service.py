@@ -101,8 +101,11 @@ class Service:
 
     # the daemon's life
 
-    def start(self) -> Future[None]:
-        """Adopt what an earlier instance left, put the configured policies in place. DataplaneError."""
+    def start(self) -> Future[bool]:
+        """Adopt what an earlier instance left, put the configured policies in place. DataplaneError.
+
+        False if the daemon ends before all are.
+        """
         return begin(self._installer.start())
 
     def epoch_began(self) -> None:

@@ -85,6 +85,45 @@ def test_a_policy_that_cannot_be_placed_stops_the_start(cold_bench):
     assert isinstance(answers_to(cold_bench.service.start()), DataplaneError)
 
 
+def test_a_stop_while_policies_are_placed_ends_the_placing(cold_bench):
+    plane = cold_bench.plane
+    plane.held = True
+    started = cold_bench.service.start()
+    assert plane.names() == ["add_policy"]
+    plane.held = False
+    assert cold_bench.service.stop().done
+    plane.waiting.pop().set_result(None)
+    assert answers_to(started) is False
+    assert plane.names().count("add_policy") == 1
+
+
+def test_a_policy_that_is_placed_during_the_stop_is_removed_too(cold_bench):
+    plane = cold_bench.plane
+    cold_bench.service.start()
+    plane.held = True
+    stopped = cold_bench.service.stop()
+    # the answer to what was asked before comes first, and brings one policy more
+    last = next(policy for name, policy in plane.calls if name == "add_policy")
+    cold_bench.service._installer._placed[99] = last
+    while plane.waiting:
+        plane.waiting.pop(0).set_result(None)
+    assert answers_to(stopped) is None
+    assert plane.names().count("remove_policy") == plane.names().count("add_policy") + 1
+
+
+def test_a_peer_at_a_changing_address_may_come_while_policies_are_placed(cold_bench, kit):
+    plane = cold_bench.plane
+    plane.held = True
+    started = cold_bench.service.start()
+    cold_bench.service.epoch_began()
+    child = cold_bench.gateway.connection("road").children[0]
+    policy = kit.replace(plane.calls[0][1], number=9, local_ts=child.local_ts)
+    cold_bench.service._installer.policies.record("road", child.name, policy)
+    while plane.waiting:
+        plane.waiting.pop(0).set_result(None)
+    assert answers_to(started) is True
+
+
 def test_an_honest_worker_gets_its_pair_installed_and_removed(bench, kit):
     spi = allocate(bench, kit).spi
     assert bench.install(kit.redeemed(spi_in=spi)) == Installed(spi_in=spi)
