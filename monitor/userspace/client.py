@@ -39,6 +39,8 @@ MAX_SPIS = 65536
 """Inbound SPIs reserved or installed. The service has quotas of its own; this keeps the search for a free one short."""
 TRAP_SECONDS = 0.5
 """Between two reports of one policy; an honest process leaves twice that."""
+TOLD_AT_ONCE = 64
+"""Policies that a new process is told of before it answers: of thousands more than its channel holds."""
 _FIRST_SPI, _LAST_SPI = 256, 2**32 - 1
 """RFC 4303 section 2.1 reserves 0 to 255."""
 
@@ -62,6 +64,8 @@ class UserspaceDataplane:
         self._sequence = 0
         self._pending: dict[int, _Answered] = {}
         self._policies: dict[int, Policy] = {}
+        self._untold: dict[int, Policy] = {}
+        """Those that the present process has still to be told of."""
         self._spis: set[Spi] = set()
         self._installed: set[Spi] = set()
         self._worn: set[Spi] = set()
@@ -72,8 +76,22 @@ class UserspaceDataplane:
         self._channel = Channel(
             sock, self._loop, incoming=REPLIES, outgoing=REQUESTS, handler=self._message, on_close=self._closed
         )
-        for policy in self._policies.values():
-            self._ask(_add_policy(policy), _ignore)
+        self._untold = dict(self._policies)
+        for _ in range(TOLD_AT_ONCE):
+            self._tell_next(None)
+
+    def _tell_next(self, _: Reply | None) -> None:
+        """One policy more, after the answer to an earlier one.
+
+        A process that refuses a policy has no SA for it either: its traffic is dropped, and that is logged there.
+        """
+        if self._channel is not None and self._untold:
+            self._tell(next(iter(self._untold)), self._tell_next)
+
+    def _tell(self, number: int, answered: _Answered) -> None:
+        policy = self._untold.pop(number, None)
+        if policy is not None:
+            self._ask(_add_policy(policy), answered)
 
     # monitor.dataplane.Dataplane
 
@@ -114,6 +132,7 @@ class UserspaceDataplane:
         """The process first: until the routes go, traffic is dropped."""
         future: Future[None] = Future()
         known = self._policies.pop(policy.number, None)
+        self._untold.pop(policy.number, None)
         self._trapped.pop(policy.number, None)
 
         def answered(reply: Reply | None) -> None:
@@ -144,6 +163,7 @@ class UserspaceDataplane:
                 self._installed.add(pair.spi_in)
             _resolve(future, reply)
 
+        self._tell(pair.policy.number, _ignore)
         self._ask(_add_pair(pair), answered)
         return future
 
@@ -257,7 +277,7 @@ def _resolve(future: Future[None], reply: Reply | None, *, absent_is_fine: bool 
 
 
 def _ignore(_: Reply | None) -> None:
-    """A process that refuses a policy has no SA for it either: its traffic is dropped, and that is logged there."""
+    """The answer to what is asked next tells."""
 
 
 def _add_policy(policy: Policy) -> AddPolicy:

@@ -1,5 +1,6 @@
 """The monitor's end of the channel, against an ESP process that the test plays."""
 
+import dataclasses
 import ipaddress
 
 import pytest
@@ -321,6 +322,35 @@ def test_a_new_process_gets_the_policies_again(stage):
     assert isinstance(stage.answer(Ok()), AddPolicy)
     assert stage.routes.led == [7]
     stage.installed()
+
+
+def test_a_new_process_gets_more_policies_than_its_channel_holds_in_portions(monkeypatch):
+    monkeypatch.setattr(client_module, "TOLD_AT_ONCE", 3)
+    stage = Stage()
+    policies = [dataclasses.replace(POLICY, number=number) for number in range(1, 9)]
+    for policy in policies:
+        outcome(stage.client.add_policy(policy))
+    stage.start()
+    stage.turn()
+    assert [message.policy for message, _ in stage.seen] == [1, 2, 3]
+    assert [stage.answer(Ok()).policy for _ in policies] == list(range(1, 9))
+    assert stage.seen == []
+    assert stage.lost == []
+
+
+def test_a_new_process_knows_the_policy_before_its_pair_and_none_that_is_gone(monkeypatch):
+    monkeypatch.setattr(client_module, "TOLD_AT_ONCE", 1)
+    stage = Stage()
+    first, gone = dataclasses.replace(POLICY, number=1), dataclasses.replace(POLICY, number=2)
+    for policy in (first, gone, POLICY):
+        outcome(stage.client.add_policy(policy))
+    stage.start()
+    stage.client.remove_policy(gone)
+    stage.client.install(sa_pair(stage.client.allocate_spi(LOCAL, REMOTE, ProtocolId.ESP)))
+    told = [stage.answer(Ok()) for _ in range(4)]
+    assert [type(message) for message in told] == [AddPolicy, RemovePolicy, AddPolicy, AddPair]
+    assert [told[0].policy, told[2].policy] == [1, 7]
+    assert stage.seen == []
 
 
 @pytest.mark.parametrize(("message", "sequence"), [(Ok(), 99), (Ok(), 0), (Failed(), 0)])
