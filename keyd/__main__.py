@@ -14,7 +14,7 @@ from keyd import credentials, sandbox
 from keyd.service import Service
 from privsep.channel import Channel
 from privsep.config import handover
-from privsep.errors import OperatorError, Violation
+from privsep.errors import GONE, OperatorError, Violation
 from privsep.log import Level, event
 from privsep.loop import Loop
 from privsep.rpc import ENDPOINT, Peer, Wire, run_in_batches
@@ -101,7 +101,8 @@ class _End:
 
     def loudly(self, reason: str) -> None:
         """The worker is gone or asked what no honest worker asks: every handle dies with this process."""
-        event(Level.ERROR, "epoch-ends", reason=reason)
+        # at a clean stop the worker may be ended a moment before us
+        event(Level.INFO if reason == GONE else Level.ERROR, "epoch-ends", reason=reason)
         self.status = 1
         self._loop.stop()
 

@@ -279,7 +279,7 @@ class Daemon:
         self._service.moved(spi, remote)
 
     def _lost(self, reason: str) -> None:
-        if self._supervisor.state not in (State.STOPPING, State.STOPPED):
+        if self._supervisor.state not in (State.STOPPING, State.FINISHING, State.STOPPED):
             self._log_event(Level.ERROR, "dataplane-lost", reason=reason)
         # one that violated the protocol need not end by itself
         self._supervisor.end_userspace()

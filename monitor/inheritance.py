@@ -17,7 +17,7 @@ from privsep.config.model import DataplaneChoice, Gateway, Shunt, Users
 from privsep.log import Level, Log
 from privsep.schema.install import Denial, Install
 from privsep.schema.keymat import Redeemed
-from privsep.types import HANDLE_OCTETS, Endpoint, Role, Spi
+from privsep.types import HANDLE_OCTETS, Endpoint, Role, Spi, hex_spi
 
 _NOBODY = (0, 0)
 _NOTHING = Gateway(
@@ -179,7 +179,7 @@ class Inheritance:
             return "forgotten"
         self._journal.end(record)
         if found:
-            label = {"connection": record.connection, "child": record.child, "spi_in": f"0x{record.spi_in:08x}"}
+            label = {"connection": record.connection, "child": record.child, "spi_in": hex_spi(record.spi_in)}
             self._log(Level.NOTICE, "not-adopted", **label, reason=reason)
         return "removed" if found else "forgotten"
 

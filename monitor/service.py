@@ -49,7 +49,7 @@ from privsep.schema.install import (
 )
 from privsep.schema.keymat import NotRedeemable, Ready, Redeem, Redeemed, Reply
 from privsep.tasks import Future
-from privsep.types import Endpoint, Spi
+from privsep.types import Endpoint, Spi, hex_spi
 
 STOP_SECONDS = 5.0
 """For the worker's DELETE messages at the end."""
@@ -387,8 +387,8 @@ def _describe(entry: Entry) -> dict[str, object]:
         "connection": entry.connection,
         "child": entry.child,
         "remote": entry.pair.remote,
-        "spi_in": f"0x{entry.pair.spi_in:08x}",
-        "spi_out": f"0x{entry.pair.spi_out:08x}",
+        "spi_in": hex_spi(entry.pair.spi_in),
+        "spi_out": hex_spi(entry.pair.spi_out),
     }
 
 

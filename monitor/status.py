@@ -15,7 +15,7 @@ from privsep.algorithms import ChildSuite
 from privsep.config.lanes import KernelOptions
 from privsep.config.model import Child, Connection, Gateway, Remote, RemoteAny, Shunt
 from privsep.schema.install import ChildStatus, IkeStatus
-from privsep.types import Identity, Spi, TrafficSelector
+from privsep.types import Identity, Spi, TrafficSelector, hex_spi
 
 SCHEMA_VERSION = 1
 
@@ -144,8 +144,8 @@ def _child(child: ChildStatus, connection: Connection | None, facts: Facts, entr
         "state": child.state if child.state != "installed" else "unknown",
         "protocol": child.suite.protocol.name.lower(),
         "mode": configured.mode.value if configured is not None else None,
-        "spi_in": _spi(child.spi_in),
-        "spi_out": _spi(child.spi_out),
+        "spi_in": hex_spi(child.spi_in),
+        "spi_out": hex_spi(child.spi_out),
         "proposal": str(child.suite),
         "encap": child.encap,
         "local_ts": _selectors(child.local_ts),
@@ -167,8 +167,8 @@ def _installed(entry: Entry, facts: Facts, suite: ChildSuite | None = None) -> D
         "state": entry.phase.value,
         "protocol": pair.suite.protocol.name.lower(),
         "mode": pair.policy.mode.value,
-        "spi_in": _spi(pair.spi_in),
-        "spi_out": _spi(pair.spi_out),
+        "spi_in": hex_spi(pair.spi_in),
+        "spi_out": hex_spi(pair.spi_out),
         "proposal": str(suite or pair.suite),
         "identity": str(entry.identity),
         "local": str(pair.local),
@@ -195,10 +195,6 @@ def _shunt(shunt: Shunt) -> Document:
         "local_ts": _selectors(shunt.local_ts),
         "remote_ts": _selectors(shunt.remote_ts),
     }
-
-
-def _spi(spi: int) -> str:
-    return f"0x{spi:08x}"
 
 
 def _identity(identity: Identity | None) -> str | None:

@@ -222,7 +222,7 @@ class Supervisor:
         self._killed.discard(name)
         # a crash may show first as a closed channel, for which it is killed once more
         wanted = killed and (name != USERSPACE or self.state is State.FINISHING)
-        level = Level.INFO if wanted and end is not None and end.si_status == signal.SIGKILL else Level.ERROR
+        level = Level.INFO if wanted and _expected(end, self.state) else Level.ERROR
         self._log(level, "process-ended", process=name, pid=child.pid, how=describe(end))
         if name == USERSPACE:
             if self.state is not State.FINISHING:
@@ -256,6 +256,13 @@ class Supervisor:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+def _expected(end: os.waitid_result | None, state: State) -> bool:
+    """Whether a process that we ended ended by that; at a clean stop it may also have seen its neighbour end before."""
+    if end is None:
+        return False
+    return end.si_status == signal.SIGKILL or (end.si_code == os.CLD_EXITED and state is State.FINISHING)
 
 
 def describe(end: os.waitid_result | None) -> str:

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
-from privsep.errors import ChannelClosed
+from privsep.errors import GONE, ChannelClosed
 from privsep.loop import Loop
 from privsep.schema.codec import MAX_FRAME, SchemaError, Table
 
@@ -66,7 +66,7 @@ class Channel(Generic[In, Out]):
         except BlockingIOError:
             return False
         except OSError:
-            self.close("the other end is gone")
+            self.close(GONE)
         return True
 
     def _writable(self) -> None:
@@ -89,7 +89,7 @@ class Channel(Generic[In, Out]):
             except OSError:
                 frame = b""
             if not frame:
-                self.close("the other end is gone")
+                self.close(GONE)
                 return
             try:
                 message, sequence = self._incoming.decode(frame)

@@ -40,5 +40,9 @@ class Violation(PrivsepError):
     """A request that the state table or the schema does not admit (DESIGN: "an honest worker never asks")."""
 
 
+GONE = "the other end is gone"
+"""Why a channel ends that nobody broke: whoever watches the processes says more about it than the one that is left."""
+
+
 class ChannelClosed(PrivsepError):
     """The other end of a channel is gone."""

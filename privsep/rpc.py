@@ -16,7 +16,7 @@ from typing import Generic, TypeVar
 
 import zmq
 
-from privsep.errors import ChannelClosed
+from privsep.errors import GONE, ChannelClosed
 from privsep.loop import Loop
 from privsep.schema.codec import MAX_FRAME, SchemaError, Table
 
@@ -183,7 +183,7 @@ class Peer(Generic[In, Out]):
     def _lost(self) -> None:
         # the monitor socket speaks only of a lost connection once the handshake is over
         if _has_message(self._state):
-            self.close("the other end is gone")
+            self.close(GONE)
 
     def close(self, reason: str) -> None:
         """Report the end, once."""

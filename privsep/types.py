@@ -21,6 +21,12 @@ Cpi = NewType("Cpi", int)
 MIN_CPI, MAX_CPI = 256, 61439
 """RFC 3173 section 3.3: those between are negotiated, those above are private."""
 
+
+def hex_spi(spi: int) -> str:
+    """An SPI as it is shown everywhere, and as `ip xfrm` shows it."""
+    return f"0x{spi:08x}"
+
+
 IkeHandle = NewType("IkeHandle", bytes)
 QuickHandle = NewType("QuickHandle", bytes)
 KeymatHandle = NewType("KeymatHandle", bytes)

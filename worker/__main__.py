@@ -11,6 +11,7 @@ from typing import assert_never
 
 from privsep.channel import Channel
 from privsep.config import handover
+from privsep.errors import GONE
 from privsep.log import Level, event
 from privsep.loop import Loop, Timer
 from privsep.rpc import ENDPOINT, Peer, Wire, run_in_batches
@@ -121,7 +122,8 @@ class Shell:
 
     def _end(self, reason: str) -> None:
         """A channel is lost: without it there is nothing to do, and the monitor starts the pair anew."""
-        event(Level.ERROR, "channel-lost", reason=reason)
+        # at a clean stop keyd may be ended a moment before us
+        event(Level.INFO if reason == GONE else Level.ERROR, "channel-lost", reason=reason)
         self.status = 1
         self._loop.stop()
 

@@ -6,7 +6,7 @@ from enum import Enum
 
 from privsep.algorithms import ChildSuite
 from privsep.config.model import Child, Connection
-from privsep.types import Endpoint, Role, Spi, TrafficSelector
+from privsep.types import Endpoint, Role, Spi, TrafficSelector, hex_spi
 from worker.isakmp_sa import Peer
 from worker.timers import Timer
 
@@ -75,8 +75,8 @@ class ChildSa:
         return {
             "connection": self.peer.connection.name,
             "child": self.child.name,
-            "spi_in": f"{self.spi_in:08x}",
-            "spi_out": f"{self.spi_out:08x}",
+            "spi_in": hex_spi(self.spi_in),
+            "spi_out": hex_spi(self.spi_out),
         }
 
     def serves(self, flow: Flow) -> bool:

@@ -14,8 +14,8 @@ from privsep.types import Endpoint, Identity, Spi
 from worker.child import ChildSa
 from worker.demux import SaTable
 from worker.effects import AskKeyd, AskMonitor, Effect, Send
-from worker.errors import Failed, KeydRefused, MonitorDenied
-from worker.isakmp_sa import IkeSa, Peer
+from worker.errors import Failed, KeydRefused, MonitorDenied, Withdrawn
+from worker.isakmp_sa import NOBODY, IkeSa, Peer
 from worker.nat import NATT_PORT, NON_ESP_MARKER
 from worker.requests import Requests
 from worker.timers import Callback, Timer, Timers
@@ -133,6 +133,20 @@ class Context:
         """Remove the pair of that inbound SPI, or give the SPI back; nobody waits for that."""
         self._monitor.ask(install.Remove(spi_in=spi))
 
+    # the log
+
+    def sender(self, local: Endpoint, remote: Endpoint) -> dict[str, object]:
+        """Fields for the log about somebody without an SA: by name where the address is a configured peer's."""
+        candidates = self.gateway.candidates(local.address, remote.address)
+        names = (each.name for each in candidates if each.remote == remote.address)
+        return {"connection": next(names, NOBODY), "remote": remote}
+
+    def failed(self, code: Code, error: Failed | PeerError, label: dict[str, object]) -> None:
+        """A configured tunnel that fails is a warning; what strangers cause is none, and what we gave up ourselves."""
+        strange = label.get("connection", NOBODY) == NOBODY
+        harmless = strange or isinstance(error, Withdrawn) or code == "notification-unsent"
+        self.log_rarely(Level.INFO if harmless else Level.WARNING, code, **label, reason=error.reason)
+
     # tasks
 
     def spawn(self, coroutine: Coroutine[Any, None, None], code: Code, label: Callable[[], dict[str, object]]) -> None:
@@ -143,7 +157,7 @@ class Context:
                 case None:
                     return
                 case Failed() | PeerError():
-                    self.log_rarely(Level.INFO, code, **label(), reason=error.reason)
+                    self.failed(code, error, label())
                 case Exception():
                     self.log_rarely(
                         Level.ERROR, "internal-error", **label(), error=type(error).__name__, where=_where(error)

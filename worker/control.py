@@ -20,12 +20,12 @@ from privsep.schema.install import (
     WorkerReply,
 )
 from privsep.tasks import Future
-from privsep.types import Endpoint, Role
+from privsep.types import Endpoint, Role, hex_spi
 from worker.child import ChildSa
 from worker.codec.header import ZERO_COOKIE
 from worker.context import Context
 from worker.effects import TellMonitor
-from worker.errors import Failed
+from worker.errors import Withdrawn
 from worker.isakmp_sa import IkeSa, IkeState
 from worker.keeper import UP, Goal, Keeper
 from worker.peers import newest, peers_of
@@ -115,9 +115,9 @@ class Control:
             for sa in peer.ike_sas:
                 for exchange in tuple(sa.exchanges.values()):
                     if exchange.subject == name:
-                        exchange.abort(lambda: Failed(ORDERED_DOWN))
+                        exchange.abort(lambda: Withdrawn(ORDERED_DOWN))
             for child in [each for each in peer.children.values() if each.child.name == name]:
-                self._tell(order, f"-> {child.remote.address} Delete of {name}, SPI {child.spi_in:08x}")
+                self._tell(order, f"-> {child.remote.address} Delete of {name}, SPI {hex_spi(child.spi_in)}")
                 self._renewal.delete_child(child, ORDERED_DOWN)
         return UP if goals else NOT_CONFIGURED
 

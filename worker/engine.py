@@ -23,7 +23,7 @@ from privsep.schema.install import (
     Stop,
     Up,
 )
-from privsep.types import Endpoint, Spi
+from privsep.types import Endpoint, Spi, hex_spi
 from worker.child import ChildSa
 from worker.codec.header import ZERO_COOKIE, parse_header
 from worker.context import Context
@@ -166,7 +166,9 @@ class Engine:
             sa = context.sas.find_first(header.cky_i, received.remote)
             if sa is None:
                 context.spawn(
-                    main_mode.respond(context, received), "main-mode-failed", lambda: {"remote": received.remote}
+                    main_mode.respond(context, received),
+                    "main-mode-failed",
+                    lambda: context.sender(received.local, received.remote),
                 )
                 return
         exchange = sa.exchanges.get(main_mode.PHASE_1) if sa is not None else None
@@ -203,11 +205,18 @@ class Engine:
 
     def established(self, sa: IkeSa) -> None:
         """An IKE SA is authenticated on both sides."""
+        earlier = sa.peer.ike_sas[-2:-1] if sa.peer is not None else []
+        for each in earlier:
+            replaced = f"{each.cky_i.hex()}:{each.cky_r.hex()}"
+            self._context.log(Level.NOTICE, "ike-rekeyed", **sa.label, replaces=replaced)
         self._renewal.watch_ike(sa)
         keep_alive(self._context, sa)
 
     def installed(self, child: ChildSa) -> None:
         """A child SA pair is in place."""
+        earlier = [each for each in child.peer.children.values() if each is not child and each.serves(child.flow)]
+        for each in earlier[-1:]:
+            self._context.log(Level.NOTICE, "child-rekeyed", **child.label, replaces=hex_spi(each.spi_in))
         self._renewal.watch_child(child)
         self._keeper.installed(child)
 

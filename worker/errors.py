@@ -27,6 +27,10 @@ class SaClosed(Failed):
     """The IKE SA ended under the exchange."""
 
 
+class Withdrawn(Failed):
+    """We end it ourselves: an operator ordered it, or the daemon stops."""
+
+
 class KeydRefused(Failed):
     """keyd said no."""
 

@@ -82,6 +82,7 @@ class Establisher:
             return sa
         except Failed as error:
             resolve = _refuser(error.reason, error.notify)
+            self._context.failed("ike-failed", error, {"connection": connection.name, "remote": remote})
             raise
         finally:
             del self._running[key]

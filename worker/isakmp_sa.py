@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from worker.exchange import Exchange
 
 
+NOBODY = "-"
+"""In the log, for the connection of an IKE SA with somebody who has not proved who it is."""
+
+
 class IkeState(Enum):
     """Life of an IKE SA. Phase 2 is admitted in ESTABLISHED only."""
 
@@ -82,7 +86,7 @@ class IkeSa:
     def label(self) -> dict[str, object]:
         """Fields for the log."""
         return {
-            "connection": self.connection.name if self.connection is not None else "-",
+            "connection": self.connection.name if self.connection is not None else NOBODY,
             "remote": self.remote,
             "cookies": f"{self.cky_i.hex()}:{self.cky_r.hex()}",
         }

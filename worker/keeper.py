@@ -12,7 +12,7 @@ from privsep.errors import PeerError
 from privsep.log import Level
 from privsep.schema.install import Adopted
 from privsep.tasks import Future
-from privsep.types import Endpoint, Spi
+from privsep.types import Endpoint, Spi, hex_spi
 from worker.child import ChildSa, flows, fraction
 from worker.context import Context
 from worker.errors import Failed
@@ -208,7 +208,7 @@ class Keeper:
             context.release(Spi(adopted.spi_in))
             return
         context.adopted[Spi(adopted.spi_in)] = adopted
-        context.log(Level.INFO, "adopted", **goal.label(), spi_in=f"{adopted.spi_in:08x}")
+        context.log(Level.INFO, "adopted", **goal.label(), spi_in=hex_spi(adopted.spi_in))
         if self.ends(goal) and not goal.running:
             goal.ends = (adopted.local, adopted.remote)
             spread = min(START_SPREAD * len(context.adopted), adopted.left_s / 2)

@@ -11,7 +11,7 @@ from privsep.log import Level
 from privsep.types import Spi
 from worker.child import ChildSa, ChildState, renewal_delay
 from worker.context import Context
-from worker.errors import Failed
+from worker.errors import Failed, Withdrawn
 from worker.establish import Establisher
 from worker.ikev1 import informational
 from worker.isakmp_sa import IkeSa, IkeState, Peer
@@ -164,4 +164,4 @@ class Renewal:
 def _abandon(sa: IkeSa, reason: str) -> None:
     """Whoever runs an exchange does not try again: it was not the SA that failed."""
     for exchange in tuple(sa.exchanges.values()):
-        exchange.abort(lambda: Failed(reason))
+        exchange.abort(lambda: Withdrawn(reason))

@@ -95,3 +95,11 @@ def test_clear_removes_what_a_stopped_daemon_left_and_nothing_of_one_that_runs(n
         assert "4500" not in network.ip(network.left, "rule")
     assert network.left.ping(network.right.inner, count=1) == 1
     assert not (tunnel.run_dir / "control.sock").exists()
+
+
+def test_a_clean_stop_logs_no_error(tunnel, theirs):
+    assert tunnel.stop() == DONE
+    assert theirs.stop() == DONE
+    for daemon in (tunnel, theirs):
+        assert "process-ended process=worker" in daemon.text()
+        assert [line for line in daemon.text().splitlines() if re.match(r"(\w+: )?error ", line)] == []
