@@ -120,7 +120,7 @@ class Refuse(PrivsepError):
 class Quota:
     """How many entries there may be, in all and of one owner. For one more another one goes (`privsep/shares.py`)."""
 
-    total: int
+    total: int | None = None
     each: int | None = None
 
 

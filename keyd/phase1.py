@@ -35,7 +35,7 @@ from privsep.types import Address, Auth, Identity, Role
 
 IKE_SAS = Quota(65536)
 """About 100 MB: 1.3 KB each. Owners are the connections."""
-OF_ONE_IDENTITY = Quota(IKE_SAS.total, 16)
+OF_ONE_IDENTITY = Quota(each=16)
 """A peer has one, two while it renews it, and a few that it has forgotten. A worker keeps half as many, so that it is
 this worker that lets go of one and tells the peer (`worker/demux.py`)."""
 HALF_OPEN = Quota(4096)

@@ -3,6 +3,7 @@
 For what a stranger, a peer or a captured worker makes more of at will. No operation looks at all things or owners.
 """
 
+import sys
 from collections.abc import Hashable
 from typing import Generic, TypeVar
 
@@ -10,11 +11,11 @@ T = TypeVar("T", bound=Hashable)
 
 
 class Shares(Generic[T]):
-    """At most `total` things in all and `each` of one owner."""
+    """At most `total` things in all and `each` of one owner, where these are given."""
 
-    def __init__(self, total: int, each: int | None = None) -> None:
-        self.total = total
-        self.each = total if each is None else each
+    def __init__(self, total: int | None = None, each: int | None = None) -> None:
+        self._total = sys.maxsize if total is None else total
+        self._each = sys.maxsize if each is None else each
         self._owners: dict[T, Hashable] = {}
         self._shares: dict[Hashable, dict[T, None]] = {}
         """By owner; what was unused for longest comes first."""
@@ -26,7 +27,7 @@ class Shares(Generic[T]):
 
     def has_room(self, owner: Hashable) -> bool:
         """Whether nothing has to go for one more of that owner."""
-        return len(self._owners) < self.total and len(self._shares.get(owner, ())) < self.each
+        return len(self._owners) < self._total and len(self._shares.get(owner, ())) < self._each
 
     def enter(self, thing: T, owner: Hashable) -> T | None:
         """Take one in; what has to go for it, which is out already. That is the owner's own where it has all it may
@@ -35,7 +36,7 @@ class Shares(Generic[T]):
         gone = None
         if not self.has_room(owner):
             whose = (
-                owner if len(self._shares.get(owner, ())) >= self.each else next(iter(self._sizes[max(self._sizes)]))
+                owner if len(self._shares.get(owner, ())) >= self._each else next(iter(self._sizes[max(self._sizes)]))
             )
             gone = next(iter(self._shares[whose]))
             self.leave(gone)

@@ -15,6 +15,7 @@ from worker.child import ChildSa
 from worker.demux import SaTable
 from worker.effects import AskKeyd, AskMonitor, Effect, Send
 from worker.errors import Failed, KeydRefused, MonitorDenied, Withdrawn
+from worker.established import Established
 from worker.isakmp_sa import NOBODY, IkeSa, Peer
 from worker.nat import NATT_PORT, NON_ESP_MARKER
 from worker.requests import Requests
@@ -38,6 +39,9 @@ class Watcher(Protocol):
     def lost(self, child: ChildSa) -> None:
         """A pair is gone."""
 
+    def worn(self, sa: IkeSa) -> None:
+        """An IKE SA has not many message ids left."""
+
     def moved(self, sa: IkeSa) -> None:
         """The peer has another address or port now."""
 
@@ -60,6 +64,7 @@ class Context:
         self.now = 0.0
         self.timers = Timers()
         self.sas = SaTable()
+        self.established = Established()
         self.peers: dict[str, dict[Identity, Peer]] = {}
         """By the connection's name."""
         self.children: dict[Spi, ChildSa] = {}

@@ -224,6 +224,10 @@ class Engine:
         """A pair is gone."""
         self._keeper.lost(child)
 
+    def worn(self, sa: IkeSa) -> None:
+        """An IKE SA has not many message ids left."""
+        self._context.after(0.0, lambda: self._renewal.renew_ike(sa))
+
     def moved(self, sa: IkeSa) -> None:
         """The peer has another address or port now. What its message says comes first: it may delete."""
         self._context.after(0.0, lambda: self._renewal.moved(sa))

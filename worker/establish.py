@@ -14,11 +14,11 @@ from worker.errors import Failed, KeydRefused, SaClosed, TimedOut
 from worker.ikev1 import main_mode, quick_mode
 from worker.isakmp_sa import IkeSa
 from worker.nat import IKE_PORT
-from worker.peers import forget_ike, newest, peers_of
+from worker.peers import GONE, forget_ike, newest, peers_of
 
 ATTEMPTS = 3
 """IKE SAs that one Quick Mode may find stale before it gives up."""
-_WORN = frozenset({Refusal.EXPIRED, Refusal.UNKNOWN_HANDLE, Refusal.QUOTA})
+_WORN = GONE | {Refusal.QUOTA}
 """Refusals that a new IKE SA helps against."""
 
 Ends = tuple[Endpoint, Endpoint]

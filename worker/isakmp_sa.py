@@ -72,6 +72,8 @@ class IkeSa:
     """The peer's first messages of exchanges that keyd has not verified yet."""
     answering: int = 0
     """Quick Modes that the peer began and that are not over."""
+    message_ids: int = 0
+    """As many as exchanges of phase 2 have used."""
     renewal: Timer | None = None
     keepalive: Timer | None = None
     moved: float = float("-inf")

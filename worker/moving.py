@@ -22,6 +22,7 @@ def comes_from_peer(sa: IkeSa, received: Received) -> bool:
 
 def authenticated_from(context: Context, sa: IkeSa, received: Received) -> None:
     """A new message of the peer's was verified, and this is where it came from."""
+    context.established.use(sa)
     if received.remote == sa.remote and received.local == sa.local:
         return
     connection = sa.connection

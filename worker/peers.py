@@ -2,11 +2,17 @@
 
 from privsep.config.model import Connection
 from privsep.log import Level
+from privsep.schema.keyd import Refusal
 from privsep.types import Identity
 from worker.child import ChildSa, ChildState, Flow
 from worker.context import Context
-from worker.errors import SaClosed
+from worker.errors import KeydRefused, SaClosed
 from worker.isakmp_sa import IkeSa, IkeState, Peer
+
+ENOUGH_MESSAGE_IDS = 12288
+"""Of one IKE SA, before it is replaced: three quarters of what keyd keeps (`keyd/message_ids.py`)."""
+GONE = frozenset({Refusal.EXPIRED, Refusal.UNKNOWN_HANDLE, Refusal.WORN_OUT})
+"""Refusals after which an IKE SA is of no more use."""
 
 
 def peers_of(context: Context, connection: str) -> tuple[Peer, ...]:
@@ -40,6 +46,20 @@ def serving(peer: Peer, flow: Flow) -> ChildSa | None:
     return next((child for child in reversed(peer.children.values()) if child.serves(flow)), None)
 
 
+def count_message_id(context: Context, sa: IkeSa) -> None:
+    """An exchange of phase 2 has used one more; the IKE SA is replaced in time."""
+    sa.message_ids += 1
+    if sa.message_ids == ENOUGH_MESSAGE_IDS:
+        context.watcher.worn(sa)
+
+
+def not_opened(context: Context, sa: IkeSa, refused: KeydRefused) -> None:
+    """Keyd does not open a message: somebody else's, or one that came before. Or it has let go of the IKE SA."""
+    context.log_rarely(Level.DEBUG, "message-ignored", **sa.label, reason=refused.reason)
+    if refused.why in GONE:
+        forget_ike(context, sa, refused.reason)
+
+
 def forget_ike(context: Context, sa: IkeSa, reason: str = "the IKE SA was closed") -> None:
     """An IKE SA is no more; its exchanges end. Its children stay (RFC 2408 section 2.1). Harmless when it is gone."""
     if sa.state is IkeState.CLOSED:
@@ -47,6 +67,7 @@ def forget_ike(context: Context, sa: IkeSa, reason: str = "the IKE SA was closed
     established = sa.state is IkeState.ESTABLISHED
     sa.state = IkeState.CLOSED
     context.sas.remove(sa)
+    context.established.leave(sa)
     for timer in (sa.renewal, sa.keepalive):
         if timer is not None:
             timer.cancel()

@@ -82,7 +82,9 @@ class Renewal:
     # IKE SAs
 
     def watch_ike(self, sa: IkeSa) -> None:
-        """A new IKE SA: see to it in time."""
+        """A new IKE SA: see to it in time. Others may have to go for it."""
+        for old in self._context.established.enter(sa):
+            self.delete_ike(old, "its peer or its connection has too many")
         delay = renewal_delay(sa.expires - sa.established, sa.role, self._context.random)
         sa.renewal = self._context.after(delay, lambda: self.renew_ike(sa))
 
@@ -91,6 +93,8 @@ class Renewal:
         peer = sa.peer
         if sa.state is not IkeState.ESTABLISHED or peer is None:
             return
+        if sa.renewal is not None:
+            sa.renewal.cancel()
         if newest(peer) is not sa:
             self.delete_ike(sa, "a newer one is in use")
         elif not peer.children:

@@ -100,7 +100,7 @@ class KeydFuzzer(Fuzzer):
         stack = ExitStack()
         stack.enter_context(patch.object(phase1, "HALF_OPEN", handles.Quota(QUOTAS["half-open"])))
         stack.enter_context(patch.object(phase1, "IKE_SAS", handles.Quota(QUOTAS["authenticated"])))
-        one = handles.Quota(QUOTAS["authenticated"], OF_ONE_IDENTITY)
+        one = handles.Quota(each=OF_ONE_IDENTITY)
         stack.enter_context(patch.object(phase1, "OF_ONE_IDENTITY", one))
         for kind in (Quick, Keymat):
             stack.enter_context(patch.object(kind, "quota", handles.Quota(QUOTAS[kind.__name__])))

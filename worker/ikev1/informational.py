@@ -21,7 +21,7 @@ from worker.errors import Failed, KeydRefused, SaClosed
 from worker.exchange import Received
 from worker.isakmp_sa import IkeSa, IkeState, Peer
 from worker.moving import authenticated_from
-from worker.peers import forget_child, forget_ike
+from worker.peers import count_message_id, forget_child, forget_ike, not_opened
 
 SPI_OCTETS = 4
 MAX_DELETED_AT_ONCE = 32
@@ -90,6 +90,7 @@ async def send(context: Context, sa: IkeSa, payloads: Iterable[Payload]) -> None
         raise SaClosed("the IKE SA was closed")
     next_payload, chain = encode_chain(payloads)
     sealed = await context.ask(InfoSeal(ike=sa.handle, next_payload=next_payload, payloads=chain), SealedNew)
+    count_message_id(context, sa)
     message = encode_message(
         cky_i=sa.cky_i,
         cky_r=sa.cky_r,
@@ -111,13 +112,13 @@ async def receive(context: Context, sa: IkeSa, received: Received) -> None:
             InfoOpen(ike=sa.handle, message_id=received.header.message_id, ciphertext=received.body), Opened
         )
     except KeydRefused as refused:
-        # a stranger's, or one that was received before
-        context.log_rarely(Level.DEBUG, "message-ignored", **sa.label, reason=refused.reason)
+        not_opened(context, sa, refused)
         return
     finally:
         sa.opening -= 1
     if sa.state is not IkeState.ESTABLISHED:
         return
+    count_message_id(context, sa)
     authenticated_from(context, sa, received)
     rules.check(row, (kind for kind, _ in split_chain(opened.next_payload, opened.payloads)))
     for payload in parse_chain(opened.next_payload, opened.payloads):

@@ -55,7 +55,7 @@ from worker.ikev1 import informational
 from worker.isakmp_sa import IkeSa, IkeState, Peer
 from worker.moving import authenticated_from
 from worker.negotiate import AH_AND_NAT, choose_child, host
-from worker.peers import add_child
+from worker.peers import add_child, count_message_id, not_opened
 
 
 async def initiate(context: Context, sa: IkeSa, flow: Flow) -> ChildSa:
@@ -109,6 +109,7 @@ class _Initiator:
             QuickOffered,
         )
         self._quick = offered.quick
+        count_message_id(context, sa)
         _admit(sa)
         exchange = Exchange(context, sa, ExchangeType.QUICK_MODE, MessageId(offered.message_id), subject=child.name)
         exchange.protocol, exchange.ours = child.protocol, spi
@@ -194,12 +195,14 @@ async def _open(context: Context, sa: IkeSa, first: Received) -> QuickOpened | N
     sa.opening += 1
     try:
         request = QuickOpen(ike=sa.handle, message_id=first.header.message_id, ciphertext=first.body)
-        return await context.ask(request, QuickOpened)
+        opened = await context.ask(request, QuickOpened)
     except KeydRefused as refused:
-        context.log_rarely(Level.DEBUG, "message-ignored", **sa.label, reason=refused.reason)
+        not_opened(context, sa, refused)
         return None
     finally:
         sa.opening -= 1
+    count_message_id(context, sa)
+    return opened
 
 
 async def _respond(
