@@ -11,11 +11,13 @@ from privsep.rate import Rate, Sparing
 from privsep.schema import install, keyd
 from privsep.tasks import Task
 from privsep.types import Endpoint, Identity, Spi
+from worker.agreeing import Agreeing
 from worker.child import ChildSa
 from worker.demux import SaTable
 from worker.effects import AskKeyd, AskMonitor, Effect, Send
 from worker.errors import Failed, KeydRefused, MonitorDenied, Withdrawn
 from worker.established import Established
+from worker.half_open import HalfOpenTable
 from worker.isakmp_sa import NOBODY, IkeSa, Peer
 from worker.nat import NATT_PORT, NON_ESP_MARKER
 from worker.requests import Requests
@@ -23,6 +25,8 @@ from worker.timers import Callback, Timer, Timers
 
 NOTIFIED_PER_SECOND = 50
 """Notifications in clear that strangers may cause; each is shorter than what caused it."""
+
+DIGEST_SECRET_OCTETS = 16
 
 R = TypeVar("R")
 
@@ -73,8 +77,8 @@ class Context:
         """Pairs that an earlier worker had installed, by inbound SPI."""
         self.serials = count(1)
         self.outbox: list[Effect] = []
-        self.agreeing = 0
-        """Diffie-Hellman computations for strangers that keyd has before it."""
+        self.half_open = HalfOpenTable(lambda: self.now, self.after, random(DIGEST_SECRET_OCTETS))
+        self.agreeing = Agreeing()
         self.notifications = Rate(NOTIFIED_PER_SECOND)
         self.log_rarely = Sparing(log, lambda: self.now, self.after)
         """For what strangers and peers cause."""
@@ -158,19 +162,28 @@ class Context:
         """Run an exchange. The one place where an error ends: whatever it is, it costs this exchange and no other."""
 
         def ended(error: BaseException | None) -> None:
-            match error:
-                case None:
-                    return
-                case Failed() | PeerError():
-                    self.failed(code, error, label())
-                case Exception():
-                    self.log_rarely(
-                        Level.ERROR, "internal-error", **label(), error=type(error).__name__, where=_where(error)
-                    )
-                case _:
-                    raise error
+            if error is not None:
+                self._end(error, code, label)
 
         Task(coroutine, ended)
+
+    def attempt(self, action: Callable[[], None], code: Code, label: Callable[[], dict[str, object]]) -> None:
+        """Do something at once; an error costs what `spawn` has it cost."""
+        try:
+            action()
+        except Exception as error:
+            self._end(error, code, label)
+
+    def _end(self, error: BaseException, code: Code, label: Callable[[], dict[str, object]]) -> None:
+        match error:
+            case Failed() | PeerError():
+                self.failed(code, error, label())
+            case Exception():
+                self.log_rarely(
+                    Level.ERROR, "internal-error", **label(), error=type(error).__name__, where=_where(error)
+                )
+            case _:
+                raise error
 
 
 def _where(error: Exception) -> str:

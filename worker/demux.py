@@ -1,48 +1,58 @@
 """Which SA a message belongs to (RFC 2408 section 2.5.3: the cookies), in bounded tables.
 
-A first message costs a stranger nothing, so what it makes is kept within a budget where the oldest yields to the
-newest: a flood cannot grow the table, and a real peer needs its entry for one round trip only. Message 3 brings our
-cookie back and so proves an address; such SAs have a budget of their own, which spoofed messages cannot touch.
+An SA of ours begins with message 3, which brings our cookie back and so proves an address; what comes before is in
+`half_open`. Until its peer has authenticated, an SA is kept within a budget where the oldest yields to the newest.
 """
 
-from privsep.types import Address, Cookie, Endpoint
+import ipaddress
+
+from privsep.types import Address, Cookie
 from worker.codec.header import ZERO_COOKIE
 from worker.isakmp_sa import IkeSa
 
-MAX_SPOOFABLE = 2048
-MAX_SPOOFABLE_PER_ADDRESS = 256
-"""Of one remote address; many gateways may stand behind one NAT."""
-MAX_UNAUTHENTICATED = 2048
-MAX_UNAUTHENTICATED_PER_ADDRESS = 256
+MAX_UNAUTHENTICATED = 1536
+MAX_UNAUTHENTICATED_PER_ORIGIN = 256
+"""Of one origin; many gateways may stand behind one NAT."""
+MAX_UNAUTHENTICATED_OCTETS = 12 << 20
+UNAUTHENTICATED_OCTETS = 7168
+"""Of an SA with its exchange, task and timer, besides SAi_b (measured: tests/exchanges/test_floods.py)."""
+_ORIGIN_BITS = 64
+"""Of an IPv6 address: whoever has one address has as many as the prefix has (RFC 4291 section 2.5.4)."""
+
+
+def origin(address: Address) -> Address | int:
+    """What stands for one stranger: an IPv4 address, an IPv6 prefix."""
+    return address if isinstance(address, ipaddress.IPv4Address) else int(address) >> _ORIGIN_BITS
 
 
 class Budget:
-    """SAs of strangers, the oldest first, in all and for each remote address."""
+    """SAs of strangers, the oldest first: their number, in all and for each origin, and their octets."""
 
-    def __init__(self, total: int, per_address: int) -> None:
+    def __init__(self, total: int, per_origin: int, octets: int) -> None:
         self._total = total
-        self._per_address = per_address
-        self._all: dict[int, tuple[IkeSa, Address]] = {}
-        self._by_address: dict[Address, dict[int, IkeSa]] = {}
+        self._per_origin = per_origin
+        self._octets = octets
+        self._taken = 0
+        self._all: dict[int, tuple[IkeSa, Address | int, int]] = {}
+        self._by_origin: dict[Address | int, dict[int, IkeSa]] = {}
 
     def __len__(self) -> int:
         return len(self._all)
 
-    def add(self, sa: IkeSa) -> IkeSa | None:
-        """Take one more in; the SA that has to go for it. Harmless when it is in already."""
-        if sa.serial in self._all:
-            return None
-        address = sa.remote.address
-        ours = self._by_address.setdefault(address, {})
-        evicted = None
-        if len(ours) >= self._per_address:
-            evicted = next(iter(ours.values()))
-        elif len(self._all) >= self._total:
-            evicted = next(iter(self._all.values()))[0]
-        ours[sa.serial] = sa
-        self._all[sa.serial] = (sa, address)
-        if evicted is not None:
-            self.remove(evicted)
+    def add(self, sa: IkeSa, octets: int) -> list[IkeSa]:
+        """Take one more in; the SAs that have to go for it."""
+        whose = origin(sa.remote.address)
+        evicted = []
+        ours = self._by_origin.get(whose, ())
+        if len(ours) >= self._per_origin:
+            evicted.append(next(iter(self._by_origin[whose].values())))
+            self.remove(evicted[-1])
+        while self._all and (len(self._all) >= self._total or self._taken + octets > self._octets):
+            evicted.append(next(iter(self._all.values()))[0])
+            self.remove(evicted[-1])
+        self._by_origin.setdefault(whose, {})[sa.serial] = sa
+        self._all[sa.serial] = (sa, whose, octets)
+        self._taken += octets
         return evicted
 
     def remove(self, sa: IkeSa) -> None:
@@ -51,21 +61,20 @@ class Budget:
         if found is None:
             return
         # as it was when it came in: the SA may have another address since
-        _, address = found
-        ours = self._by_address[address]
+        _, whose, octets = found
+        self._taken -= octets
+        ours = self._by_origin[whose]
         del ours[sa.serial]
         if not ours:
-            del self._by_address[address]
+            del self._by_origin[whose]
 
 
 class SaTable:
     """All ISAKMP SAs by their cookies."""
 
     def __init__(self) -> None:
-        self.spoofable = Budget(MAX_SPOOFABLE, MAX_SPOOFABLE_PER_ADDRESS)
-        self.unauthenticated = Budget(MAX_UNAUTHENTICATED, MAX_UNAUTHENTICATED_PER_ADDRESS)
+        self.unauthenticated = Budget(MAX_UNAUTHENTICATED, MAX_UNAUTHENTICATED_PER_ORIGIN, MAX_UNAUTHENTICATED_OCTETS)
         self._by_cookies: dict[bytes, IkeSa] = {}
-        self._by_first: dict[tuple[bytes, Endpoint], IkeSa] = {}
         self._by_serial: dict[int, IkeSa] = {}
 
     def __len__(self) -> int:
@@ -75,15 +84,6 @@ class SaTable:
         """A new SA. An initiator's has no responder cookie yet."""
         self._by_cookies[sa.cky_i + sa.cky_r] = sa
         self._by_serial[sa.serial] = sa
-
-    def remember_first(self, sa: IkeSa) -> None:
-        """A responder's SA that answers duplicates of its first message."""
-        self._by_first[sa.cky_i, sa.remote] = sa
-
-    def forget_first(self, sa: IkeSa) -> None:
-        """The peer has our cookie; its first message does not come again."""
-        if self._by_first.get((sa.cky_i, sa.remote)) is sa:
-            del self._by_first[sa.cky_i, sa.remote]
 
     def complete(self, sa: IkeSa, cky_r: Cookie) -> None:
         """The responder's cookie became known."""
@@ -96,17 +96,11 @@ class SaTable:
         if self._by_serial.pop(sa.serial, None) is None:
             return
         del self._by_cookies[sa.cky_i + sa.cky_r]
-        self.forget_first(sa)
-        self.spoofable.remove(sa)
         self.unauthenticated.remove(sa)
 
     def find(self, cookies: bytes) -> IkeSa | None:
         """By both cookies, 16 octets; or the one that waits, as initiator, for the responder's."""
         return self._by_cookies.get(cookies) or self._by_cookies.get(cookies[:8] + ZERO_COOKIE)
-
-    def find_first(self, cky_i: Cookie, remote: Endpoint) -> IkeSa | None:
-        """The responder's SA that an earlier copy of a first message has made."""
-        return self._by_first.get((cky_i, remote))
 
     def all(self) -> tuple[IkeSa, ...]:
         """Every SA, by age."""

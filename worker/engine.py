@@ -31,7 +31,8 @@ from worker.control import Control
 from worker.effects import Effect, Send
 from worker.establish import Establisher
 from worker.exchange import Exchange, Received
-from worker.ikev1 import informational, main_mode, quick_mode
+from worker.half_open import whose
+from worker.ikev1 import first_message, informational, main_mode, quick_mode
 from worker.isakmp_sa import IkeSa, IkeState
 from worker.keeper import Keeper
 from worker.moving import comes_from_peer, followed, keep_alive
@@ -160,18 +161,23 @@ class Engine:
 
     def _main_mode(self, sa: IkeSa | None, received: Received) -> None:
         context, header = self._context, received.header
+
+        def label() -> dict[str, object]:
+            return context.sender(received.local, received.remote)
+
         if header.cky_r == ZERO_COOKIE:
             if sa is not None:
                 raise PeerError("our own first message comes back")
-            sa = context.sas.find_first(header.cky_i, received.remote)
-            if sa is None:
-                context.spawn(
-                    main_mode.respond(context, received),
-                    "main-mode-failed",
-                    lambda: context.sender(received.local, received.remote),
-                )
-                return
-        exchange = sa.exchanges.get(main_mode.PHASE_1) if sa is not None else None
+            context.attempt(lambda: first_message.answer(context, received), "main-mode-failed", label)
+            return
+        if sa is None:
+            record = context.half_open.find(header.cky_r, whose(header.cky_i, received.remote))
+            if record is None:
+                raise PeerError("no such exchange")
+            context.agreeing.check(record.offer.suite.group, received.remote.address)
+            context.spawn(main_mode.respond(context, record, received), "main-mode-failed", label)
+            return
+        exchange = sa.exchanges.get(main_mode.PHASE_1)
         if exchange is None:
             raise PeerError("no such exchange")
         exchange.deliver(received)

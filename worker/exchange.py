@@ -4,7 +4,6 @@ Retransmission, duplicates, timeouts and the end of the SA under a running excha
 that is not the awaited one changes nothing: `accept` raises PeerError for it, and the waiting goes on.
 """
 
-from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -25,6 +24,8 @@ from worker.timers import Timer
 
 MAX_INBOX = 4
 """Messages that wait while keyd looks at one; a peer has one or two on the way."""
+MAX_WAITING_OCTETS = 2048
+"""Of each: messages 5 and 6 of Main Mode, 2 and 3 of Quick Mode are shorter. Others come again."""
 
 T = TypeVar("T")
 
@@ -93,7 +94,7 @@ class Exchange:
         """What somebody told or something showed about why this will fail."""
         self.suspicion = ""
         """What silence means here, and an encrypted notification that we cannot read."""
-        self._inbox: deque[Received] = deque()
+        self._inbox: list[Received] = []
         self._last = LastReply()
         self._last.accepted(first)
         self._waiting: Future[Received | None] | None = None
@@ -116,11 +117,17 @@ class Exchange:
         """Send once, and again for each duplicate of what it answers, until `accept` takes the next message."""
         return await self._converse(message, accept, HALF_OPEN, what)
 
+    async def expect(self, received: Received, accept: Accept[T], what: str) -> T:
+        """Until `accept` takes a message, this one or a later one. What they answer was sent before."""
+        self._inbox.append(received)
+        return await self._converse(b"", accept, HALF_OPEN, what)
+
     async def _converse(self, message: bytes, accept: Accept[T], waits: Iterable[float], what: str) -> T:
         for number, wait in enumerate(waits):
             if number and not self._unsent:
                 self.report(f"   no answer to {what} yet, sending it again" + self._because(self.suspicion))
-            self.transmit(message)
+            if message:
+                self.transmit(message)
             deadline = self.context.now + wait
             while (received := await self._next(deadline)) is not None:
                 try:
@@ -144,7 +151,7 @@ class Exchange:
         if self.context.now >= deadline:
             return None
         if self._inbox:
-            return self._inbox.popleft()
+            return self._inbox.pop(0)
         waiting: Future[Received | None] = Future()
         self._waiting = waiting
         self._timer = self.context.timers.at(deadline, self._wake)
@@ -214,14 +221,14 @@ class Exchange:
 
     def deliver(self, received: Received) -> None:
         """A message for it."""
-        if received.data == self._last.request:
+        if self._last.answers(received.data):
             reply = self._last.again(self.context.now)
             if reply:
                 self.context.send(self.sa.local, self.sa.remote, reply)
         elif self._waiting is not None:
             waiting, self._waiting = self._waiting, None
             waiting.set_result(received)
-        elif len(self._inbox) < MAX_INBOX:
+        elif len(self._inbox) < MAX_INBOX and len(received.data) <= MAX_WAITING_OCTETS:
             self._inbox.append(received)
 
     def abort(self, why: Callable[[], Failed]) -> None:

@@ -4,6 +4,8 @@ An initiator repeats its request with back-off. A responder of Main Mode never s
 message is answered by one datagram and no more; it repeats its last reply to a duplicate of the last request.
 """
 
+import hashlib
+
 FIRST_WAIT = 1.0
 FACTOR = 1.8
 TRANSMISSIONS = 6
@@ -26,31 +28,59 @@ MAX_RESENDS = 16
 """Of one reply; more is not loss but somebody playing."""
 
 
-class LastReply:
-    """The last request that was accepted, and our reply to it."""
+_DIGEST_OCTETS = 16
 
-    __slots__ = ("_left", "_not_before", "reply", "request")
+
+class Resends:
+    """How often a reply may still go out again, and when."""
+
+    __slots__ = ("_left", "_not_before")
 
     def __init__(self) -> None:
-        self.request = b""
-        self.reply = b""
         self._left = 0
         self._not_before = 0.0
 
-    def accepted(self, request: bytes) -> None:
-        """A new request; it has no reply yet."""
-        self.request, self.reply = request, b""
-
-    def sent(self, reply: bytes, now: float) -> None:
-        """Our reply to it, just sent."""
-        self.reply = reply
+    def begin(self, now: float) -> None:
+        """The reply has just been sent."""
         self._left = MAX_RESENDS
         self._not_before = now + RESEND_INTERVAL
 
-    def again(self, now: float) -> bytes:
-        """What a duplicate of the request is answered with now; nothing when there were many just before."""
+    def admit(self, now: float) -> bool:
+        """Whether a duplicate of the request gets the reply now; not when there were many just before."""
         if not self._left or now < self._not_before:
-            return b""
+            return False
         self._left -= 1
         self._not_before = now + RESEND_INTERVAL
-        return self.reply
+        return True
+
+
+class LastReply:
+    """The last request that was accepted, by its digest alone, and our reply to it."""
+
+    __slots__ = ("_reply", "_request", "_resends")
+
+    def __init__(self) -> None:
+        self._request = b""
+        self._reply = b""
+        self._resends = Resends()
+
+    def accepted(self, request: bytes) -> None:
+        """A new request; it has no reply yet."""
+        self._request, self._reply = _digest(request), b""
+
+    def answers(self, request: bytes) -> bool:
+        """Whether this is the request once more."""
+        return self._request == _digest(request)
+
+    def sent(self, reply: bytes, now: float) -> None:
+        """Our reply to it, just sent."""
+        self._reply = reply
+        self._resends.begin(now)
+
+    def again(self, now: float) -> bytes:
+        """What a duplicate of the request is answered with now, or nothing."""
+        return self._reply if self._reply and self._resends.admit(now) else b""
+
+
+def _digest(message: bytes) -> bytes:
+    return hashlib.blake2b(message, digest_size=_DIGEST_OCTETS).digest()

@@ -1,5 +1,6 @@
 """Diffie-Hellman groups: RFC 2409 section 6, RFC 3526, RFC 5903, RFC 7748, RFC 8031; checks of RFC 6989."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -118,3 +119,19 @@ def test_pool_fills_to_its_depth_and_hands_each_pair_out_once():
 def test_pool_makes_pairs_of_groups_that_it_does_not_keep():
     assert len(Pool([]).take(Group.ECP_256).public) == 64
     assert not Pool([]).fill()
+
+
+def seconds(group: Group) -> float:
+    """Processor time of one exchange, the least of several."""
+    peer, least = generate(group).public, float("inf")
+    for _ in range(12):
+        began = time.process_time()
+        generate(group).agree(peer)
+        least = min(least, time.process_time() - began)
+    return least
+
+
+def test_the_costs_of_groups_are_what_they_cost():
+    """In relation to each other: what is bounded by cost must not take many times what another takes."""
+    measured = {group: seconds(group) / group.cost for group in Group}
+    assert max(measured.values()) < 6 * min(measured.values()), measured

@@ -3,17 +3,15 @@
 keyd makes KE, nonce, ID and HASH and verifies the peer's; what the worker does is choose, pass on and send.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from privsep.algorithms import Hash, IkeSuite
 from privsep.config.model import Connection, Encap
 from privsep.errors import PeerError
 from privsep.iana import ExchangeType, NotifyType, PayloadType
-from privsep.isakmp.association import SecurityAssociation, encode_association
-from privsep.isakmp.payloads import KeyExchange, NatDiscovery, Nonce, Payload, VendorId, encode_chain, parse_payload
+from privsep.isakmp.association import encode_association
+from privsep.isakmp.payloads import KeyExchange, NatDiscovery, Nonce, encode_chain
 from privsep.log import Level
-from privsep.payloads import split_chain
 from privsep.schema.keyd import (
     Authenticated,
     AuthOpen,
@@ -26,18 +24,19 @@ from privsep.schema.keyd import (
     Refusal,
     Sealed,
 )
-from privsep.types import Cookie, Endpoint, MessageId, Role
+from privsep.types import Endpoint, MessageId, Role
 from worker.codec import rules
 from worker.codec.header import ZERO_COOKIE
 from worker.codec.proposals import IkeSelection, accepted_ike, offer_ike
-from worker.codec.vendor import Vendor
 from worker.context import Context
+from worker.demux import UNAUTHENTICATED_OCTETS
 from worker.errors import Failed, KeydRefused, SaClosed
 from worker.exchange import Exchange, Received
+from worker.half_open import HalfOpen, Offer
 from worker.ikev1 import informational
+from worker.ikev1.first_message import association, knows_nat_traversal, new_cookie, parse_message, vendor_ids
 from worker.isakmp_sa import IkeSa, IkeState
 from worker.nat import NATT_PORT, Nat, detect, nat_d
-from worker.negotiate import IkeChoice, choose_ike
 from worker.peers import first_contact, forget_ike, join
 
 PHASE_1 = MessageId(0)
@@ -48,7 +47,7 @@ async def initiate(context: Context, connection: Connection, local: Endpoint, re
     sa = IkeSa(
         serial=next(context.serials),
         role=Role.INITIATOR,
-        cky_i=_cookie(context),
+        cky_i=new_cookie(context),
         local=local,
         remote=remote,
         created=context.now,
@@ -84,7 +83,7 @@ class _Initiator:
         context, exchange, sa, connection = self._context, self._exchange, self._sa, self._connection
         peer = sa.remote.address
         exchange.report(f"-> {peer} Main Mode 1/6: offering {', '.join(map(str, connection.suites))}")
-        first = exchange.message([self._offer, *_vendor_ids(nat_traversal=connection.encap is not Encap.OFF)])
+        first = exchange.message([self._offer, *vendor_ids(nat_traversal=connection.encap is not Encap.OFF)])
         chosen = await exchange.ask(first, self._message_2, "Main Mode 1/6")
         suite = chosen.selection.suite
         sa.suite = suite
@@ -132,14 +131,14 @@ class _Initiator:
         """HDR, SA: the responder's choice and its cookie."""
         sa, cky_r = self._sa, received.header.cky_r
         _from_peer(sa, received)
-        payloads = _parse(received, 2)
+        payloads = parse_message(received, 2)
         if cky_r == ZERO_COOKIE:
             raise PeerError("responder cookie is zero", NotifyType.INVALID_COOKIE)
-        selection = accepted_ike(self._offer, _sa(payloads))
+        selection = accepted_ike(self._offer, association(payloads))
         self._context.sas.complete(sa, cky_r)
         # bound to all addresses we learn only now which one this peer sees
         sa.local = received.local
-        traversal = _knows_nat_traversal(payloads) and self._connection.encap is not Encap.OFF
+        traversal = knows_nat_traversal(payloads) and self._connection.encap is not Encap.OFF
         return _Chosen(selection, traversal)
 
     async def _message_4(self, received: Received) -> "_KeyMessage":
@@ -163,79 +162,57 @@ class _Initiator:
             raise _ignored_for(refused, Refusal.AUTHENTICATION_FAILED, NotifyType.AUTHENTICATION_FAILED) from None
 
 
-async def respond(context: Context, first: Received) -> None:
-    """Answer a first message. What is not acceptable makes no state and is answered with one notification at most."""
-    row = rules.check_header(first.header, 1)
-    listed = split_chain(first.header.next_payload, first.body)
-    rules.check(row, (kind for kind, _ in listed))
-    payloads = [parse_payload(kind, body) for kind, body in listed]
-    try:
-        choice = choose_ike(_sa(payloads), context.gateway.candidates(first.local.address, first.remote.address))
-    except PeerError as error:
-        informational.notify_in_clear(context, first, error.notify)
-        raise
+async def respond(context: Context, record: HalfOpen, third: Received) -> None:
+    """Go on with a message that brings our cookie back: the peer is where it says it is."""
+    offer = record.offer
+    context.half_open.remove(record)
     sa = IkeSa(
         serial=next(context.serials),
         role=Role.RESPONDER,
-        cky_i=first.header.cky_i,
-        cky_r=_cookie(context),
-        local=first.local,
-        remote=first.remote,
+        cky_i=record.cky_i,
+        cky_r=record.cky_r,
+        local=record.local,
+        remote=third.remote,
         created=context.now,
-        suite=choice.selection.suite,
+        suite=offer.suite,
     )
     context.sas.add(sa)
-    context.sas.remember_first(sa)
-    exchange = Exchange(context, sa, ExchangeType.MAIN_MODE, PHASE_1, first.data)
-    _make_room(context.sas.spoofable.add(sa))
-    traversal = _knows_nat_traversal(payloads) and choice.connection.encap is not Encap.OFF
+    for evicted in context.sas.unauthenticated.add(sa, UNAUTHENTICATED_OCTETS + len(offer.sai_b)):
+        for each in tuple(evicted.exchanges.values()):
+            each.abort(lambda: SaClosed("too many half-open IKE SAs"))
+    exchange = Exchange(context, sa, ExchangeType.MAIN_MODE, PHASE_1)
     try:
-        await _Responder(context, choice, exchange, sai_b=listed[0][1], nat_traversal=traversal).run()
+        await _Responder(context, offer, exchange).run(third)
     except BaseException:
         forget_ike(context, sa)
         raise
     exchange.linger()
 
 
-def _make_room(evicted: IkeSa | None) -> None:
-    if evicted is not None:
-        for exchange in tuple(evicted.exchanges.values()):
-            exchange.abort(lambda: SaClosed("too many half-open IKE SAs"))
-
-
-MAX_AGREEING = 64
-"""Diffie-Hellman computations that may wait in keyd for strangers; established peers' requests queue behind them."""
-
-
 class _Responder:
-    """RFC 2409 section 5.4, responder.
+    """RFC 2409 section 5.4, responder, from message 3 on; what was before is in `first_message`.
 
     HDR, SA -->                <-- HDR, SA
     HDR, KE, Ni -->            <-- HDR, KE, Nr
     HDR*, IDii, HASH_I -->     <-- HDR*, IDir, HASH_R
     """
 
-    def __init__(
-        self, context: Context, choice: IkeChoice, exchange: Exchange, *, sai_b: bytes, nat_traversal: bool
-    ) -> None:
+    def __init__(self, context: Context, offer: Offer, exchange: Exchange) -> None:
         self._context = context
-        self._choice = choice
-        self._suite = choice.selection.suite
+        self._offer = offer
         self._exchange = exchange
         self._sa = exchange.sa
-        self._sai_b = sai_b
-        self._nat_traversal = nat_traversal
         self._wrong: set[int] = set()
         """Messages 5 that did not decrypt, by their hash in Python: for a count, not for a decision."""
 
-    async def run(self) -> None:
-        context, exchange, sa, encap = self._context, self._exchange, self._sa, self._choice.connection.encap
-        second = exchange.message([self._choice.selection.answer, *_vendor_ids(nat_traversal=self._nat_traversal)])
-        message, keys = await exchange.answer(second, self._message_3, "Main Mode 2/6")
-        if self._nat_traversal:
-            _traverse(sa, self._suite, encap, message.nat_ds)
+    async def run(self, third: Received) -> None:
+        context, exchange, sa, offer = self._context, self._exchange, self._sa, self._offer
+        encap, hash_ = offer.connection.encap, offer.suite.hash
+        message, keys = await exchange.expect(third, self._message_3, "Main Mode 2/6")
+        if offer.nat_traversal:
+            _traverse(sa, offer.suite, encap, message.nat_ds)
 
-        nat_ds = _nat_ds(context, sa, self._suite.hash, encap) if self._nat_traversal else ()
+        nat_ds = _nat_ds(context, sa, hash_, encap) if offer.nat_traversal else ()
         fourth = exchange.message([KeyExchange(keys.ke), Nonce(keys.nonce), *nat_ds])
         try:
             proven = await exchange.answer(fourth, self._message_5, "Main Mode 4/6")
@@ -248,37 +225,28 @@ class _Responder:
         if informational.announces_initial_contact(proven):
             informational.honour_initial_contact(context, sa, connection, proven.identity)
         exchange.transmit(exchange.sealed(PayloadType.ID, sealed.ciphertext))
-        _establish(context, sa, connection, proven, self._choice.selection.lifetime)
+        _establish(context, sa, connection, proven, offer.lifetime)
 
     async def _message_3(self, received: Received) -> tuple["_KeyMessage", IkeKeys]:
-        """HDR, KE, Ni. It brings our cookie back: the peer is where it says it is."""
-        sa, sas = self._sa, self._context.sas
+        """HDR, KE, Ni."""
+        sa, suite = self._sa, self._offer.suite
         _from_peer(sa, received)
         message = _key_message(received, 3)
-        if self._context.agreeing >= MAX_AGREEING:
-            raise PeerError("too many peers wait for keyd; this one will send again")
-        sas.spoofable.remove(sa)
-        sas.forget_first(sa)
-        _make_room(sas.unauthenticated.add(sa))
-        self._context.agreeing += 1
+        request = IkeAnswer(
+            suite=suite,
+            cky_i=sa.cky_i,
+            cky_r=sa.cky_r,
+            sai_b=self._offer.sai_b,
+            local=sa.local.address,
+            remote=sa.remote.address,
+            ke=message.ke,
+            nonce=message.nonce,
+        )
         try:
-            keys = await self._context.ask(
-                IkeAnswer(
-                    suite=self._suite,
-                    cky_i=sa.cky_i,
-                    cky_r=sa.cky_r,
-                    sai_b=self._sai_b,
-                    local=sa.local.address,
-                    remote=sa.remote.address,
-                    ke=message.ke,
-                    nonce=message.nonce,
-                ),
-                IkeKeys,
-            )
+            with self._context.agreeing.computing(suite.group, sa.remote.address):
+                keys = await self._context.ask(request, IkeKeys)
         except KeydRefused as refused:
             raise _ignored_for(refused, Refusal.BAD_PUBLIC_VALUE, NotifyType.INVALID_KEY_INFORMATION) from None
-        finally:
-            self._context.agreeing -= 1
         sa.handle = keys.ike
         return message, keys
 
@@ -296,7 +264,7 @@ class _Responder:
             match refused.why:
                 case Refusal.AUTHENTICATION_FAILED | Refusal.WRONG_TOO_OFTEN:
                     self._wrong.add(hash(received.body))
-                    self._refuse(received, _differs(sa, self._choice.connection), NotifyType.AUTHENTICATION_FAILED)
+                    self._refuse(received, _differs(sa, self._offer.connection), NotifyType.AUTHENTICATION_FAILED)
                 case Refusal.UNKNOWN_IDENTITY:
                     self._refuse(received, refused.reason, NotifyType.INVALID_ID_INFORMATION)
             raise _ignored_for(refused, Refusal.AUTHENTICATION_FAILED, NotifyType.AUTHENTICATION_FAILED) from None
@@ -306,7 +274,7 @@ class _Responder:
     def _report_guesses(self) -> None:
         """A peer with another key sends one message 5, and that again; whoever sends several searches for the key."""
         if len(self._wrong) > 1:
-            label = self._sa.label | {"connection": self._choice.connection.name}
+            label = self._sa.label | {"connection": self._offer.connection.name}
             self._context.log_rarely(Level.WARNING, "key-guessed", **label, guesses=len(self._wrong))
 
     def _refuse(self, received: Received, reason: str, notify: NotifyType) -> None:
@@ -314,7 +282,7 @@ class _Responder:
         if self._exchange.hint:
             return
         self._exchange.hint = reason
-        label = self._sa.label | {"connection": self._choice.connection.name}
+        label = self._sa.label | {"connection": self._offer.connection.name}
         self._context.log_rarely(Level.WARNING, "authentication-failed", **label, reason=reason)
         informational.notify_in_clear(self._context, received, notify)
 
@@ -336,18 +304,10 @@ class _KeyMessage:
     nat_ds: tuple[NatDiscovery, ...]
 
 
-def _parse(received: Received, number: int) -> list[Payload]:
-    """The payloads of the `number`th message, in clear; those of private types are ignored."""
-    row = rules.check_header(received.header, number)
-    listed = split_chain(received.header.next_payload, received.body)
-    rules.check(row, (kind for kind, _ in listed))
-    return [parse_payload(kind, body) for kind, body in listed]
-
-
 def _key_message(received: Received, number: int) -> _KeyMessage:
     ke = nonce = b""
     nat_ds = []
-    for payload in _parse(received, number):
+    for payload in parse_message(received, number):
         match payload:
             case KeyExchange():
                 ke = payload.data
@@ -356,13 +316,6 @@ def _key_message(received: Received, number: int) -> _KeyMessage:
             case NatDiscovery():
                 nat_ds.append(payload)
     return _KeyMessage(ke, nonce, tuple(nat_ds))
-
-
-def _sa(payloads: list[Payload]) -> SecurityAssociation:
-    first = payloads[0]
-    if not isinstance(first, SecurityAssociation):
-        raise PeerError("message begins with the wrong payload", NotifyType.INVALID_PAYLOAD_TYPE)
-    return first
 
 
 def _from_peer(sa: IkeSa, received: Received) -> None:
@@ -374,23 +327,6 @@ def _from_peer(sa: IkeSa, received: Received) -> None:
 def _ignored_for(refused: KeydRefused, why: Refusal, notify: NotifyType) -> PeerError | KeydRefused:
     """A refusal that leaves keyd as it was makes the message one that was never awaited; others end the exchange."""
     return PeerError(refused.reason, notify) if refused.why is why else refused
-
-
-def _cookie(context: Context) -> Cookie:
-    """RFC 2408 section 2.5.3. Random: as a responder's it is remembered, within a budget, and so needs no secret."""
-    cookie = ZERO_COOKIE
-    while cookie == ZERO_COOKIE:
-        cookie = Cookie(context.random(len(ZERO_COOKIE)))
-    return cookie
-
-
-def _vendor_ids(*, nat_traversal: bool) -> tuple[VendorId, ...]:
-    natt = (VendorId(Vendor.RFC_3947.data),) if nat_traversal else ()
-    return (*natt, VendorId(Vendor.DPD.data))
-
-
-def _knows_nat_traversal(payloads: Iterable[Payload]) -> bool:
-    return VendorId(Vendor.RFC_3947.data) in payloads
 
 
 def _nat_ds(context: Context, sa: IkeSa, hash_: Hash, encap: Encap) -> tuple[NatDiscovery, NatDiscovery]:
@@ -422,7 +358,6 @@ def _establish(
     sa.established = context.now
     sa.expires = context.now + min(connection.lifetime, offered_lifetime)
     sa.connection = connection
-    context.sas.spoofable.remove(sa)
     context.sas.unauthenticated.remove(sa)
     join(context, sa, connection, proven.identity)
     context.log(
