@@ -35,13 +35,15 @@ def main() -> int:
 def _clear(directories: Directories) -> None:
     """By the journal, while no instance can start there."""
     path = directories.run_dir / NAME
-    with control.listen(directories.run_dir) as held:
+    held = control.listen(directories.run_dir)
+    try:
         journal = Journal(path, Loop(), log.event)
         if journal.problem is not None:
             raise OperatorError(f"{path}: {journal.problem}; `ip xfrm policy` shows what is there")
         leave_kernel(journal, log.event)
         journal.remove()
-        os.unlink(held.getsockname())
+    finally:
+        control.forget(held)
 
 
 if __name__ == "__main__":
