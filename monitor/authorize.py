@@ -82,6 +82,7 @@ def authorize(
     policy = policies.propose(
         connection,
         child,
+        redeemed.identity,
         (install.local.address, install.remote.address),
         install.local_ts,
         install.remote_ts,

@@ -196,6 +196,7 @@ class Inheritance:
         # of two records of a pair that was moving the true one
         self._journal.add(record)
         self._sadb.reserve(entry)
+        self._policies.record(record.connection, record.child, pair.policy)
 
     def _readmitted(self, record: PairRecord) -> Pair | str:
         """The pair as this configuration has it, or why it has not."""

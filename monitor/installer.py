@@ -10,7 +10,7 @@ from enum import Enum
 
 from monitor.dataplane import Adopting, Dataplane, DataplaneError, Pair, Policy
 from monitor.inheritance import Inheritance, owners, policy_record, shunt_record
-from monitor.journal import Journal, PairRecord
+from monitor.journal import Journal, PairRecord, PolicyRecord
 from monitor.sadb import Allocation, Entry, Phase, Policies, Sadb
 from monitor.waiting import quietly
 from privsep.config.model import Child, Connection, Gateway
@@ -57,6 +57,8 @@ class Installer:
         self._log = log
         self._moved = moved
         self._placed: dict[int, Policy] = {}
+        self._records: dict[int, PolicyRecord] = {}
+        """What the journal says of these."""
         self._inheritance: Inheritance | None = None
         if kernel is not None:
             self._inheritance = Inheritance(gateway, journal, kernel, (self.sadb, self.policies), log)
@@ -73,16 +75,18 @@ class Installer:
         # an adopted pair sends by the policy that it was installed with, compressed or not
         entries = sorted(self.sadb.entries(), key=lambda entry: entry.since)
         adopted = {entry.pair.policy.number: entry.pair.policy for entry in entries}
-        # peers at changing addresses may come meanwhile, with policies of their own
+        # peers at changing addresses may come meanwhile, with policies of their own or in the place of earlier ones
         for owner, policy in tuple(self.policies.all()):
             if self.closed:
                 return False
-            await self._place(owner, adopted.get(policy.number, policy))
+            if policy.number not in self._placed:
+                await self._place(owner, adopted.get(policy.number, policy))
         for shunt in self._shunts:
             self._journal.add(shunt_record(shunt))
             await self.dataplane.add_shunt(shunt)
         if self._inheritance is not None:
             await self._inheritance.clear(self._placed.values())
+        self.policies.give_back(owners(self._journal))
         return True
 
     async def clear(self, leave: Leave) -> None:
@@ -104,15 +108,19 @@ class Installer:
             self._journal.remove()
 
     async def _place(self, owner: tuple[str, str], policy: Policy) -> None:
-        """Written down first: a policy that nobody knows of would refuse its traffic for ever."""
-        earlier = self._placed.get(policy.number)
-        if policy == earlier:
+        """Written down first: a policy that nobody knows of would refuse its traffic for ever.
+
+        What had its number goes: the same child's policy elsewhere, or one that yields, perhaps another's.
+        """
+        record, earlier = policy_record(*owner, policy), self._records.get(policy.number)
+        if record == earlier:
             return
-        self._journal.add(policy_record(*owner, policy))
+        self._journal.add(record)
         await self.dataplane.add_policy(policy)
         self._placed[policy.number] = policy
+        self._records[policy.number] = record
         if earlier is not None:
-            self._journal.end(policy_record(*owner, earlier))
+            self._journal.end(earlier)
 
     # SPIs
 
@@ -195,6 +203,8 @@ class Installer:
         if self._stands(entry):
             self.sadb.forget(entry)
             self._journal.end_pair(entry.pair.spi_in)
+            if not self.sadb.under(entry.pair.policy.number):
+                self.policies.rest(entry.pair.policy.number, entry.identity)
 
     # peers that move
 

@@ -6,11 +6,12 @@ Nothing here decides; `authorize.py` asks, `installer.py` records.
 import ipaddress
 from bisect import bisect_left, bisect_right, insort
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 
 from monitor.dataplane import Pair, Policy
+from monitor.numbers import MAX_POLICY_NUMBER, Numbers
 from privsep.config.lanes import Lane
 from privsep.config.model import Child, Connection, Gateway, Remote, RemoteAny
 from privsep.iana import ProtocolId
@@ -22,12 +23,10 @@ MAX_ALLOCATED_PER_CONNECTION = 1024
 MAX_INSTALLED = 65536
 """Pairs: bounds the monitor's memory and the kernel's."""
 MAX_INSTALLED_PER_CONNECTION = 16384
-MAX_POLICY_NUMBER = 65535
-MAX_POLICIES_PER_CONNECTION = 16384
-"""Of peers at changing addresses, as many as they may have pairs. None is forgotten before the daemon ends, so without
-a bound one connection's peers could use up the numbers of all."""
 
 Selectors = tuple[TrafficSelector, ...]
+_Traffic = tuple[str, str, Selectors, Selectors]
+"""Connection, child and negotiated selectors."""
 _Key = tuple[int, int, int, int]
 
 
@@ -143,7 +142,8 @@ class Policies:
     """Policy numbers and policies. Numbers follow the order of the configuration; peers of variable address come after.
 
     A child whose peer's address is configured has one policy from the start. Other children get one for each pair of
-    negotiated selectors, when they are first installed. None is ever forgotten, so that no deletion ends in clear text.
+    negotiated selectors, when they are first installed, and keep it after that: no deletion ends in clear text. Where
+    numbers run short, one that no pair is under yields (`numbers.py`).
 
     What an earlier instance left keeps its numbers, because its SAs are tied to them.
     """
@@ -153,13 +153,15 @@ class Policies:
         self.reserved = Claims()
         """Traffic of peers whose address is configured. It stays theirs while they are down."""
         self._static: dict[tuple[str, str], Policy] = {}
-        self._dynamic: dict[tuple[str, str, Selectors, Selectors], Policy] = {}
+        self._dynamic: dict[_Traffic, Policy] = {}
+        self._numbered: dict[int, _Traffic] = {}
+        """Of these the traffic by number."""
         earlier = earlier or {}
         if max(earlier, default=0) + sum(len(each.children) for each in gateway.connections) > MAX_POLICY_NUMBER:
             earlier = {}
+        self._earlier = earlier
         kept = {owner: number for number, owner in sorted(earlier.items(), reverse=True)}
-        self._owners: list[tuple[str, str] | None] = [None] * max(earlier, default=0)
-        self._dynamic_by_connection: Counter[str] = Counter()
+        self._numbers = Numbers(max(earlier, default=0))
         for connection in gateway.connections:
             remote = fixed(connection.remote)
             if remote is None:
@@ -167,12 +169,8 @@ class Policies:
             local = connection.local or _only_local(gateway, remote)
             for child in connection.children:
                 owner = connection.name, child.name
-                if owner not in kept:
-                    self._owners.append(owner)
-                number = kept.get(owner, len(self._owners))
-                self._owners[number - 1] = owner
                 self._static[owner] = Policy(
-                    number=number,
+                    number=self._numbers.configure(owner, kept.get(owner)),
                     protocol=child.protocol,
                     mode=child.mode,
                     local=Endpoint(local, 0),
@@ -195,36 +193,37 @@ class Policies:
 
     def restore(self, connection: str, child: str, policy: Policy) -> bool:
         """A policy that an earlier instance made for a peer at a changing address; whether its number is still free."""
-        free = policy.number <= len(self._owners) and self._owners[policy.number - 1] is None
+        free = policy.number in self._earlier and self.owner(policy.number) is None
         if free:
-            self._owners[policy.number - 1] = connection, child
-            self._dynamic[connection, child, policy.local_ts, policy.remote_ts] = policy
-            self._dynamic_by_connection[connection] += 1
+            self.record(connection, child, policy)
+            self._numbers.rest(policy.number, None)
         return free
 
     def owner(self, number: int) -> tuple[str, str] | None:
         """(connection, child) of a policy number."""
-        return self._owners[number - 1] if 1 <= number <= len(self._owners) else None
+        return self._numbers.owner(number)
 
     def propose(
         self,
         connection: Connection,
         child: Child,
+        identity: Identity,
         addresses: tuple[Address, Address],
         local_ts: Selectors,
         remote_ts: Selectors,
         *,
         ipcomp: bool = False,
     ) -> Policy | None:
-        """The policy under which a pair of this child belongs; None when numbers are used up. Changes nothing."""
+        """The policy under which a pair of this child and identity belongs; None if all numbers are in use.
+
+        Changes nothing. The number may be that of a policy that no pair is under, in whose place it then goes.
+        """
         static = self._static.get((connection.name, child.name))
         if static is not None:
             return replace(static, ipcomp=ipcomp)
         known = self._dynamic.get((connection.name, child.name, local_ts, remote_ts))
-        number = known.number if known is not None else len(self._owners) + 1
-        if known is None and (
-            number > MAX_POLICY_NUMBER or self._dynamic_by_connection[connection.name] >= MAX_POLICIES_PER_CONNECTION
-        ):
+        number = known.number if known is not None else self._numbers.next(connection.name, identity)
+        if number is None:
             return None
         local, remote = addresses
         return Policy(
@@ -240,12 +239,25 @@ class Policies:
         )
 
     def record(self, connection: str, child: str, policy: Policy) -> None:
-        """A proposed policy is being installed: its number is taken from now on."""
-        if policy.number == len(self._owners) + 1:
-            self._owners.append((connection, child))
-            self._dynamic_by_connection[connection] += 1
-        if (connection, child) not in self._static:
-            self._dynamic[connection, child, policy.local_ts, policy.remote_ts] = policy
+        """A pair is being installed under a proposed policy: its number is taken from now on."""
+        if (connection, child) in self._static:
+            return
+        traffic = connection, child, policy.local_ts, policy.remote_ts
+        yielding = self._numbered.get(policy.number, traffic)
+        if yielding != traffic:
+            del self._dynamic[yielding]
+        self._dynamic[traffic] = policy
+        self._numbered[policy.number] = traffic
+        self._numbers.take(policy.number, (connection, child))
+
+    def rest(self, number: int, identity: Identity) -> None:
+        """The last pair of that policy, of this identity, has gone. One of the configuration never yields."""
+        if number in self._numbered:
+            self._numbers.rest(number, identity)
+
+    def give_back(self, kept: Collection[int]) -> None:
+        """Numbers of an earlier instance that are not needed any more: all but `kept`."""
+        self._numbers.give_back(set(kept))
 
 
 def fixed(remote: Remote) -> Address | None:

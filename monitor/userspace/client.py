@@ -114,7 +114,8 @@ class UserspaceDataplane:
     def add_policy(self, policy: Policy) -> Future[None]:
         """Routes first: they block the clear path even while no process runs."""
         future: Future[None] = Future()
-        if policy.number in self._policies:
+        earlier = self._policies.get(policy.number)
+        if earlier is not None and _add_policy(earlier) == _add_policy(policy):
             # a peer that moved: neither routes nor the process know outer addresses
             self._policies[policy.number] = policy
             future.set_result(None)
@@ -125,7 +126,13 @@ class UserspaceDataplane:
             future.set_error(handed_over(error))
             return future
         self._policies[policy.number] = policy
-        self._ask(_add_policy(policy), lambda reply: _resolve(future, reply, absent_is_fine=True))
+
+        def answered(reply: Reply | None) -> None:
+            if earlier is not None:
+                self._routes.remove(earlier)
+            _resolve(future, reply, absent_is_fine=True)
+
+        self._ask(_add_policy(policy), answered)
         return future
 
     def remove_policy(self, policy: Policy) -> Future[None]:

@@ -1,14 +1,15 @@
 """Policies and SA pairs (RFC 4301 section 4.4), and what they make of a packet either way. No I/O, no clock."""
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable
+from bisect import insort
+from collections.abc import Iterator
+from itertools import product
 
 from monitor.userspace.drops import Dropped, Reason
 from monitor.userspace.esp import MAX_SEQUENCE, NO_NEXT_HEADER, Inbound, Outbound, transform
+from monitor.userspace.index import Index
 from monitor.userspace.packet import (
     IPIP,
     IPV4,
-    IPV6,
     IPV6_IN_IP,
     Flow,
     Matcher,
@@ -20,7 +21,7 @@ from monitor.userspace.packet import (
     with_checksum,
 )
 from privsep.schema.esp import AddPair, AddPolicy
-from privsep.types import Address, Mode, Network, Spi, TrafficSelector
+from privsep.types import Address, Mode, Spi, TrafficSelector
 
 Outer = tuple[str, int]
 """Address and port as the socket module has them: parsing an address costs as much as decrypting a packet."""
@@ -36,8 +37,6 @@ WORN_SEQUENCE = MAX_SEQUENCE - MAX_SEQUENCE // 8
 """Time to replace the pair: 2**29 packets are left, many minutes at any rate this process reaches."""
 
 _SHORTEST_PACKET = 8
-_BITS = {IPV4: 32, IPV6: 128}
-"""Of an address."""
 
 
 class NoSa(Dropped):
@@ -49,7 +48,7 @@ class NoSa(Dropped):
 
 
 class _Selectors:
-    """Both sides of a policy or a pair."""
+    """Both sides of a pair."""
 
     __slots__ = ("_local", "_remote")
 
@@ -57,11 +56,11 @@ class _Selectors:
         self._local = tuple(map(Matcher, local))
         self._remote = tuple(map(Matcher, remote))
 
-    def outbound(self, flow: Flow) -> tuple[object, ...] | None:
-        """How specific the match is, comparable among policies; None without a match."""
-        here = [m.specificity for m in self._local if m.fits(*_source(flow))]
-        there = [m.specificity for m in self._remote if m.fits(*_destination(flow))]
-        return (max(there), max(here)) if here and there else None
+    def outbound(self, flow: Flow) -> bool:
+        """Whether the packet comes from the local side and goes to the remote one."""
+        return any(m.fits(*_source(flow)) for m in self._local) and any(
+            m.fits(*_destination(flow)) for m in self._remote
+        )
 
     def inbound(self, flow: Flow) -> bool:
         """Whether the packet comes from the remote side and goes to the local one."""
@@ -150,59 +149,63 @@ class Pair:
         return ip_packet(source, destination, protocol, payload)
 
 
-class _ByRemote:
-    """Numbers of policies by their remote networks, so that a packet is held against few of thousands."""
+class Policies:
+    """The SPD. A packet costs the same with one policy as with all."""
 
     def __init__(self) -> None:
-        self._numbers: defaultdict[tuple[int, int, int], set[int]] = defaultdict(set)
-        """By IP version, prefix length, and the network without its host bits."""
-        self._lengths: Counter[tuple[int, int]] = Counter()
+        self._orders: dict[int, AddPolicy] = {}
+        self._remote: Index[Index[list[int]]] = Index(lambda: Index(list))
+        """Numbers by remote selector, then by local one."""
 
-    def add(self, number: int, networks: Iterable[Network]) -> None:
-        """A policy."""
-        for place in set(map(_place, networks)):
-            self._numbers[place].add(number)
-            self._lengths[place[:2]] += 1
+    def __contains__(self, number: int) -> bool:
+        return number in self._orders
 
-    def remove(self, number: int, networks: Iterable[Network]) -> None:
-        """Undo `add`."""
-        for place in set(map(_place, networks)):
-            self._numbers[place].remove(number)
-            self._lengths[place[:2]] -= 1
-            if not self._numbers[place]:
-                del self._numbers[place]
-            if not self._lengths[place[:2]]:
-                del self._lengths[place[:2]]
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._orders)
 
-    def around(self, flow: Flow) -> set[int]:
-        """Policies with a remote network that this destination is in."""
-        bits = _BITS[flow.version]
-        return {
-            number
-            for version, length in self._lengths
-            if version == flow.version
-            for number in self._numbers.get((version, length, flow.destination >> (bits - length)), ())
-        }
+    def __len__(self) -> int:
+        return len(self._orders)
+
+    def add(self, order: AddPolicy) -> None:
+        """Add or replace. ValueError when there are too many."""
+        if len(self._orders) >= MAX_POLICIES and order.policy not in self._orders:
+            raise ValueError("too many policies")
+        self.remove(order.policy)
+        self._orders[order.policy] = order
+        for remote, local in _combined(order):
+            insort(self._remote.at(remote).at(local), order.policy)
+
+    def remove(self, number: int) -> None:
+        """Harmless when there is none."""
+        order = self._orders.pop(number, None)
+        if order is None:
+            return
+        for remote, local in _combined(order):
+            behind = self._remote.at(remote)
+            numbers = behind.at(local)
+            numbers.remove(number)
+            if not numbers:
+                behind.remove(local)
+            if not behind:
+                self._remote.remove(remote)
+
+    def deciding(self, flow: Flow) -> int | None:
+        """The most specific one, by where the packet goes and then by where it comes from; of equal ones the first."""
+        for behind in self._remote.fitting(_destination(flow)):
+            for numbers in behind.fitting(_source(flow)):
+                return numbers[0]
+        return None
 
 
-def _place(network: Network) -> tuple[int, int, int]:
-    return (
-        network.version,
-        network.prefixlen,
-        int(network.network_address) >> (network.max_prefixlen - network.prefixlen),
-    )
-
-
-def _networks(order: AddPolicy) -> Iterable[Network]:
-    return (selector.network for selector in order.remote_ts)
+def _combined(order: AddPolicy) -> set[tuple[TrafficSelector, TrafficSelector]]:
+    return set(product(order.remote_ts, order.local_ts))
 
 
 class Database:
     """SPD and SAD of this process, with a cache from outbound flows to pairs."""
 
     def __init__(self) -> None:
-        self._policies: dict[int, tuple[_Selectors, AddPolicy]] = {}
-        self._by_remote = _ByRemote()
+        self._policies = Policies()
         self._by_spi: dict[int, Pair] = {}
         self._by_policy: dict[int, list[Pair]] = {}
         self._outbound: set[tuple[Address, int]] = set()
@@ -210,26 +213,17 @@ class Database:
 
     def add_policy(self, order: AddPolicy) -> None:
         """Add or replace; pairs of the same number stay. ValueError when there are too many."""
-        if len(self._policies) >= MAX_POLICIES and order.policy not in self._policies:
-            raise ValueError("too many policies")
-        self._drop_policy(order.policy)
-        self._policies[order.policy] = _Selectors(order.local_ts, order.remote_ts), order
-        self._by_remote.add(order.policy, _networks(order))
+        self._policies.add(order)
         self._by_policy.setdefault(order.policy, [])
         self._flows.clear()
 
     def remove_policy(self, policy: int) -> list[Pair]:
         """Remove it; returns its pairs, removed too."""
-        self._drop_policy(policy)
+        self._policies.remove(policy)
         pairs = self._by_policy.pop(policy, [])
         for pair in pairs:
             self._forget(pair)
         return pairs
-
-    def _drop_policy(self, policy: int) -> None:
-        known = self._policies.pop(policy, None)
-        if known is not None:
-            self._by_remote.remove(policy, _networks(known[1]))
 
     def add_pair(self, order: AddPair) -> Pair:
         """Add both SAs. ValueError where one exists already, the policy is unknown or a key does not fit."""
@@ -279,16 +273,11 @@ class Database:
 
     def _select(self, flow: Flow) -> Pair:
         """The most specific policy decides; of its pairs that carry the flow, the newest sends."""
-        matching = [
-            (match, -number)
-            for number in self._by_remote.around(flow)
-            if (match := self._policies[number][0].outbound(flow)) is not None
-        ]
-        if not matching:
+        policy = self._policies.deciding(flow)
+        if policy is None:
             raise Dropped(Reason.NO_POLICY)
-        policy = -max(matching)[1]
         for pair in reversed(self._by_policy[policy]):
-            if pair.selectors.outbound(flow) is not None:
+            if pair.selectors.outbound(flow):
                 return pair
         raise NoSa(policy)
 

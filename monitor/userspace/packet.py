@@ -47,7 +47,7 @@ class Flow:
 class Matcher:
     """One traffic selector, compiled to integers."""
 
-    __slots__ = ("_mask", "_network", "_port", "_protocol", "_version", "specificity")
+    __slots__ = ("_mask", "_network", "_port", "_protocol", "_version")
 
     def __init__(self, selector: TrafficSelector) -> None:
         self._version = selector.network.version
@@ -55,7 +55,6 @@ class Matcher:
         self._mask = int(selector.network.netmask)
         self._protocol = selector.protocol
         self._port = selector.port
-        self.specificity = (selector.network.prefixlen, bool(selector.protocol), bool(selector.port))
 
     def fits(self, version: int, address: int, protocol: int, port: int) -> bool:
         """Whether one side of a packet is selected; 0 is the selector's word for any."""

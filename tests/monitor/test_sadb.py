@@ -135,7 +135,12 @@ def test_policies_of_fixed_peers_do_not_change_with_what_is_negotiated(kit):
     policies = Policies(gateway)
     paris = gateway.connection("paris")
     proposed = policies.propose(
-        paris, paris.child("lan"), (kit.local, kit.remote), kit.selectors("10.1.1.0/24"), kit.selectors("10.2.1.0/24")
+        paris,
+        paris.child("lan"),
+        kit.identity("a"),
+        (kit.local, kit.remote),
+        kit.selectors("10.1.1.0/24"),
+        kit.selectors("10.2.1.0/24"),
     )
     assert proposed == policies.static()[0]
 
@@ -144,7 +149,9 @@ def test_a_policy_of_an_earlier_instance_comes_back_under_its_number_unless_that
     policies = Policies(kit.gateway(), {8: ("road", "lan"), 1: ("paris", "lan")})
     road, taken = kit.gateway().connection("road"), policies.static()[0]
     ends = kit.local, ipaddress.ip_address("198.51.100.9")
-    policy = policies.propose(road, road.child("lan"), ends, kit.selectors("10.1.0.0/16"), kit.selectors("10.4.9.0/24"))
+    policy = policies.propose(
+        road, road.child("lan"), kit.identity("a"), ends, kit.selectors("10.1.0.0/16"), kit.selectors("10.4.9.0/24")
+    )
     for number in (taken.number, 65535):
         assert not policies.restore("road", "lan", replace(policy, number=number))
     assert policies.restore("road", "lan", replace(policy, number=8))

@@ -7,12 +7,14 @@ from types import SimpleNamespace
 import pytest
 
 from monitor import epoch as epoch_module
+from monitor import numbers
 from monitor import sadb as sadb_module
 from monitor import service as service_module
 from monitor.dataplane import Cpis, DataplaneError
 from monitor.installer import Leave
 from monitor.sadb import Phase
 from privsep.algorithms import ChildSuite
+from privsep.config.model import RemoteAny
 from privsep.errors import ChannelClosed, Violation
 from privsep.iana import ProtocolId
 from privsep.rate import LINES_PER_SECOND, TELL_SECONDS
@@ -117,7 +119,7 @@ def test_a_peer_at_a_changing_address_may_come_while_policies_are_placed(cold_be
     started = cold_bench.service.start()
     cold_bench.service.epoch_began()
     child = cold_bench.gateway.connection("road").children[0]
-    policy = kit.replace(plane.calls[0][1], number=9, local_ts=child.local_ts)
+    policy = kit.replace(plane.calls[0][1], number=7, local_ts=child.local_ts)
     cold_bench.service._installer.policies.record("road", child.name, policy)
     while plane.waiting:
         plane.waiting.pop(0).set_result(None)
@@ -441,28 +443,81 @@ def test_pairs_are_bounded_in_total_and_for_each_connection(bench, kit, monkeypa
 
 
 def test_policy_numbers_are_bounded(bench, kit, monkeypatch):
-    monkeypatch.setattr(sadb_module, "MAX_POLICY_NUMBER", 6)
+    monkeypatch.setattr(numbers, "MAX_POLICY_NUMBER", 6)
     spi = allocate(bench, kit, "road").spi
     redeemed = kit.redeemed(connection="road", identity=kit.identity("wanderer.example.org"), spi_in=spi)
     assert bench.install(redeemed, remote_ts=kit.selectors("10.4.0.0/16")) == Denied(why=Denial.QUOTA)
-    monkeypatch.setattr(sadb_module, "MAX_POLICY_NUMBER", 7)
+    monkeypatch.setattr(numbers, "MAX_POLICY_NUMBER", 7)
     assert bench.install(redeemed, remote_ts=kit.selectors("10.4.0.0/16")) == Installed(spi_in=spi)
 
 
-def test_policies_of_one_connection_are_bounded_and_known_ones_stay_in_use(bench, kit, monkeypatch):
-    monkeypatch.setattr(sadb_module, "MAX_POLICIES_PER_CONNECTION", 2)
-    identity = kit.identity("wanderer.example.org")
+@pytest.fixture
+def road(bench, kit):
+    """Installs a pair of a peer at a changing address; selectors, and an identity, by number."""
 
-    def install(octet):
-        spi = allocate(bench, kit, "road").spi
-        redeemed = kit.redeemed(connection="road", identity=identity, spi_in=spi, spi_out=spi + 0x10000)
-        return bench.install(redeemed, remote_ts=kit.selectors(f"10.4.{octet}.0/24"))
+    def install(number, who=None, connection="road"):
+        name = f"wanderer{number if who is None else who}.example.org"
+        spi = allocate(bench, kit, connection).spi
+        redeemed = kit.redeemed(connection=connection, identity=kit.identity(name), spi_in=spi, spi_out=spi + 0x10000)
+        answer = bench.install(redeemed, remote_ts=kit.selectors(f"10.4.{number}.0/24"))
+        return answer if isinstance(answer, Denied) else answer.spi_in
 
-    assert [type(install(octet)) for octet in (1, 2)] == [Installed, Installed]
-    assert install(3) == Denied(why=Denial.QUOTA)
-    assert isinstance(install(1), Installed)
+    return install
+
+
+def placed(bench):
+    """The third octet of each policy of a road warrior that is in place, by number."""
+    policies = {each.number: each for name, each in bench.plane.calls if name == "add_policy"}
+    octets = {number: str(each.remote_ts[0].network).split(".") for number, each in policies.items()}
+    return {number: int(third) for number, (_, second, third, _) in octets.items() if second == "4"}
+
+
+def test_of_three_times_the_share_all_get_in_one_after_the_other_and_the_oldest_unused_goes(bench, road, monkeypatch):
+    monkeypatch.setattr(numbers, "MAX_POLICIES_PER_CONNECTION", 8)
+    staying = road(0)
+    for number in range(1, 24):
+        spi = road(number)
+        assert isinstance(spi, int)
+        assert len(placed(bench)) == min(number + 1, 8)
+        assert bench.ask(Remove(spi_in=spi)) == Removed()
+    # the one with a live pair never went, and of the others the latest are there
+    assert sorted(placed(bench).values()) == [0, *range(17, 24)]
+    assert bench.service.sadb.entry(staying) is not None
+    # who comes back makes its policy the last to go
+    bench.ask(Remove(spi_in=road(17)))
+    bench.ask(Remove(spi_in=road(30)))
+    assert sorted(placed(bench).values()) == [0, 17, *range(19, 24), 30]
+
+
+def test_where_all_policies_have_a_pair_the_next_peer_is_denied_until_one_has_not(bench, road, kit, monkeypatch):
+    monkeypatch.setattr(numbers, "MAX_POLICIES_PER_CONNECTION", 2)
+    first, _ = road(1), road(2)
+    assert road(3) == Denied(why=Denial.QUOTA)
+    assert isinstance(road(1), int)
     # nor do policies from the configuration count
     assert isinstance(installed(bench, kit), int)
+    bench.ask(Remove(spi_in=first))
+    assert road(3) == Denied(why=Denial.QUOTA)
+
+
+def test_a_peer_that_chooses_ever_other_selectors_uses_up_its_own(bench, road, monkeypatch):
+    monkeypatch.setattr(numbers, "MAX_UNUSED_OF_IDENTITY", 3)
+    bench.ask(Remove(spi_in=road(1)))
+    for number in range(2, 12):
+        bench.ask(Remove(spi_in=road(number, who="x")))
+    assert sorted(placed(bench).values()) == [1, 9, 10, 11]
+
+
+def test_when_all_numbers_are_taken_another_connection_s_oldest_unused_goes(bench, road, kit, monkeypatch):
+    road(1)
+    bench.ask(Remove(spi_in=road(2)))
+    monkeypatch.setattr(numbers, "MAX_POLICY_NUMBER", max(placed(bench)))
+    other = kit.connection(name="path", local=None, remote=RemoteAny(), remote_id=None)
+    other = replace(other, children=bench.gateway.connection("road").children)
+    bench.service.gateway = replace(bench.gateway, connections=(*bench.gateway.connections, other))
+    assert isinstance(road(3, connection="path"), int)
+    assert sorted(placed(bench).values()) == [1, 3]
+    assert bench.service._installer.policies.owner(max(placed(bench))) == ("path", "lan")
 
 
 @pytest.mark.parametrize("sequence", [0, 7])

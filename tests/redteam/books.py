@@ -25,8 +25,11 @@ QUOTAS = {
     "MAX_ALLOCATED_PER_CONNECTION": 12,
     "MAX_INSTALLED": 14,
     "MAX_INSTALLED_PER_CONNECTION": 7,
-    "MAX_POLICY_NUMBER": 40,
-    "MAX_POLICIES_PER_CONNECTION": 12,
+}
+NUMBERS = {
+    "MAX_POLICY_NUMBER": 24,
+    "MAX_POLICIES_PER_CONNECTION": 9,
+    "MAX_UNUSED_OF_IDENTITY": 3,
 }
 KEYS = ("encryption_in", "integrity_in", "encryption_out", "integrity_out")
 HERE = ipaddress.ip_address("192.0.2.1")
@@ -229,14 +232,17 @@ class Books:
             child = named(*owner)[1]
             fuzzer.check(_all_inside(policy.local_ts, child.local_ts), "a policy with foreign selectors")
             fuzzer.check(_all_inside(policy.remote_ts, child.remote_ts), "a policy with foreign selectors")
-        fuzzer.check(known is None or known[0] == owner, "a policy number of another child")
+        if known is not None and (known[0], known[1].remote_ts) != (owner, policy.remote_ts):
+            used = {pair.policy.number for pair, _ in self.installed.values()}
+            fuzzer.check(policy.number not in used, "a policy yields while a pair is under it")
+            fuzzer.reached["yielded"] += 1
         fuzzer.check(policy.mode is child.mode, "a policy of another mode")
         fuzzer.check(child.ipcomp or not policy.ipcomp, "a policy that compresses where none is configured")
-        fuzzer.check(0 < policy.number <= QUOTAS["MAX_POLICY_NUMBER"], "more policies than their quota")
+        fuzzer.check(0 < policy.number <= NUMBERS["MAX_POLICY_NUMBER"], "more policies than their quota")
         self.policies[policy.number] = (owner, policy)
         dynamic = Counter(whose for (whose, _), _ in self.policies.values() if whose not in self.fixed_names)
         fuzzer.check(
-            max(dynamic.values(), default=0) <= QUOTAS["MAX_POLICIES_PER_CONNECTION"],
+            max(dynamic.values(), default=0) <= NUMBERS["MAX_POLICIES_PER_CONNECTION"],
             "more policies of a connection than their quota",
         )
         return self._later()

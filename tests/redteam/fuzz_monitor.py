@@ -18,6 +18,7 @@ from books import (
     HERE,
     HERE6,
     NAMES,
+    NUMBERS,
     QUOTAS,
     SUITES,
     Books,
@@ -30,7 +31,7 @@ from books import (
 )
 from fuzz_base import EPOCH_STEPS, Fuzzer
 
-from monitor import epoch, sadb
+from monitor import epoch, numbers, sadb
 from monitor.service import Service
 from monitor.waiting import run
 from privsep.config.model import Connection, Encap
@@ -72,6 +73,8 @@ class MonitorFuzzer(Fuzzer):
         stack = ExitStack()
         for name, quota in QUOTAS.items():
             stack.enter_context(patch.object(sadb, name, quota))
+        for name, quota in NUMBERS.items():
+            stack.enter_context(patch.object(numbers, name, quota))
         stack.enter_context(patch.object(epoch, "MAX_OPEN", MAX_OPEN))
         stack.enter_context(patch.object(epoch, "MAX_PENDING", MAX_PENDING))
         return stack

@@ -29,7 +29,7 @@ SWITCHES = """
 import json
 import sys
 from pathlib import Path
-from monitor import authorize, sadb, service
+from monitor import authorize, numbers, sadb, service
 from monitor.userspace.client import UserspaceDataplane
 
 switches = Path(sys.argv[-1]).with_name("switches")
@@ -42,12 +42,13 @@ def switchable(check):
 
 authorize.CHECKS = tuple(map(switchable, authorize.CHECKS))
 judge, place = service.authorize, UserspaceDataplane.install
-shipped = sadb.MAX_INSTALLED_PER_CONNECTION, sadb.MAX_POLICIES_PER_CONNECTION
+shipped = sadb.MAX_INSTALLED_PER_CONNECTION, numbers.MAX_POLICIES_PER_CONNECTION, numbers.MAX_UNUSED_OF_IDENTITY
 
 def scaled(*arguments):
     # sixteen thousand would take a while
     sadb.MAX_INSTALLED_PER_CONNECTION = 2 if off("scale") else shipped[0]
-    sadb.MAX_POLICIES_PER_CONNECTION = 8 if off("scale") else shipped[1]
+    numbers.MAX_POLICIES_PER_CONNECTION = 8 if off("scale") else shipped[1]
+    numbers.MAX_UNUSED_OF_IDENTITY = 1 << 20 if off("identity") else shipped[2]
     return judge(*arguments)
 
 def reserve(self, entry):

@@ -29,6 +29,7 @@ from lies import (
 from world import SECOND, Plan, World
 
 from monitor.authorize import CHECKS
+from monitor.numbers import MAX_UNUSED_OF_IDENTITY
 from privsep.algorithms import ChildSuite
 from privsep.cli.control import ask
 from privsep.schema import esp, install
@@ -128,26 +129,31 @@ def test_a_captured_worker_cannot_install(attackers, switch, record, name):
     record(", behind it ".join(stopped_by), "without: installed")
 
 
-def test_it_cannot_use_up_the_policies_of_all_connections(attackers, switch, record):
-    """None is forgotten before the daemon ends; a bound for each connection keeps the numbers of the others."""
+def test_it_cannot_use_up_the_policies_of_others_by_ever_other_selectors(attackers, switch, record):
+    """What has no pair yields: its own first, then what its connection has, and never what somebody uses."""
     attacker = attackers(SWITCHABLE)
+    neighbour = lax(layers=(), address="192.0.2.12", local_ts="10.1.9.0/24", remote_ts="10.8.9.0/24")
 
-    def next_network(number: int) -> str:
-        outcome = attacker.tell(lax(layers=(), local_ts="10.1.8.0/24", remote_ts=f"10.8.{100 + number}.0/24"))
-        attacker.withdraw()
-        return outcome
+    def churn() -> int:
+        """How many of its networks are led into the tunnel after that."""
+        for number in range(3 * FEW_POLICIES):
+            lie = lax(layers=(), local_ts="10.1.8.0/24", remote_ts=f"10.8.{100 + number}.0/24")
+            assert attacker.tell(lie) == "INSTALLED"
+            spi = attacker.pairs.pop()
+            attacker.remove(spi)
+        network = attacker.world.network
+        routes = network.ip(network.left, "route", "show", "table", "4500", "type", "unicast")
+        assert "10.8.9.0/24" in routes
+        return len(re.findall(r"^10\.8\.1\d\d\.", routes, re.M))
 
-    switch("scale")
-    outcomes = [next_network(number) for number in range(FEW_POLICIES + 1)]
-    assert outcomes[0] == "INSTALLED"
-    assert outcomes[-1] == "QUOTA"
-    # networks that had a policy keep it, and so has everybody else
-    assert next_network(0) == "INSTALLED"
+    assert attacker.tell(neighbour) == "INSTALLED"
+    assert churn() == MAX_UNUSED_OF_IDENTITY
+    switch("identity")
+    lifted = churn()
+    assert lifted == 3 * FEW_POLICIES > MAX_UNUSED_OF_IDENTITY
     assert attacker.tell(Lie(layers=())) == "INSTALLED"
     assert attacker.world.bystander_works()
-    switch()
-    assert next_network(FEW_POLICIES) == "INSTALLED"
-    record("policies of a connection are bounded (QUOTA)", "bound not lowered to 8: installed")
+    record("what has no pair yields its number", f"bound for an identity lifted: {lifted} policies")
 
 
 def weaken(world: World, lie: Lie, step: int) -> None:

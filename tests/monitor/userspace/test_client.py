@@ -2,6 +2,7 @@
 
 import dataclasses
 import ipaddress
+from dataclasses import replace
 
 import pytest
 
@@ -44,6 +45,7 @@ POLICY = Policy(
 class FakeRoutes:
     def __init__(self):
         self.led = []
+        self.removed = []
         self.refuses = False
 
     def add(self, policy):
@@ -53,6 +55,7 @@ class FakeRoutes:
 
     def remove(self, policy):
         self.led.remove(policy.number)
+        self.removed.append(policy)
 
     def add_shunt(self, shunt):
         if self.refuses:
@@ -175,6 +178,21 @@ def test_a_policy_stands_even_while_no_process_runs():
     assert stage.routes.led == [7]
     stage.start()
     assert isinstance(stage.answer(Ok()), AddPolicy)
+
+
+def test_of_a_policy_that_yields_the_routes_go_once_the_process_knows_the_next(stage):
+    stage.client.add_policy(POLICY)
+    stage.answer(Ok())
+    moved = replace(POLICY, remote=LOCAL)
+    assert outcome(stage.client.add_policy(moved)) is None
+    assert (stage.routes.led, stage.seen) == ([POLICY.number], [])
+    stage.routes.removed.clear()
+    after = replace(POLICY, remote_ts=(TrafficSelector(ipaddress.ip_network("10.3.0.0/16")),))
+    future = stage.client.add_policy(after)
+    assert (stage.routes.led, stage.routes.removed) == ([7, 7], [])
+    assert stage.answer(Ok()) == AddPolicy(policy=7, local_ts=after.local_ts, remote_ts=after.remote_ts)
+    assert outcome(future) is None
+    assert (stage.routes.led, stage.routes.removed) == ([7], [moved])
 
 
 def test_a_policy_whose_routes_fail_is_not_added(stage):

@@ -260,6 +260,15 @@ def test_over_a_clean_stop_policies_and_shunts_stay_until_a_configuration_lacks_
     assert (bench.ip("xfrm", "policy"), (tmp_path / "journal").exists()) == ("", False)
 
 
+def test_a_policy_that_yields_goes_when_the_next_has_its_number(kit, bench):
+    before = kit.policy()
+    after = replace(before, remote=kit.endpoint("192.0.2.3"), remote_ts=kit.selectors("10.3.0.0/16"))
+    kit.result(bench.plane.add_policy(before))
+    kit.result(bench.plane.add_policy(after))
+    shown = bench.ip("xfrm", "policy")
+    assert (shown.count("10.2.0.0/16"), shown.count("10.3.0.0/16"), shown.count("reqid 7 ")) == (0, 3, 3)
+
+
 def test_an_interface_of_ours_goes_by_name_and_if_id_and_no_other(kit, bench):
     if not possible():
         pytest.skip("the kernel lacks CONFIG_XFRM_INTERFACE")
