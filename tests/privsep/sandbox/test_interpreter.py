@@ -58,7 +58,7 @@ def test_an_unhandled_exception_is_one_escaped_line_with_places_and_no_source(sa
     result = sandbox.run("confine_as('worker')\nraise ValueError('two\\nlines\\x1b[2J')")
     assert result.returncode == 1
     assert result.stderr.count("\n") == 1
-    assert r"message=two\nlines\x1b[2J" in result.stderr
+    assert r'message="two\nlines\u001b[2J"' in result.stderr
     assert "type=ValueError" in result.stderr
     assert "raise" not in result.stderr
 
