@@ -9,8 +9,6 @@ import base64
 import binascii
 import itertools
 import math
-import os
-import stat
 import string
 from collections import defaultdict
 from collections.abc import Callable
@@ -18,7 +16,9 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Self
 
+from keyd.samples import is_known
 from keyd.secret import Secret
+from privsep.config import access
 from privsep.config.identities import parse_identity
 from privsep.config.model import Connection, Gateway, Remote
 from privsep.config.problems import ConfigError, Problem, quote
@@ -35,8 +35,6 @@ MIN_STRENGTH = 128
 """Bits. A worker that was taken over can pose as a peer to its own keyd, get a HASH and search for the PSK at leisure,
 as can whoever answers an initiator in a peer's place; 128 bits end that search. A warning and no refusal: whether a
 passphrase agreed with somebody else's gateway can be changed is the operator's to judge."""
-OWNER_ONLY = 0o600
-ROOT = 0
 
 
 class Use(Enum):
@@ -128,36 +126,15 @@ def _identities(identity: Identity | None, address: Remote | None) -> list[Ident
 
 
 def load(path: str, gateway: Gateway) -> Credentials:
-    """Read the file; ConfigError for whatever is wrong with it, a mode or owner that others could read by included."""
+    """Read the file; ConfigError for whatever is wrong with it, who else could read or replace it included."""
     try:
-        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_CLOEXEC)) as file:
-            check_access(os.fstat(file.fileno()), path)
-            octets = file.read(MAX_SIZE + 1)
-        text = octets.decode()
-    except OSError as error:
-        raise ConfigError(
-            path, [Problem(1, f"cannot be read ({error.strerror}); a file of root's is needed")]
-        ) from None
+        text = access.read(path, MAX_SIZE, private=True).decode()
     except UnicodeDecodeError:
         raise ConfigError(path, [Problem(1, "not UTF-8; TOML files are UTF-8")]) from None
     loaded = Credentials.parse(text, path, gateway)
     if loaded.missing:
         raise ConfigError(path, list(loaded.missing))
     return loaded
-
-
-def check_access(status: os.stat_result, path: str) -> None:
-    """ConfigError unless it is a regular file that root alone can read and write."""
-    problems = []
-    if not stat.S_ISREG(status.st_mode):
-        problems.append("not a regular file; a plain file would be right")
-    if status.st_uid != ROOT:
-        problems.append(f"belongs to uid {status.st_uid}; root must own it: chown root {path}")
-    mode = stat.S_IMODE(status.st_mode)
-    if mode & ~OWNER_ONLY:
-        problems.append(f"has mode {mode:04o}; {OWNER_ONLY:04o} or stricter would be right: chmod 600 {path}")
-    if problems:
-        raise ConfigError(path, [Problem(1, text) for text in problems])
 
 
 class _Loading:
@@ -192,10 +169,14 @@ class _Loading:
             self._claimed.add(claim)
         if secret is None or not claim:
             return None
-        if (bits := strength(secret)) < MIN_STRENGTH:
-            self._warn(
-                section, "secret", f"the secret has at most {bits} bits; 128 would be right: openssl rand -base64 24"
+        if is_known(secret):
+            section.problem(
+                "secret",
+                "secret: a sample's, which everybody knows; one of your own would be right: privsep-ike genpsk",
             )
+            return None
+        if (bits := strength(secret)) < MIN_STRENGTH:
+            self._warn(section, "secret", f"the secret has at most {bits} bits; 128 would be right: privsep-ike genpsk")
         return Psk(ids=frozenset(ids or ()), connection=connection, secret=secret)
 
     def _private_key(self, section: Section) -> None:

@@ -1,6 +1,7 @@
-"""Commands about the daemon itself and its configuration: `run`, `clear`, `check`, `selftest`, by other programs.
+"""Commands about the daemon itself and its configuration, each of which ends in another program.
 
-What touches secrets runs in the package of the process that may: `keyd.check` reads secrets.toml, `keyd.selftest` keys.
+What touches secrets runs in the package of the process that may: `keyd.check` reads secrets.toml, `keyd.genpsk` makes
+secrets, `keyd.selftest` knows keys.
 """
 
 import argparse
@@ -14,7 +15,7 @@ from typing import Any
 
 from privsep.cli.control import add_run_dir
 from privsep.cli.exits import Exit
-from privsep.config import loader
+from privsep.config import access, loader
 from privsep.config.model import Gateway
 from privsep.config.problems import ConfigError, Problem
 from privsep.config.toml_lines import MAX_SIZE, Document
@@ -29,7 +30,7 @@ _ISOLATED = ("-I", "-B", "-m")
 
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Register the four."""
+    """Register the five."""
     parser = commands.add_parser(
         "run",
         help="the daemon, in the foreground (root)",
@@ -64,6 +65,13 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     )
     parser.add_argument("--cavs", metavar="FILE", help="a NIST CAVS file of IKEv1 with pre-shared keys or signatures")
     parser.set_defaults(run=selftest)
+
+    parser = commands.add_parser(
+        "genpsk",
+        help="print a new pre-shared key",
+        description="Print a pre-shared key of 190 random bits, for secrets.toml and the peer's configuration.",
+    )
+    parser.set_defaults(run=genpsk)
 
 
 def _add_files(parser: argparse.ArgumentParser) -> None:
@@ -133,18 +141,18 @@ def selftest(arguments: argparse.Namespace) -> int:
     os.execv(sys.executable, [sys.executable, *_ISOLATED, "keyd.selftest", *words])  # noqa: S606 - no shell is the point
 
 
+def genpsk(arguments: argparse.Namespace) -> int:
+    """Become keyd's generator."""
+    os.execv(sys.executable, [sys.executable, *_ISOLATED, "keyd.genpsk"])  # noqa: S606 - no shell is the point
+
+
 def _files(arguments: argparse.Namespace) -> tuple[str, str]:
     config: str = arguments.config
     return config, arguments.secrets or str(Path(config).with_name("secrets.toml"))
 
 
 def _load(path: str) -> Gateway:
-    try:
-        with open(path, "rb") as file:
-            octets = file.read(MAX_SIZE + 1)
-    except OSError as error:
-        raise ConfigError(path, [Problem(1, f"cannot be read ({error.strerror}); a readable file is needed")]) from None
-    return loader.load(Document.decode(octets, path), path)
+    return loader.load(Document.decode(access.read(path, MAX_SIZE), path), path)
 
 
 def _judge(config: str, secrets: str) -> tuple[Gateway | None, list[_Found], list[_Found]]:

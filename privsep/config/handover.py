@@ -8,7 +8,7 @@ import fcntl
 import json
 import os
 
-from privsep.config import loader
+from privsep.config import access, loader
 from privsep.config.model import Gateway
 from privsep.config.names import Names
 from privsep.errors import OperatorError
@@ -22,13 +22,8 @@ _F_SEAL_ALL = 0x0001 | 0x0002 | 0x0004 | 0x0008
 
 
 def read_file(path: str) -> str:
-    """The text of a configuration file; OperatorError with the path when it cannot be had."""
-    try:
-        with open(path, "rb") as file:
-            data = file.read(MAX_CONFIG + 1)
-    except OSError as error:
-        raise OperatorError(f"{path}: {error.strerror}") from error
-    return _decode(data, path)
+    """The text of a configuration file; OperatorError with the path when it cannot be had, or trusted."""
+    return _decode(access.read(path, MAX_CONFIG), path)
 
 
 def _decode(data: bytes, path: str) -> str:

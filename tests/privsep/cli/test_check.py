@@ -10,15 +10,18 @@ from pathlib import Path
 import pytest
 
 ETC = Path(__file__).parents[3] / "etc"
+README = ETC.parent / "README.md"
 DONE, FAILED, USAGE, INVALID = range(4)
+SAMPLE, SECRET = "REPLACE ME by the output of: privsep-ike genpsk", "f9Kc0ZrY3mUq7WbL1xTn5Hd8JvGs2AeP"
 
 
 @pytest.fixture
 def config(tmp_path):
-    """The shipped samples, as an operator would install them."""
+    """The shipped samples, as an operator would install them, with a secret of his own."""
     for name, mode in (("gateway.toml", 0o644), ("secrets.toml", 0o600)):
         shutil.copy(ETC / name, tmp_path / name)
         (tmp_path / name).chmod(mode)
+    change(tmp_path / "secrets.toml", {SAMPLE: SECRET})
     return tmp_path / "gateway.toml"
 
 
@@ -33,6 +36,45 @@ def test_the_shipped_samples_pass(cli, config):
     assert (done.returncode, first) == (DONE, f"{config}: 1 connection, 1 child, no problem found")
     assert second.startswith("dataplane: ")
     assert cli("check", "--config", config, "--secrets", config.with_name("secrets.toml")).returncode == DONE
+
+
+@pytest.mark.root
+@needs_root
+def test_the_readmes_first_steps_work_as_they_are_written(cli, tmp_path):
+    """With the sample's secret `check` says what to do; with that of `genpsk` it finds no problem."""
+    text = README.read_text().partition("\n## Run it\n")[2].partition("\n## ")[0]
+    steps = [line.strip() for line in text.splitlines() if line.startswith("    ")]
+    installs = [step.replace("/etc/privsep-ike", f"{tmp_path}/privsep-ike") for step in steps if "install " in step]
+    assert [step.partition("#")[0].split()[1] for step in steps[len(installs) :]] == [
+        *("genpsk", "check", "run", "up", "status", "audit")
+    ]
+    for step in installs:
+        subprocess.run(step.split(), check=True, cwd=README.parent)
+    config, secrets = tmp_path / "privsep-ike" / "gateway.toml", tmp_path / "privsep-ike" / "secrets.toml"
+    done = cli("check", "--config", config)
+    assert (done.returncode, done.stderr.count("\n")) == (INVALID, 1)
+    assert done.stderr.endswith("one of your own would be right: privsep-ike genpsk\n")
+    change(secrets, {SAMPLE: cli("genpsk").stdout.removesuffix("\n")})
+    done = cli("check", "--config", config)
+    assert (done.returncode, done.stdout.splitlines()[0]) == (
+        DONE,
+        f"{config}: 1 connection, 1 child, no problem found",
+    )
+
+
+@pytest.mark.root
+@needs_root
+@pytest.mark.parametrize("name", ["gateway.toml", "secrets.toml"])
+def test_what_others_could_replace_is_refused_with_the_mode_that_is_right(cli, config, name):
+    config.with_name(name).chmod(0o666)
+    done = cli("check", "--config", config)
+    assert done.returncode == INVALID
+    assert f"{config.with_name(name)}:1: has mode 0666" in done.stderr
+    config.with_name(name).chmod(0o600)
+    config.parent.chmod(0o777)
+    done = cli("check", "--config", config)
+    assert done.returncode == INVALID
+    assert f"is in {config.parent} of mode 0777, where others can replace it; 0755 would be right" in done.stderr
 
 
 @pytest.mark.root
