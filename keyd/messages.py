@@ -2,8 +2,10 @@
 
 from collections.abc import Iterable
 
-from privsep.errors import MalformedError, PeerError, Violation
-from privsep.iana import IdType, PayloadType
+from privsep.errors import MalformedError, Violation
+from privsep.iana import PayloadType
+from privsep.isakmp.identification import encode_identity, parse_identity
+from privsep.isakmp.payloads import Identification, encode_payload, parse_payload
 from privsep.payloads import GENERIC_HEADER, Chain, join_chain, only, split_chain
 from privsep.types import Identity
 
@@ -16,11 +18,6 @@ QUICK_EXTRAS = frozenset({PayloadType.NOTIFY, PayloadType.VENDOR_ID, PayloadType
 INFO_EXTRAS = frozenset({PayloadType.NOTIFY, PayloadType.DELETE, PayloadType.VENDOR_ID})
 """What the worker may have sealed. HASH(1) of an Informational and of Quick Mode are made alike: SA, nonce and KE
 sealed as an Informational would be a Quick Mode message of the worker's composition."""
-
-_ID_PORTS = {(0, 0), (17, 500)}
-"""RFC 2407 section 4.6.2: in phase 1, protocol and port are zero or UDP 500; anything else MUST be an error."""
-_ADDRESS_OCTETS = {IdType.IPV4_ADDR: 4, IdType.IPV6_ADDR: 16}
-MAX_IDENTITY = 1024
 
 
 def with_extras(
@@ -61,21 +58,13 @@ def take_nonce_and_ke(chain: Chain) -> tuple[bytes, bytes | None]:
 
 
 def id_body(identity: Identity) -> bytes:
-    """Our ID payload's body in phase 1: type, protocol 0, port 0, data."""
-    return bytes((identity.type, 0, 0, 0)) + identity.data
+    """Our ID payload's body in phase 1."""
+    return encode_payload(encode_identity(identity))[1]
 
 
 def identity_of(body: bytes) -> Identity:
     """The identity of a phase 1 ID payload's body; PeerError."""
-    if not GENERIC_HEADER < len(body) <= GENERIC_HEADER + MAX_IDENTITY:
-        raise PeerError("identity is empty or too long")
-    if (body[1], int.from_bytes(body[2:4], "big")) not in _ID_PORTS:
-        raise PeerError("identity names a port other than IKE's")
-    try:
-        kind = IdType(body[0])
-    except ValueError:
-        raise PeerError("identity is of an unknown type") from None
-    data = body[4:]
-    if len(data) != _ADDRESS_OCTETS.get(kind, len(data)):
-        raise PeerError("identity is no address")
-    return Identity(kind, data)
+    payload = parse_payload(PayloadType.ID, body)
+    if not isinstance(payload, Identification):
+        raise MalformedError("no identification payload")
+    return parse_identity(payload)

@@ -66,12 +66,33 @@ class Endpoint:
         return f"{self.address}[{self.port}]"
 
 
-@dataclass(slots=True, frozen=True)
+@dataclass(slots=True, frozen=True, eq=False)
 class Identity:
-    """An ID payload's meaning without protocol and port (RFC 2407 section 4.6.2)."""
+    """An ID payload's meaning without protocol and port (RFC 2407 section 4.6.2).
+
+    `data` is as it was written or received, since HASH_I and HASH_R cover it. Names are equal whatever the case of
+    their letters (RFC 4945 section 3.1.2). Of an e-mail address only the domain is compared so: before the @, two cases
+    may be two people (RFC 5321 section 2.4), though RFC 4945 section 3.1.3 takes them for one in a certificate.
+    """
 
     type: IdType
     data: bytes
+
+    def _compared(self) -> tuple[IdType, bytes, bytes]:
+        match self.type:
+            case IdType.FQDN:
+                return self.type, b"", self.data.lower()
+            case IdType.USER_FQDN:
+                user, at, domain = self.data.rpartition(b"@")
+                return self.type, user + at, domain.lower()
+            case _:
+                return self.type, b"", self.data
+
+    def __eq__(self, other: object) -> bool:
+        return self._compared() == other._compared() if isinstance(other, Identity) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._compared())
 
     def __str__(self) -> str:
         """Text for people and logs; whatever is not plain printable ASCII is escaped."""

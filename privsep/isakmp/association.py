@@ -9,8 +9,9 @@ from privsep.wire import Reader
 
 MAX_PROPOSALS = 32
 """Of one SA payload. RFC 2409 section 5 lets us limit how many offers we inspect; real peers send under ten."""
-MAX_TRANSFORMS = 128
-"""Of one SA payload, in all its proposals; a client that offers everything it knows sends about fifty."""
+MAX_TRANSFORMS = 255
+"""Of one SA payload, in all its proposals: as many as the octet that counts those of one proposal can say (RFC 2408
+section 3.5). A client that offers every combination of what it knows sends some two hundred."""
 MAX_ATTRIBUTES = 32
 """Of one transform: each class of RFC 2409 appendix A once, and some lifetimes more."""
 MAX_VALUE = 2048

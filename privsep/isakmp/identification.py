@@ -7,8 +7,10 @@ from privsep.iana import IdType, NotifyType
 from privsep.isakmp.payloads import Identification
 from privsep.types import Identity, TrafficSelector
 
-_UDP = 17
-_IKE_PORT = 500
+IKE_PORTS = frozenset({(0, 0), (17, 0), (17, 500), (17, 4500)})
+"""Protocol and port of an identity in phase 1. RFC 2407 section 4.6.2: zero or UDP port 500; anything else MUST be an
+error. From peers come UDP without a port too, and the port that IKE moves to behind a NAT (RFC 3947 section 4), also
+without NAT traversal. They say nothing about whom the identity names."""
 _WIDTHS = {
     IdType.IPV4_ADDR: 4,
     IdType.IPV4_ADDR_SUBNET: 4,
@@ -34,9 +36,9 @@ def _known(number: int) -> IdType:
 
 
 def parse_identity(payload: Identification) -> Identity:
-    """IDii or IDir. Protocol and port MUST be zero or UDP port 500 (RFC 2407 section 4.6.2)."""
+    """IDii or IDir."""
     kind = _known(payload.id_type)
-    if payload.protocol not in (0, _UDP) or payload.port not in (0, _IKE_PORT):
+    if (payload.protocol, payload.port) not in IKE_PORTS:
         raise _refused("phase 1 identity with a protocol or port")
     if kind in _ADDRESSES:
         if len(payload.data) != _WIDTHS[kind]:

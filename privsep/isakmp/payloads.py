@@ -192,11 +192,16 @@ def _encode_delete(value: Delete) -> bytes:
 
 
 def _parse_nat_oa(body: bytes) -> NatOriginalAddress:
-    """RFC 3947 section 5.2: only single addresses, and the reserved octets are zero."""
+    """RFC 3947 section 5.2: only single addresses.
+
+    The reserved octets must be zero where they are sent. They stand where an ID payload has its protocol and port, and
+    peers are known that fill these in, so they are ignored. RESERVED fields of ISAKMP itself are not: RFC 2408 sections
+    2.5.2 and 5.3 have the message discarded (`privsep/payloads.py`, `association.py`).
+    """
     reader = Reader(body, "NAT-OA")
-    id_type, reserved = reader.fields(_NAT_OA)
+    id_type, _ = reader.fields(_NAT_OA)
     address = reader.rest()
-    if len(address) != _ADDRESS_OCTETS.get(id_type) or any(reserved):
+    if len(address) != _ADDRESS_OCTETS.get(id_type):
         raise MalformedError("NAT-OA: no address")
     return NatOriginalAddress(ipaddress.ip_address(address))
 

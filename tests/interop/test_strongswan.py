@@ -1,6 +1,10 @@
 """Against Debian's strongSwan, with pings through its user-space ESP (kernel-libipsec) and ours."""
 
+import re
+from itertools import product
+
 import pytest
+from lab import LEFT, PSK, RIGHT
 
 pytestmark = pytest.mark.root
 
@@ -129,3 +133,37 @@ def test_no_common_proposal_is_told_to_the_operator(network, ours, strongswan):
     done = ours.cli("up", "peer/net", "--timeout", "20", check=False)
     assert done.returncode == 1
     assert "NO_PROPOSAL_CHOSEN" in done.stdout + done.stderr or "no proposal" in (done.stdout + done.stderr).lower()
+
+
+@pytest.mark.parametrize("begins", ["ours", "strongswan"])
+def test_the_case_of_a_name_means_nothing_to_either_side_rfc4945_3_1_2(network, ours, strongswan, wiretap, begins):
+    strongswan.start(*SUITES[0], ids=("GW1.Example.ORG", "gw2.EXAMPLE.org"))
+    ours.configure(*SUITES[0])
+    text = ours.config.read_text()
+    for key, address, name in (("local_id", LEFT, "gw1.example.org"), ("remote_id", RIGHT, "gw2.example.org")):
+        text = re.sub(rf'{key}( *)= "{address}"', rf'{key}\1= "{name}"', text)
+    assert "gw1.example.org" in text
+    ours.config.write_text(text)
+    ours.secrets.write_text(f'[[psk]]\nids = ["GW1.example.org", "GW2.example.org"]\nsecret = "{PSK}"\n')
+    ours.launch()
+    if begins == "ours":
+        ours.cli("up", "peer/net")
+    else:
+        strongswan.swanctl("--initiate", "--child", "net", "--timeout", "20")
+    assert_traffic_passes(network, wiretap)
+
+
+def test_two_hundred_proposals_of_strongswan_are_taken_rfc2408_3_5(network, ours, strongswan, wiretap):
+    parts = (
+        ("aes128", "aes192", "aes256", "3des"),
+        ("sha1", "sha256", "sha384", "sha512"),
+        ("modp1536", "modp3072", "modp4096", "modp6144", "modp8192", "modp1024", "ecp384", "ecp521", "ecp256",
+         "curve25519", "modp768", "modp2048s256", "modp1024s160"),
+    )  # fmt: skip
+    many = ["-".join(each) for each in product(*parts)][:199]
+    ours.start(*SUITES[0])
+    strongswan.start(",".join([*many, SUITES[0][0]]), SUITES[0][1])
+    strongswan.swanctl("--initiate", "--child", "net", "--timeout", "20")
+    (sa,) = ours.status()["ike_sas"]
+    assert (sa["role"], sa["proposal"]) == ("responder", SUITES[0][0])
+    assert_traffic_passes(network, wiretap)

@@ -240,7 +240,12 @@ def test_an_identity_that_no_connection_accepts_ends_the_ike_sa(world, build):
     [
         (b"\x02\0\0\0gw1.example.org", True),
         (b"\x02\x11\x01\xf4gw1.example.org", True),
-        (b"\x02\x11\x11\x94gw1.example.org", False),
+        (b"\x02\x11\0\0gw1.example.org", True),
+        (b"\x02\x11\x11\x94gw1.example.org", True),  # RFC 3947 section 4
+        (b"\x02\0\0\0GW1.Example.org", True),  # RFC 4945 section 3.1.2
+        (b"\x03\0\0\0gw1.example.org", False),
+        (b"\x02\x11\x01\xf5gw1.example.org", False),
+        (b"\x02\0\x01\xf4gw1.example.org", False),
         (b"\x02\x06\0\0gw1.example.org", False),
         (b"\x63\0\0\0gw1.example.org", False),
         (b"\x02\0\0\0", False),
@@ -248,7 +253,7 @@ def test_an_identity_that_no_connection_accepts_ends_the_ike_sa(world, build):
         (b"\x01\0\0\0gw1", False),
     ],
 )
-def test_ids_of_other_ports_types_or_lengths_are_an_error_rfc2407_4_6_2(world, monkeypatch, body, accepted):
+def test_ids_of_other_ports_types_or_lengths_are_an_error_rfc2407_4_6_2_rfc3947_4(world, monkeypatch, body, accepted):
     ike = world.keyed()
     monkeypatch.setattr(phase1, "id_body", lambda identity: body)
     fifth = seal_auth(world.left, ike.left)

@@ -31,9 +31,9 @@ connections {{ peer {{
   local_addrs = {local}
   remote_addrs = {remote}
   local {{ auth = psk
-           id = {local} }}
+           id = {local_id} }}
   remote {{ auth = psk
-            id = {remote} }}
+            id = {remote_id} }}
   children {{ net {{
     local_ts = {inner}/32
     remote_ts = {other}/32
@@ -102,14 +102,24 @@ class StrongSwan(Daemon):
         self._plugins = f"{esp} kernel-netlink socket-default vici updown"
         self._environment["STRONGSWAN_CONF"] = str(site.directory / "strongswan.conf")
 
-    def start(self, ike: str, esp: str, *, psk: str = PSK) -> None:
-        """With one connection between the two sites of a `lab.Network`."""
-        here, there = (LEFT, LEFT_HOST), (RIGHT, RIGHT_HOST)
+    def start(self, ike: str, esp: str, *, psk: str = PSK, ids: tuple[str, str] = (LEFT, RIGHT)) -> None:
+        """With one connection between the two sites of a `lab.Network`; `ids` are the left's and the right's."""
+        here, there = (LEFT, LEFT_HOST, ids[0]), (RIGHT, RIGHT_HOST, ids[1])
         if self.site.outer == RIGHT:
             here, there = there, here
-        (local, inner), (remote, other) = here, there
+        (local, inner, local_id), (remote, other, remote_id) = here, there
         self.launch(
-            SWANCTL_CONF.format(ike=ike, esp=esp, local=local, remote=remote, inner=inner, other=other, psk=psk)
+            SWANCTL_CONF.format(
+                ike=ike,
+                esp=esp,
+                local=local,
+                remote=remote,
+                local_id=local_id,
+                remote_id=remote_id,
+                inner=inner,
+                other=other,
+                psk=psk,
+            )
         )
 
     def launch(self, swanctl_conf: str) -> None:

@@ -46,17 +46,12 @@ class Message:
 
 _P = PayloadType
 
-_MAIN_SA = Message(begins=(_P.SA,), payloads={_P.SA: _ONE, _P.VENDOR_ID: _VENDOR_IDS})
-_MAIN_KE = Message(
-    payloads={
-        _P.KE: _ONE,
-        _P.NONCE: _ONE,
-        _P.NAT_D: _NAT_DS,
-        _P.CERTREQ: _FEW,
-        _P.VENDOR_ID: _VENDOR_IDS,
-    }
-)
-_MAIN_HASH = Message(sealed=(_P.ID, _P.HASH), payloads={_P.NOTIFY: _FEW, _P.VENDOR_ID: _VENDOR_IDS})
+_ANYWHERE: dict[int, _Counts] = {_P.CERT: _FEW, _P.CERTREQ: _FEW, _P.NOTIFY: _FEW, _P.VENDOR_ID: _VENDOR_IDS}
+"""At any point of phase 1 (RFC 2408 sections 3.9, 3.10, 3.14 and 3.16). What is not understood there is ignored."""
+
+_MAIN_SA = Message(begins=(_P.SA,), payloads={_P.SA: _ONE, **_ANYWHERE})
+_MAIN_KE = Message(payloads={_P.KE: _ONE, _P.NONCE: _ONE, _P.NAT_D: _NAT_DS, **_ANYWHERE})
+_MAIN_HASH = Message(sealed=(_P.ID, _P.HASH), payloads=_ANYWHERE)
 
 _QUICK_SA = Message(
     sealed=(_P.HASH,),

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from privsep.config.model import Connection
 from privsep.errors import PeerError
 from privsep.iana import Doi, ExchangeType, HeaderFlag, NotifyType, PayloadType, ProtocolId
-from privsep.isakmp.payloads import Delete, Notification, Payload, encode_chain, parse_chain
+from privsep.isakmp.payloads import Delete, Notification, Payload, encode_chain, parse_chain, parse_payload
 from privsep.log import Level
 from privsep.payloads import split_chain
 from privsep.schema.keyd import Authenticated, InfoOpen, InfoSeal, Opened, SealedNew
@@ -120,13 +120,22 @@ async def receive(context: Context, sa: IkeSa, received: Received) -> None:
         return
     count_message_id(context, sa)
     authenticated_from(context, sa, received)
-    rules.check(row, (kind for kind, _ in split_chain(opened.next_payload, opened.payloads)))
-    for payload in parse_chain(opened.next_payload, opened.payloads):
-        match payload:
-            case Notification():
-                await _notified(context, sa, payload)
-            case Delete():
-                _deleted(context, sa, payload)
+    listed = [each for each in split_chain(opened.next_payload, opened.payloads) if each[0] in row.payloads]
+    rules.check(row, (kind for kind, _ in listed))
+    for kind, body in listed:
+        # libreswan has a notification behind a Delete that is of no form: what is well said is heard
+        try:
+            await _obey(context, sa, parse_payload(kind, body))
+        except PeerError as error:
+            context.log_rarely(Level.INFO, "message-ignored", **sa.label, reason=error.reason)
+
+
+async def _obey(context: Context, sa: IkeSa, payload: Payload) -> None:
+    match payload:
+        case Notification():
+            await _notified(context, sa, payload)
+        case Delete():
+            _deleted(context, sa, payload)
 
 
 async def _notified(context: Context, sa: IkeSa, notification: Notification) -> None:
@@ -196,10 +205,16 @@ def initial_contact(sa: IkeSa) -> Notification:
 
 def announces_initial_contact(proven: Authenticated) -> bool:
     """Whether the peer's proof of identity comes with INITIAL-CONTACT."""
-    return any(
-        isinstance(payload, Notification) and payload.type == NotifyType.INITIAL_CONTACT
-        for payload in parse_chain(proven.next_payload, proven.payloads)
-    )
+    return any(_is_initial_contact(*each) for each in split_chain(proven.next_payload, proven.payloads))
+
+
+def _is_initial_contact(kind: int, body: bytes) -> bool:
+    """What does not parse says nothing: the peer has proved who it is, whatever else it sends."""
+    try:
+        payload = parse_payload(kind, body)
+    except PeerError:
+        return False
+    return isinstance(payload, Notification) and payload.type == NotifyType.INITIAL_CONTACT
 
 
 def honour_initial_contact(context: Context, sa: IkeSa, connection: Connection, identity: Identity) -> None:

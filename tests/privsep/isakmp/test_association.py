@@ -141,10 +141,15 @@ def test_the_number_of_proposals_is_bounded():
 
 def test_the_number_of_transforms_in_all_proposals_is_bounded():
     half = Proposal(1, 3, b"", (TRIPLE_DES,) * (MAX_TRANSFORMS // 2))
-    most = SecurityAssociation((half, half))
+    most = SecurityAssociation((half, half, Proposal(2, 3, b"", (TRIPLE_DES,))))
     assert parse_association(encode_association(most)) == most
-    more = SecurityAssociation((half, half, Proposal(2, 3, b"", (TRIPLE_DES,))))
+    more = SecurityAssociation((half, half, Proposal(2, 3, b"", (TRIPLE_DES,) * 2)))
     assert refusal(encode_association(more)) is NotifyType.BAD_PROPOSAL_SYNTAX
+
+
+def test_one_proposal_is_taken_with_as_many_transforms_as_its_octet_counts_rfc2408_3_5():
+    whole = SecurityAssociation((Proposal(1, 1, b"", (TRIPLE_DES,) * 255),))
+    assert parse_association(encode_association(whole)) == whole
 
 
 def test_the_number_of_attributes_is_bounded():

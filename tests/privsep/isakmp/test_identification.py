@@ -144,8 +144,8 @@ def test_parsing_an_encoded_identity_gives_the_same(identity):
     assert parse_identity(encode_identity(identity)) == identity
 
 
-@pytest.mark.parametrize(("protocol", "port"), [(0, 0), (17, 500), (17, 0), (0, 500)])
-def test_a_phase_1_identity_has_no_protocol_and_port_or_udp_500_rfc2407_4_6_2(protocol, port):
+@pytest.mark.parametrize(("protocol", "port"), [(0, 0), (17, 500), (17, 0), (17, 4500)])
+def test_a_phase_1_identity_has_no_port_or_one_of_ikes_rfc2407_4_6_2_rfc3947_4(protocol, port):
     assert parse_identity(payload(IdType.IPV4_ADDR, "c0000201", protocol, port))
 
 
@@ -153,6 +153,9 @@ def test_a_phase_1_identity_has_no_protocol_and_port_or_udp_500_rfc2407_4_6_2(pr
     "value",
     [
         payload(IdType.IPV4_ADDR, "c0000201", 6, 500),
+        payload(IdType.IPV4_ADDR, "c0000201", 0, 500),
+        payload(IdType.IPV4_ADDR, "c0000201", 6, 0),
+        payload(IdType.IPV4_ADDR, "c000020101"),
         payload(IdType.IPV4_ADDR, "c0000201", 17, 501),
         payload(IdType.IPV4_ADDR, "c00002"),
         payload(IdType.IPV6_ADDR, "c0000201"),

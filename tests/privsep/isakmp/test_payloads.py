@@ -173,10 +173,17 @@ def test_an_identification_that_parses_is_one_that_keyd_takes():
             parse_payload(PayloadType.ID, bytes(length))
 
 
+def test_the_reserved_octets_of_a_nat_oa_are_ignored_rfc3947_5_2():
+    """A peer fills in protocol and port, as in an ID payload. Ours are zero."""
+    value = parse_payload(PayloadType.NAT_OA, bytes.fromhex("0111 01f4 0a000001"))
+    assert value == parse_payload(PayloadType.NAT_OA, bytes.fromhex("01000000 0a000001"))
+    assert encode_payload(value) == (PayloadType.NAT_OA, bytes.fromhex("01000000 0a000001"))
+
+
 @pytest.mark.parametrize(
     "octets",
-    ["", "01", "01000000", "01000000 0a0000", "01000000 0a00000100", "05000000 0a000001", "01000001 0a000001",
-     "01010000 0a000001", "02000000 0a000001", "04000000 0a000000ffffff00"],
+    ["", "01", "01000000", "01000000 0a0000", "01000000 0a00000100", "05000000 0a000001", "02000000 0a000001",
+     "04000000 0a000000ffffff00"],
 )  # fmt: skip
 def test_a_nat_oa_that_is_no_single_address_is_malformed_rfc3947_5_2(octets):
     with pytest.raises(MalformedError):

@@ -73,7 +73,6 @@ def test_what_the_rfcs_draw_is_accepted(row, kinds):
         (main(1), [P.VENDOR_ID]),
         (main(1), [P.SA, P.SA]),  # section 5: there MUST NOT be multiple SA payloads
         (main(1), [P.VENDOR_ID, P.SA]),  # section 5: SA MUST precede all other payloads
-        (main(1), [P.SA, P.NOTIFY]),  # RFC 2407 section 4.6.3: status only under protection
         (main(1), [P.SA, P.KE, P.NONCE]),
         (main(1), [P.SA] + [P.VENDOR_ID] * 33),
         (main(1), [P.SA, P.PROPOSAL]),
