@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import ClassVar, TypeVar
 
-from privsep.errors import PrivsepError, Violation
+from privsep.errors import PeerError, PrivsepError, Violation
 from privsep.schema import keymat
 from privsep.schema.keyd import (
     AuthOpen,
@@ -111,9 +111,11 @@ REJECTIONS: dict[tuple[State, Operation], State] = {
 class Refuse(PrivsepError):
     """The request is answered with Refused and has changed nothing, unless the raising operation says otherwise."""
 
-    def __init__(self, why: Refusal) -> None:
+    def __init__(self, why: Refusal, fault: PeerError | None = None) -> None:
+        """`fault` is what is wrong with a message of the peer's, for the operator and the peer."""
         super().__init__(why.value)
         self.why = why
+        self.fault = fault
 
 
 @dataclass(slots=True, frozen=True, eq=False)
@@ -242,12 +244,12 @@ class Registry:
                 raise Violation("handles are being guessed")
         return entry
 
-    def reject(self, entry: Entry, operation: Operation, why: Refusal) -> Refuse:
+    def reject(self, entry: Entry, operation: Operation, why: Refusal, fault: PeerError | None = None) -> Refuse:
         """Move on as REJECTIONS says; returns what to raise."""
         entry.state = REJECTIONS[entry.state, operation]
         if entry.state is State.GONE:
             self.drop(entry)
-        return Refuse(why)
+        return Refuse(why, fault)
 
     def drop(self, entry: Entry) -> None:
         """Wipe the entry and everything below it."""

@@ -14,10 +14,9 @@ NONCE_OCTETS = 32
 MIN_NONCE, MAX_NONCE = 8, 256
 
 AUTH_EXTRAS = frozenset({PayloadType.NOTIFY, PayloadType.VENDOR_ID})
-QUICK_EXTRAS = frozenset({PayloadType.NOTIFY, PayloadType.VENDOR_ID, PayloadType.NAT_OA, PayloadType.NAT_OA_DRAFT})
 INFO_EXTRAS = frozenset({PayloadType.NOTIFY, PayloadType.DELETE, PayloadType.VENDOR_ID})
-"""What the worker may have sealed. HASH(1) of an Informational and of Quick Mode are made alike: SA, nonce and KE
-sealed as an Informational would be a Quick Mode message of the worker's composition."""
+"""What the worker may have sealed, unread. HASH(1) of an Informational and of Quick Mode are made alike: SA, nonce and
+KE sealed as an Informational would be a Quick Mode message of the worker's composition."""
 
 
 def with_extras(
@@ -47,9 +46,8 @@ def take_hash(plaintext: bytes) -> tuple[bytes, Chain]:
     return value, (plaintext[0], plaintext[GENERIC_HEADER + len(value) : end])
 
 
-def take_nonce_and_ke(chain: Chain) -> tuple[bytes, bytes | None]:
+def take_nonce_and_ke(payloads: list[tuple[int, bytes]]) -> tuple[bytes, bytes | None]:
     """The one nonce and the KE, if there is one, of a Quick Mode message; PeerError."""
-    payloads = split_chain(*chain)
     nonce = only(payloads, PayloadType.NONCE)
     if not MIN_NONCE <= len(nonce) <= MAX_NONCE:
         raise MalformedError("nonce is too short or too long")

@@ -1,37 +1,35 @@
 """Quick Mode and Informational exchanges: the operations on an authenticated IKE SA (RFC 2409 sections 5.5, 5.7)."""
 
 import hmac
-from collections.abc import Hashable
-from typing import ClassVar
 
-from keyd import ikev1
+from keyd import agreement, ikev1
+from keyd.agreement import Agreement, Payloads
 from keyd.ciphers import CbcChain
 from keyd.context import Context
-from keyd.groups import BadPublicValue, KeyPair
-from keyd.handles import Entry, Quota, Refuse, State
-from keyd.ikev1 import SaKeys
+from keyd.groups import BadPublicValue
+from keyd.handles import Refuse, State
 from keyd.messages import (
     INFO_EXTRAS,
     NONCE_OCTETS,
-    QUICK_EXTRAS,
     put_hash,
     take_hash,
     take_nonce_and_ke,
     with_extras,
 )
 from keyd.phase1 import IkeSa
-from keyd.secret import Secret
-from privsep.algorithms import ChildSuite, Group
+from keyd.quick import Keymat, Quick
+from privsep.algorithms import Group
 from privsep.config.model import Child
 from privsep.errors import PeerError, Violation
-from privsep.iana import PayloadType
-from privsep.payloads import Chain
+from privsep.iana import NotifyType, PayloadType
+from privsep.payloads import Chain, join_chain, split_chain
 from privsep.schema.keyd import (
     Done,
     InfoOpen,
     InfoSeal,
     Opened,
     QuickAccept,
+    QuickAgreed,
     QuickAnswer,
     QuickConfirm,
     QuickFinish,
@@ -44,90 +42,12 @@ from privsep.schema.keyd import (
     SealedNew,
 )
 from privsep.schema.keymat import NotRedeemable, Redeem, Redeemed
-from privsep.types import Identity, Role
+from privsep.types import Role
 
 QUICK_LIFETIME = 300.0
 """Seconds from a Quick Mode's first message to its last."""
 KEYMAT_LIFETIME = 60.0
 """Seconds that verified keymat waits for the monitor."""
-
-
-class Quick(Entry):
-    """One Quick Mode, with the nonces and the KE secret that it uses once."""
-
-    __slots__ = ("chain", "child", "g_qm_xy", "group", "ke", "keymat", "keypair", "message_id", "ni_b", "nr_b", "sa")
-    quota: ClassVar[Quota] = Quota(8192)
-
-    def __init__(self, state: State, expires: float, sa: IkeSa, message_id: int, chain: CbcChain) -> None:
-        super().__init__(state, expires)
-        self.sa = sa
-        self.message_id = message_id
-        self.chain = chain
-        self.child: Child | None = None
-        self.group: Group | None = None
-        self.keypair: KeyPair | None = None
-        self.ke: bytes | None = None
-        """The peer's KE; at the responder, kept until the suite names the group."""
-        self.g_qm_xy: Secret | None = None
-        self.ni_b = b""
-        self.nr_b = b""
-        self.keymat: Keymat | None = None
-
-    def wipe(self) -> None:
-        """Overwrite the secrets."""
-        self.keypair = None
-        if self.g_qm_xy is not None:
-            self.g_qm_xy.wipe()
-
-
-class Keymat(Entry):
-    """KEYMAT of both SAs of a child, and for whom it was derived."""
-
-    __slots__ = ("child", "connection", "identity", "inbound", "outbound", "role", "spi_in", "spi_out", "suite")
-    quota: ClassVar[Quota] = Quota(8192)
-
-    def __init__(
-        self, state: State, expires: float, quick: Quick, role: Role, suite: ChildSuite, spi_in: int, spi_out: int
-    ) -> None:
-        super().__init__(state, expires)
-        sa = quick.sa
-        if sa.connection is None or sa.identity is None or quick.child is None:
-            raise Violation("keymat for nobody")
-        self.connection: str = sa.connection.name
-        self.child: str = quick.child.name
-        self.identity: Identity = sa.identity
-        self.role = role
-        self.suite = suite
-        self.spi_in = spi_in
-        self.spi_out = spi_out
-        self.inbound = _keys(quick, suite, spi_in)
-        self.outbound = _keys(quick, suite, spi_out)
-
-    @property
-    def owner(self) -> Hashable:
-        """It outlives its Quick Mode."""
-        return self.connection
-
-    def wipe(self) -> None:
-        """Overwrite the keys."""
-        self.inbound.wipe()
-        self.outbound.wipe()
-
-
-def _keys(quick: Quick, suite: ChildSuite, spi: int) -> SaKeys:
-    material = ikev1.keymat(
-        quick.sa.suite.hash,
-        quick.sa.skeyid_d,
-        g_qm_xy=quick.g_qm_xy,
-        protocol=suite.protocol,
-        spi=spi,
-        ni_b=quick.ni_b,
-        nr_b=quick.nr_b,
-        octets=ikev1.keymat_octets(suite),
-    )
-    keys = ikev1.split(suite, material)
-    material.wipe()
-    return keys
 
 
 class Phase2:
@@ -154,24 +74,22 @@ class Phase2:
         return Opened(next_payload=first, payloads=data)
 
     def offer(self, request: QuickOffer) -> QuickOffered:
-        """Message 1 at the initiator: HASH(1), SA, Ni [, KE] [, IDci, IDcr]."""
+        """Message 1 at the initiator: HASH(1), SA, Ni [, KE], IDci, IDcr [, NAT-OAi, NAT-OAr]."""
         context = self._context
         sa = context.registry.find(request.ike, IkeSa, QuickOffer)
-        child = _child(sa, request.child)
-        if all(suite.group is not request.group for suite in child.suites):
-            raise Refuse(Refusal.BAD_PROPOSAL)
+        offer = agreement.offer(_child(sa, request.child), request)
         context.registry.room(sa)
         message_id = self._new_message_id(sa)
         quick = Quick(State.QUICK_OFFERED, context.clock() + QUICK_LIFETIME, sa, message_id, _branch(sa, message_id))
-        quick.child, quick.group = child, request.group
+        quick.offer = offer
         quick.ni_b = context.random(NONCE_OCTETS)
-        rest = self._compose(quick, quick.ni_b, request)
+        rest = self._compose(quick, request.group, quick.ni_b, *offer.payloads(request.originals))
         value = ikev1.hash_1(sa.suite.hash, sa.skeyid_a, message_id, rest[1])
         ciphertext = quick.chain.seal(put_hash(value, rest))
         sa.advance(QuickOffer)
         return QuickOffered(quick=context.registry.mint(quick, sa).handle, message_id=message_id, ciphertext=ciphertext)
 
-    def finish(self, request: QuickFinish) -> Opened:
+    def finish(self, request: QuickFinish) -> QuickAgreed:
         """Message 2 at the initiator: HASH(2), SA, Nr [, KE] [, IDci, IDcr]."""
         registry = self._context.registry
         quick = registry.find(request.quick, Quick, QuickFinish)
@@ -182,27 +100,28 @@ class Phase2:
             raise Refuse(Refusal.BAD_HASH)
         quick.chain.accept(request.ciphertext)
         try:
-            quick.nr_b, ke = take_nonce_and_ke(rest)
-        except PeerError:
-            raise registry.reject(quick, QuickFinish, Refusal.BAD_MESSAGE) from None
-        if (ke is None) != (quick.keypair is None):
-            raise registry.reject(quick, QuickFinish, Refusal.BAD_MESSAGE)
-        if ke is not None and quick.keypair is not None:
-            try:
-                quick.g_qm_xy = quick.keypair.agree(ke)
-            except BadPublicValue:
-                raise registry.reject(quick, QuickFinish, Refusal.BAD_PUBLIC_VALUE) from None
+            agreed = _read_answer(quick, rest)
+        except PeerError as error:
+            why = Refusal.BAD_PUBLIC_VALUE if isinstance(error, BadPublicValue) else Refusal.BAD_MESSAGE
+            raise registry.reject(quick, QuickFinish, why, error) from None
+        quick.agreement = agreed
         quick.advance(QuickFinish)
-        return Opened(next_payload=rest[0], payloads=rest[1])
+        return QuickAgreed(
+            suite=agreed.suite,
+            spi_out=agreed.spi_out,
+            cpi_out=agreed.cpi_out,
+            lifetime=agreed.lifetime,
+            next_payload=rest[0],
+            payloads=rest[1],
+        )
 
     def accept(self, request: QuickAccept) -> QuickKeyed:
         """Message 3 at the initiator: HASH(3). The responder has proved itself with HASH(2)."""
         context = self._context
         quick = context.registry.find(request.quick, Quick, QuickAccept)
-        if quick.child is None or request.suite.group is not quick.group:
-            raise Refuse(Refusal.BAD_PROPOSAL)
-        _check(quick.child, request)
-        keymat = self._derive(quick, Role.INITIATOR, State.REDEEMABLE, request)
+        if quick.agreement is None:
+            raise Violation("nothing was agreed on")
+        keymat = self._derive(quick, Role.INITIATOR, State.REDEEMABLE, quick.agreement)
         keymat.expires = context.clock() + KEYMAT_LIFETIME
         value = _hash_3(quick)
         ciphertext = quick.chain.seal(put_hash(value, (PayloadType.NONE, b"")))
@@ -219,33 +138,34 @@ class Phase2:
         rest, chain = self._open_first(sa, request.message_id, request.ciphertext)
         quick = Quick(State.QUICK_OPENED, context.clock() + QUICK_LIFETIME, sa, request.message_id, chain)
         try:
-            quick.ni_b, quick.ke = take_nonce_and_ke(rest)
-        except PeerError:
-            raise Refuse(Refusal.BAD_MESSAGE) from None
+            payloads = split_chain(*rest)
+            quick.ni_b, quick.ke = take_nonce_and_ke(payloads)
+            quick.question = agreement.question(payloads)
+        except PeerError as error:
+            raise Refuse(Refusal.BAD_MESSAGE, error) from None
         sa.advance(QuickOpen)
         return QuickOpened(quick=context.registry.mint(quick, sa).handle, next_payload=rest[0], payloads=rest[1])
 
     def answer(self, request: QuickAnswer) -> QuickKeyed:
-        """Message 2 at the responder: HASH(2), SA, Nr [, KE] [, IDci, IDcr]."""
+        """Message 2 at the responder: HASH(2), SA, Nr [, KE] [, IDci, IDcr] and what agreement.answer adds."""
         context = self._context
         quick = context.registry.find(request.quick, Quick, QuickAnswer)
         sa = quick.sa
         child, group = _child(sa, request.child), request.suite.group
-        if (group is None) != (quick.ke is None):
+        if quick.question is None or (group is None) != (quick.ke is None):
             raise Refuse(Refusal.BAD_PROPOSAL)
-        _check(child, request)
-        quick.child, quick.group = child, group
+        agreed, our_sa, extras = agreement.answer(child, quick.question, request)
         quick.nr_b = context.random(NONCE_OCTETS)
-        rest = self._compose(quick, quick.nr_b, request)
+        rest = self._compose(quick, group, quick.nr_b, our_sa, extras)
         if quick.keypair is not None and quick.ke is not None:
             try:
                 quick.g_qm_xy = quick.keypair.agree(quick.ke)
-            except BadPublicValue:
-                raise Refuse(Refusal.BAD_PUBLIC_VALUE) from None
-        keymat = self._derive(quick, Role.RESPONDER, State.DERIVED, request)
+            except BadPublicValue as error:
+                raise Refuse(Refusal.BAD_PUBLIC_VALUE, error) from None
+        keymat = self._derive(quick, Role.RESPONDER, State.DERIVED, agreed)
         value = ikev1.hash_2(sa.suite.hash, sa.skeyid_a, quick.message_id, quick.ni_b, rest[1])
         ciphertext = quick.chain.seal(put_hash(value, rest))
-        quick.keymat = context.registry.mint(keymat, quick)
+        quick.agreement, quick.keymat = agreed, context.registry.mint(keymat, quick)
         quick.advance(QuickAnswer)
         return QuickKeyed(keymat=keymat.handle, ciphertext=ciphertext)
 
@@ -275,14 +195,22 @@ class Phase2:
         if keymat.expires <= self._context.clock():
             registry.drop(keymat)
             return NotRedeemable()
+        agreed = keymat.agreement
         redeemed = Redeemed(
             connection=keymat.connection,
-            child=keymat.child,
+            child=agreed.child.name,
             identity=keymat.identity,
             role=keymat.role,
-            suite=keymat.suite,
-            spi_in=keymat.spi_in,
-            spi_out=keymat.spi_out,
+            suite=agreed.suite,
+            mode=agreed.mode,
+            encap=agreed.encap,
+            spi_in=agreed.spi_in,
+            spi_out=agreed.spi_out,
+            cpi_in=agreed.cpi_in,
+            cpi_out=agreed.cpi_out,
+            local_ts=agreed.local_ts,
+            remote_ts=agreed.remote_ts,
+            lifetime=agreed.lifetime,
             encryption_in=bytes(keymat.inbound.encryption),
             integrity_in=bytes(keymat.inbound.integrity),
             encryption_out=bytes(keymat.outbound.encryption),
@@ -292,19 +220,16 @@ class Phase2:
         registry.drop(keymat)
         return redeemed
 
-    def _derive(self, quick: Quick, role: Role, state: State, request: QuickAccept | QuickAnswer) -> Keymat:
-        return Keymat(state, quick.expires, quick, role, request.suite, request.spi_in, request.spi_out)
+    def _derive(self, quick: Quick, role: Role, state: State, agreed: Agreement) -> Keymat:
+        return Keymat(state, quick.expires, quick, role, agreed)
 
-    def _compose(self, quick: Quick, nonce: bytes, request: QuickOffer | QuickAnswer) -> Chain:
-        """SA, nonce [, KE] [, IDci, IDcr] and the worker's extras; makes the key pair if a group was agreed."""
-        if len(request.ids) == 1:
-            raise Violation("one client identity where none or two are right")
-        payloads = [(PayloadType.SA, request.sa), (PayloadType.NONCE, nonce)]
-        if quick.group is not None:
-            quick.keypair = self._context.pool.take(quick.group)
+    def _compose(self, quick: Quick, group: Group | None, nonce: bytes, sa: bytes, rest: Payloads) -> Chain:
+        """SA, nonce [, KE] and the rest; makes the key pair if there is a group."""
+        payloads: Payloads = [(PayloadType.SA, sa), (PayloadType.NONCE, nonce)]
+        if group is not None:
+            quick.keypair = self._context.pool.take(group)
             payloads.append((PayloadType.KE, quick.keypair.public))
-        payloads.extend((PayloadType.ID, body) for body in request.ids)
-        return with_extras(payloads, request.next_payload, request.payloads, QUICK_EXTRAS)
+        return join_chain([*payloads, *rest])
 
     def _new_message_id(self, sa: IkeSa) -> int:
         """A random one that the IKE SA has not used (RFC 2408 section 3.1), used from now on."""
@@ -331,10 +256,18 @@ class Phase2:
         return rest, chain
 
 
-def _check(child: Child, request: QuickAccept | QuickAnswer) -> None:
-    """The suite is one of the child's. KEYMAT differs by direction only in the SPI: equal ones would share a key."""
-    if request.suite not in child.suites or request.spi_in == request.spi_out:
-        raise Refuse(Refusal.BAD_PROPOSAL)
+def _read_answer(quick: Quick, rest: Chain) -> Agreement:
+    """Message 2 says what was agreed on, and has a nonce, and a KE just if ours had one. PeerError."""
+    payloads = split_chain(*rest)
+    quick.nr_b, ke = take_nonce_and_ke(payloads)
+    if quick.offer is None:
+        raise Violation("nothing was offered")
+    if (ke is None) != (quick.keypair is None):
+        raise PeerError("a KE payload too many or none where we sent one", NotifyType.INVALID_KEY_INFORMATION)
+    agreed = agreement.accepted(quick.offer, payloads)
+    if ke is not None and quick.keypair is not None:
+        quick.g_qm_xy = quick.keypair.agree(ke)
+    return agreed
 
 
 def _branch(sa: IkeSa, message_id: int) -> CbcChain:

@@ -10,6 +10,7 @@ from keyd.phase1 import Phase1
 from keyd.phase2 import Phase2
 from privsep.algorithms import Group
 from privsep.config.model import Gateway
+from privsep.schema.codec import MAX_TEXT
 from privsep.schema.keyd import (
     AuthOpen,
     AuthSeal,
@@ -78,7 +79,10 @@ class Service:
         try:
             return self._operations[type(request)](request)
         except Refuse as refuse:
-            return Refused(why=refuse.why)
+            fault = refuse.fault
+            if fault is None:
+                return Refused(why=refuse.why)
+            return Refused(why=refuse.why, detail=fault.reason[:MAX_TEXT], notify=fault.notify)
 
     def redeem(self, request: Redeem) -> Redeemed | NotRedeemable:
         """The answer to the monitor."""

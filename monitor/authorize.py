@@ -1,8 +1,8 @@
 """The second opinion: may this pair be installed? Pure functions, one for each reason to say no.
 
-What keyd proved (`Redeemed`) and what the worker asks for (`Install`) is compared with the monitor's own configuration
-and with what it allocated and installed itself. Mode, policy number, lane, lifetime and replay window come
-from the configuration; the worker has no word for them. `Passed.PASSED` is the one value that lets a request through.
+What keyd proved and the peer agreed to (`Redeemed`), and the two ends that the worker names (`Install`), are compared
+with the monitor's own configuration and with what it allocated and installed itself. Policy number, lane, lifetime and
+replay window come from the configuration alone. `Passed.PASSED` is the one value that lets a request through.
 """
 
 import ipaddress
@@ -16,7 +16,7 @@ from privsep.config.model import Child, Connection, Encap, Gateway, Remote, Remo
 from privsep.iana import ProtocolId
 from privsep.schema.install import Denial, Install
 from privsep.schema.keymat import Redeemed
-from privsep.types import Address, Cpi, Mode, Spi, TrafficSelector
+from privsep.types import Address, Cpi, Endpoint, Identity, Mode, Spi, TrafficSelector
 
 IKE_PORT = 500
 NAT_PORT = 4500
@@ -34,16 +34,26 @@ Verdict = Passed | Denial
 
 
 @dataclass(slots=True, frozen=True, kw_only=True, repr=False)
-class Case:
-    """All that a check may look at. Has no repr: it holds keys."""
+class Plan:
+    """Whose traffic is to go between which ends: what can be judged before there are keys. A case inherits its repr."""
 
     gateway: Gateway
     connection: Connection
     child: Child
-    redeemed: Redeemed
-    install: Install
+    identity: Identity
+    local: Endpoint
+    remote: Endpoint
+    local_ts: TrafficSelector
+    remote_ts: TrafficSelector
     sadb: Sadb
     policies: Policies
+
+
+@dataclass(slots=True, frozen=True, kw_only=True, repr=False)
+class Case(Plan):
+    """All that a check may look at. Has no repr: it holds keys."""
+
+    redeemed: Redeemed
 
 
 Check = Callable[[Case], Verdict]
@@ -69,23 +79,27 @@ def authorize(
         gateway=gateway,
         connection=connection,
         child=child,
-        redeemed=redeemed,
-        install=install,
+        identity=redeemed.identity,
+        local=install.local,
+        remote=install.remote,
+        local_ts=redeemed.local_ts or TrafficSelector.of_host(install.local.address),
+        remote_ts=redeemed.remote_ts or TrafficSelector.of_host(install.remote.address),
         sadb=sadb,
         policies=policies,
+        redeemed=redeemed,
     )
     for check in checks or CHECKS:
         verdict = check(case)
         if verdict is not PASSED:
             return verdict
-    cpis = _cpis(case)
+    cpis, local_ts, remote_ts = _cpis(redeemed), (case.local_ts,), (case.remote_ts,)
     policy = policies.propose(
         connection,
         child,
-        redeemed.identity,
-        (install.local.address, install.remote.address),
-        install.local_ts,
-        install.remote_ts,
+        case.identity,
+        (case.local.address, case.remote.address),
+        local_ts,
+        remote_ts,
         ipcomp=cpis is not None,
     )
     if policy is None:
@@ -99,11 +113,11 @@ def authorize(
         integrity_in=redeemed.integrity_in,
         encryption_out=redeemed.encryption_out,
         integrity_out=redeemed.integrity_out,
-        local=install.local,
-        remote=install.remote,
-        encap=install.encap,
-        local_ts=install.local_ts,
-        remote_ts=install.remote_ts,
+        local=case.local,
+        remote=case.remote,
+        encap=redeemed.encap,
+        local_ts=local_ts,
+        remote_ts=remote_ts,
         lifetime=child.lifetime,
         replay_window=child.replay_window,
         ipcomp=cpis,
@@ -111,11 +125,10 @@ def authorize(
     )
 
 
-def _cpis(case: Case) -> Cpis | None:
-    """The CPI that the monitor allocated with the SPI, and the peer's."""
-    allocation = case.sadb.allocation(Spi(case.redeemed.spi_in))
-    inbound, outbound = None if allocation is None else allocation.cpi, case.install.cpi_out
-    return None if inbound is None or outbound is None else Cpis(inbound=inbound, outbound=Cpi(outbound))
+def _cpis(redeemed: Redeemed) -> Cpis | None:
+    """Both, or there is no IPComp."""
+    inbound, outbound = redeemed.cpi_in, redeemed.cpi_out
+    return None if inbound is None or outbound is None else Cpis(inbound=Cpi(inbound), outbound=Cpi(outbound))
 
 
 def find_child(gateway: Gateway, connection_name: str, child_name: str) -> tuple[Connection, Child] | None:
@@ -149,20 +162,20 @@ def _accepts(configured: Remote, actual: Address) -> bool:
             return actual == configured
 
 
-def _identity(case: Case) -> Verdict:
+def _identity(case: Plan) -> Verdict:
     """Whom keyd authenticated is whom the connection is for."""
     expected = case.connection.remote_id
-    return PASSED if expected is None or case.redeemed.identity == expected else Denial.IDENTITY
+    return PASSED if expected is None or case.identity == expected else Denial.IDENTITY
 
 
-def _most_specific(case: Case) -> Verdict:
+def _most_specific(case: Plan) -> Verdict:
     """No other connection describes this peer more closely: a laxer one must not stand in for a stricter."""
-    identity, remote = case.redeemed.identity, case.install.remote.address
+    identity, remote = case.identity, case.remote.address
 
     def closeness(connection: Connection) -> tuple[bool, int]:
         return connection.remote_id is not None, connection.specificity(remote)
 
-    rivals = case.gateway.accepting(case.install.local.address, remote, identity)
+    rivals = case.gateway.accepting(case.local.address, remote, identity)
     ours = closeness(case.connection)
     closer = any(closeness(rival) > ours for rival in rivals)
     return Denial.IDENTITY if closer else PASSED
@@ -171,6 +184,11 @@ def _most_specific(case: Case) -> Verdict:
 def _suite(case: Case) -> Verdict:
     """The suite with its group stands in the child's proposals: neither a weaker cipher nor less secrecy."""
     return PASSED if case.redeemed.suite in case.child.suites else Denial.ALGORITHMS
+
+
+def _mode(case: Case) -> Verdict:
+    """Tunnel or transport, as the child is configured: the peer agreed to that and to nothing else."""
+    return PASSED if case.redeemed.mode is case.child.mode else Denial.MODE
 
 
 def _key_lengths(case: Case) -> Verdict:
@@ -202,26 +220,26 @@ def _spi_addresses(case: Case) -> Verdict:
     """The addresses are those of the SPI's allocation; ports may have floated since (RFC 3947 section 4)."""
     allocation = case.sadb.allocation(Spi(case.redeemed.spi_in))
     same = allocation is not None and (allocation.local.address, allocation.remote.address) == (
-        case.install.local.address,
-        case.install.remote.address,
+        case.local.address,
+        case.remote.address,
     )
     return PASSED if same else Denial.ADDRESSES
 
 
-def _outer_addresses(case: Case) -> Verdict:
+def _outer_addresses(case: Plan) -> Verdict:
     """As at the allocation: the connection's."""
-    return outer_addresses(case.gateway, case.connection, case.install.local.address, case.install.remote.address)
+    return outer_addresses(case.gateway, case.connection, case.local.address, case.remote.address)
 
 
 def _encapsulation(case: Case) -> Verdict:
     """UDP encapsulation as the configuration wants it."""
     allowed = {Encap.AUTO: (True, False), Encap.FORCE: (True,), Encap.OFF: (False,)}[case.connection.encap]
-    return PASSED if case.install.encap in allowed else Denial.ENCAPSULATION
+    return PASSED if case.redeemed.encap in allowed else Denial.ENCAPSULATION
 
 
 def _not_ah(case: Case) -> Verdict:
     """AH covers the outer header, so it has no UDP encapsulation (RFC 3715 section 2.1, RFC 3948)."""
-    return Denial.AH_ENCAP if case.install.encap and case.redeemed.suite.protocol is ProtocolId.AH else PASSED
+    return Denial.AH_ENCAP if case.redeemed.encap and case.redeemed.suite.protocol is ProtocolId.AH else PASSED
 
 
 def _ports(case: Case) -> Verdict:
@@ -229,34 +247,25 @@ def _ports(case: Case) -> Verdict:
 
     The peer's is any: a NAT chooses it (RFC 3947 section 4), or the peer does, and ESP by itself has no ports.
     """
-    ours = (NAT_PORT,) if case.install.encap else (IKE_PORT, NAT_PORT)
-    return PASSED if case.install.local.port in ours and case.install.remote.port else Denial.PORTS
+    ours = (NAT_PORT,) if case.redeemed.encap else (IKE_PORT, NAT_PORT)
+    return PASSED if case.local.port in ours and case.remote.port else Denial.PORTS
 
 
-def _selectors_inside(case: Case) -> Verdict:
+def _selectors_inside(case: Plan) -> Verdict:
     """Each selector lies inside a configured one of its side (RFC 2407 section 4.6.2)."""
-    install, child = case.install, case.child
-    inside = all(any(outer.contains(inner) for outer in child.local_ts) for inner in install.local_ts) and all(
-        any(outer.contains(inner) for outer in child.remote_ts) for inner in install.remote_ts
-    )
-    return PASSED if inside else Denial.SELECTORS
+    return PASSED if case.child.covers(case.local_ts, case.remote_ts) else Denial.SELECTORS
 
 
-def _families_agree(case: Case) -> Verdict:
-    """No selector without a counterpart of its family on the other side."""
-    local = {selector.network.version for selector in case.install.local_ts}
-    remote = {selector.network.version for selector in case.install.remote_ts}
-    return PASSED if local == remote else Denial.SELECTORS
+def _families_agree(case: Plan) -> Verdict:
+    """No packet goes from one family to the other."""
+    return PASSED if case.local_ts.network.version == case.remote_ts.network.version else Denial.SELECTORS
 
 
-def _transport_selectors(case: Case) -> Verdict:
+def _transport_selectors(case: Plan) -> Verdict:
     """Transport mode protects the two ends themselves (RFC 4301 section 4.1)."""
     if case.child.mode is not Mode.TRANSPORT:
         return PASSED
-    install = case.install
-    hosts = all(_is_host(selector, install.local.address) for selector in install.local_ts) and all(
-        _is_host(selector, install.remote.address) for selector in install.remote_ts
-    )
+    hosts = _is_host(case.local_ts, case.local.address) and _is_host(case.remote_ts, case.remote.address)
     return PASSED if hosts else Denial.SELECTORS
 
 
@@ -265,52 +274,55 @@ def _is_host(selector: TrafficSelector, address: Address) -> bool:
     return network.prefixlen == network.max_prefixlen and network.network_address == address
 
 
-def _no_overlap(case: Case) -> Verdict:
+def _no_overlap(case: Plan) -> Verdict:
     """No installed pair of another identity carries traffic of these selectors in a lane that meets the child's."""
     return Denial.OVERLAP if _taken(case, case.sadb.claims) else PASSED
 
 
-def _not_reserved(case: Case) -> Verdict:
+def _not_reserved(case: Plan) -> Verdict:
     """Whoever comes from anywhere does not get the traffic of a peer whose address is configured, up or down."""
     if fixed(case.connection.remote) is not None:
         return PASSED
     return Denial.OVERLAP if _taken(case, case.policies.reserved) else PASSED
 
 
-def _taken(case: Case, claims: Claims) -> bool:
+def _taken(case: Plan, claims: Claims) -> bool:
     return any(
-        claim.identity != case.redeemed.identity
-        and _any_overlap(claim.remote_ts, (selector,))
-        and _any_overlap(claim.local_ts, case.install.local_ts)
-        for selector in case.install.remote_ts
-        for claim in claims.touching(selector.network, case.child.kernel.lane)
+        claim.identity != case.identity
+        and any(each.overlaps(case.remote_ts) for each in claim.remote_ts)
+        and any(each.overlaps(case.local_ts) for each in claim.local_ts)
+        for claim in claims.touching(case.remote_ts.network, case.child.kernel.lane)
     )
-
-
-def _any_overlap(some: tuple[TrafficSelector, ...], others: tuple[TrafficSelector, ...]) -> bool:
-    return any(one.overlaps(other) for one in some for other in others)
 
 
 def _outbound_is_new(case: Case) -> Verdict:
     """An existing outbound SA is never replaced: its key would be the attacker's to choose the moment of."""
     redeemed = case.redeemed
-    taken = case.sadb.has_outbound(case.install.remote.address, redeemed.suite.protocol, Spi(redeemed.spi_out))
+    taken = case.sadb.has_outbound(case.remote.address, redeemed.suite.protocol, Spi(redeemed.spi_out))
     return Denial.EXISTS if taken else PASSED
 
 
 def _compression(case: Case) -> Verdict:
     """IPComp where the child has it, and only there (RFC 3173 section 4: the default is none)."""
-    return Denial.IPCOMP if case.install.cpi_out is not None and not case.child.ipcomp else PASSED
+    ours, theirs = case.redeemed.cpi_in, case.redeemed.cpi_out
+    return PASSED if (ours is None) == (theirs is None) and (ours is None or case.child.ipcomp) else Denial.IPCOMP
+
+
+def _cpi_is_ours(case: Case) -> Verdict:
+    """The CPI was allocated with the SPI."""
+    allocation, ours = case.sadb.allocation(Spi(case.redeemed.spi_in)), case.redeemed.cpi_in
+    same = ours is None or (allocation is not None and allocation.cpi == ours)
+    return PASSED if same else Denial.IPCOMP
 
 
 def _cpi_is_new(case: Case) -> Verdict:
     """The same for IPComp: nobody takes part in another's compression."""
-    cpi = case.install.cpi_out
-    taken = cpi is not None and case.sadb.has_outbound(case.install.remote.address, ProtocolId.IPCOMP, Spi(cpi))
+    cpi = case.redeemed.cpi_out
+    taken = cpi is not None and case.sadb.has_outbound(case.remote.address, ProtocolId.IPCOMP, Spi(cpi))
     return Denial.EXISTS if taken else PASSED
 
 
-def _quota(case: Case) -> Verdict:
+def _quota(case: Plan) -> Verdict:
     """There is room for one more pair."""
     return PASSED if case.sadb.may_install(case.connection.name) else Denial.QUOTA
 
@@ -319,6 +331,7 @@ CHECKS: tuple[Check, ...] = (
     _identity,
     _most_specific,
     _suite,
+    _mode,
     _key_lengths,
     _spis_differ,
     _spi_is_ours,
@@ -334,11 +347,12 @@ CHECKS: tuple[Check, ...] = (
     _not_reserved,
     _outbound_is_new,
     _compression,
+    _cpi_is_ours,
     _cpi_is_new,
     _quota,
 )
 """In the order in which a reason is reported."""
 
-_OF_THE_INSTALLATION = (_key_lengths, _spi_is_ours, _spi_addresses)
+_OF_THE_INSTALLATION = (_key_lengths, _spi_is_ours, _spi_addresses, _cpi_is_ours)
 READMISSION: tuple[Check, ...] = tuple(check for check in CHECKS if check not in _OF_THE_INSTALLATION)
 """For a pair that was installed before: its keys are the data plane's, its SPI is allocated no more."""

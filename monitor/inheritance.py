@@ -78,8 +78,8 @@ def pair_record(redeemed: Redeemed, pair: Pair, since: float) -> PairRecord:
         local=pair.local,
         remote=pair.remote,
         encap=pair.encap,
-        local_ts=pair.local_ts,
-        remote_ts=pair.remote_ts,
+        local_ts=pair.local_ts[0],
+        remote_ts=pair.remote_ts[0],
         since_ms=int(since * 1000),
         lifetime=pair.lifetime,
         cpi_in=None if pair.ipcomp is None else pair.ipcomp.inbound,
@@ -188,7 +188,7 @@ class Inheritance:
             connection=record.connection,
             child=record.child,
             identity=record.identity,
-            claim=Claim(record.identity, record.local_ts, record.remote_ts, pair.policy.kernel.lane),
+            claim=Claim(record.identity, pair.local_ts, pair.remote_ts, pair.policy.kernel.lane),
             pair=pair,
             since=record.since_ms / 1000,
             phase=Phase.INSTALLED,
@@ -206,27 +206,26 @@ class Inheritance:
             identity=record.identity,
             role=Role.RESPONDER,
             suite=record.suite,
+            mode=record.mode,
+            encap=record.encap,
             spi_in=record.spi_in,
             spi_out=record.spi_out,
+            cpi_in=record.cpi_in,
+            cpi_out=record.cpi_out,
+            local_ts=record.local_ts,
+            remote_ts=record.remote_ts,
+            lifetime=record.lifetime,
             encryption_in=b"",
             integrity_in=b"",
             encryption_out=b"",
             integrity_out=b"",
         )
-        install = Install(
-            keymat=bytes(HANDLE_OCTETS),
-            local=record.local,
-            remote=record.remote,
-            encap=record.encap,
-            local_ts=record.local_ts,
-            remote_ts=record.remote_ts,
-            cpi_out=record.cpi_out,
-        )
+        install = Install(keymat=bytes(HANDLE_OCTETS), local=record.local, remote=record.remote)
         pair = authorize(self._gateway, self._sadb, self._policies, redeemed, install, READMISSION)
         if isinstance(pair, Denial):
             return pair.value
-        was = record.policy, record.mode, record.kernel.options()
-        if (pair.policy.number, pair.policy.mode, pair.policy.kernel) != was:
+        was = record.policy, record.kernel.options()
+        if (pair.policy.number, pair.policy.kernel) != was:
             return "its policy is another now"
         policy = dataclasses.replace(pair.policy, ipcomp=record.cpis is not None)
         return dataclasses.replace(pair, policy=policy, lifetime=record.lifetime, ipcomp=record.cpis)
@@ -265,8 +264,8 @@ def _described(record: PairRecord) -> Pair:
             mode=record.mode,
             local=Endpoint(record.local.address, 0),
             remote=Endpoint(record.remote.address, 0),
-            local_ts=record.local_ts,
-            remote_ts=record.remote_ts,
+            local_ts=(record.local_ts,),
+            remote_ts=(record.remote_ts,),
             kernel=record.kernel.options(),
             ipcomp=record.cpis is not None,
         ),
@@ -280,8 +279,8 @@ def _described(record: PairRecord) -> Pair:
         local=record.local,
         remote=record.remote,
         encap=record.encap,
-        local_ts=record.local_ts,
-        remote_ts=record.remote_ts,
+        local_ts=(record.local_ts,),
+        remote_ts=(record.remote_ts,),
         lifetime=record.lifetime,
         replay_window=0,
         ipcomp=record.cpis,

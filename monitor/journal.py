@@ -38,7 +38,7 @@ from privsep.schema.codec import (
     Table,
 )
 from privsep.schema.install import Selectors
-from privsep.types import Cpi, Endpoint, Identity, Mode, Spi
+from privsep.types import Cpi, Endpoint, Identity, Mode, Spi, TrafficSelector
 
 NAME = "journal"
 MAX_OCTETS = 128 << 20
@@ -156,8 +156,8 @@ class PairRecord:
     local: Endpoint
     remote: Endpoint
     encap: bool
-    local_ts: Selectors
-    remote_ts: Selectors
+    local_ts: TrafficSelector
+    remote_ts: TrafficSelector
     since_ms: U63
     """By the monotonic clock, which all processes of one boot share."""
     lifetime: U32

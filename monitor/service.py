@@ -252,7 +252,7 @@ class Service:
             connection=redeemed.connection,
             child=redeemed.child,
             identity=redeemed.identity,
-            claim=Claim(redeemed.identity, message.local_ts, message.remote_ts, pair.policy.kernel.lane),
+            claim=Claim(redeemed.identity, pair.local_ts, pair.remote_ts, pair.policy.kernel.lane),
             pair=_without_keys(pair),
             since=self._clock.now(),
         )

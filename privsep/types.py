@@ -116,6 +116,11 @@ class TrafficSelector:
     protocol: int = 0
     port: int = 0
 
+    @classmethod
+    def of_host(cls, address: Address) -> Self:
+        """All that one address says and hears: what stands for an absent client identity (RFC 2409 section 5.5)."""
+        return cls(ipaddress.ip_network(address))
+
     def __str__(self) -> str:
         if not self.protocol:
             return str(self.network)

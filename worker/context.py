@@ -109,7 +109,7 @@ class Context:
         if isinstance(reply, kind):
             return reply
         if isinstance(reply, keyd.Refused):
-            raise KeydRefused(reply.why)
+            raise KeydRefused(reply)
         raise Failed("keyd answered something else than it was asked")
 
     def drop(self, handle: bytes) -> None:

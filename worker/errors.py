@@ -3,7 +3,7 @@
 from privsep.errors import PrivsepError
 from privsep.iana import NotifyType
 from privsep.schema.install import Denial
-from privsep.schema.keyd import Refusal
+from privsep.schema.keyd import Refused
 
 
 class Failed(PrivsepError):
@@ -32,11 +32,11 @@ class Withdrawn(Failed):
 
 
 class KeydRefused(Failed):
-    """keyd said no."""
+    """keyd said no, and if a message of the peer's is at fault, what the peer is to be told."""
 
-    def __init__(self, why: Refusal) -> None:
-        super().__init__(why.value)
-        self.why = why
+    def __init__(self, refused: Refused) -> None:
+        super().__init__(refused.detail or refused.why.value, refused.notify)
+        self.why = refused.why
 
 
 class MonitorDenied(Failed):

@@ -3,7 +3,6 @@
 Where nothing fits, the texts here say what was offered and what is configured; the peer only gets the notify type.
 """
 
-import ipaddress
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -12,7 +11,7 @@ from privsep.errors import PeerError
 from privsep.iana import NotifyType, ProtocolId
 from privsep.isakmp.association import SecurityAssociation
 from privsep.isakmp.child_proposals import ChildSelection, describe_child, encapsulation_mode, select_child
-from privsep.types import Address, Auth, TrafficSelector
+from privsep.types import Auth, TrafficSelector
 from worker.codec.proposals import IkeSelection, describe_ike, select_ike
 
 AH_AND_NAT = "AH does not pass the NAT between the two (RFC 3715 section 2.1); esp would be right"
@@ -65,7 +64,7 @@ def choose_child(
     `selectors` are ours and the peer's. Children that name them exactly come before those that contain them.
     """
     local, remote = selectors
-    fitting = [child for child in connection.children if _contains(child, local, remote)]
+    fitting = [child for child in connection.children if child.covers(local, remote)]
     if not fitting:
         raise PeerError(
             f"no child protects {local} with {remote}; configured {_listed(map(_selectors, connection.children))}",
@@ -84,17 +83,6 @@ def choose_child(
     raise PeerError(
         f"no proposal in common: peer offers {_listed(describe_child(sa))}; configured {configured}",
         NotifyType.NO_PROPOSAL_CHOSEN,
-    )
-
-
-def host(address: Address) -> TrafficSelector:
-    """What stands for an absent client identity (RFC 2409 section 5.5): the peer's own address."""
-    return TrafficSelector(ipaddress.ip_network(address))
-
-
-def _contains(child: Child, local: TrafficSelector, remote: TrafficSelector) -> bool:
-    return any(each.contains(local) for each in child.local_ts) and any(
-        each.contains(remote) for each in child.remote_ts
     )
 
 

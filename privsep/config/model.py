@@ -116,6 +116,12 @@ class Child:
         """ESP or AH: that of all its suites."""
         return self.suites[0].protocol
 
+    def covers(self, local: TrafficSelector, remote: TrafficSelector) -> bool:
+        """Whether each selector lies inside a configured one of its side."""
+        return any(each.contains(local) for each in self.local_ts) and any(
+            each.contains(remote) for each in self.remote_ts
+        )
+
 
 @dataclass(slots=True, frozen=True, kw_only=True)
 class Connection:

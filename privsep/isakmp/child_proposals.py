@@ -68,6 +68,10 @@ class ChildSelection:
     transform: Transform
     compression: Compression | None
 
+    def agreed_lifetime(self, ours: int) -> int:
+        """Seconds: the shorter one of what was offered and the configured one counts (RFC 2407 section 4.5.4)."""
+        return min(ours, self.lifetime)
+
     def answer(self, spi: Spi, cpi: Cpi | None = None) -> SecurityAssociation:
         """The SA payload of message 2: the chosen transforms unchanged, with our inbound SPI and, where IPComp was
         agreed on, our CPI (RFC 2408 section 4.2).

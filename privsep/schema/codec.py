@@ -54,7 +54,8 @@ U63 = Annotated[int, Range(0, 2**63 - 1)]
 Name = Annotated[str, Length(1, 64)]
 """A connection's or child's name."""
 OptionalName = Annotated[str, Length(0, 64)]
-Text = Annotated[str, Length(0, 1024)]
+MAX_TEXT = 1024
+Text = Annotated[str, Length(0, MAX_TEXT)]
 """A line for people: printable, no control characters (checked)."""
 CookieField = Annotated[bytes, Length(8, 8)]
 Handle = Annotated[bytes, Length(HANDLE_OCTETS, HANDLE_OCTETS)]

@@ -36,6 +36,7 @@ class Denial(Enum):
     KEYMAT = "keyd has no such keymat to redeem"
     IDENTITY = "the proven identity is not the connection's"
     ALGORITHMS = "the suite is not among the child's proposals"
+    MODE = "the mode is not the child's"
     AH_ENCAP = "AH cannot be encapsulated in UDP"
     IPCOMP = "IPComp is not configured for the child"
     SPI = "the inbound SPI was not allocated for this child"
@@ -62,17 +63,14 @@ class AllocateSpi:
 
 @dataclass(slots=True, frozen=True, kw_only=True)
 class Install:
-    """Redeem the keymat and install both SAs, if the second opinion agrees. Answer: Installed or Denied."""
+    """Redeem the keymat and install both SAs, if the second opinion agrees. Answer: Installed or Denied.
+
+    The two ends are all that keyd does not know; what was negotiated is keyd's to tell (`Redeemed`).
+    """
 
     keymat: Handle
     local: Endpoint
     remote: Endpoint
-    encap: bool
-    """UDP encapsulation between these two endpoints (RFC 3948)."""
-    local_ts: Selectors
-    remote_ts: Selectors
-    cpi_out: CpiField | None = None
-    """The peer's, where IPComp was agreed on (RFC 3173); ours is that of the allocation."""
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)

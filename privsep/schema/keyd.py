@@ -1,8 +1,8 @@
 """What the worker may ask keyd, and what keyd answers: the whole of it.
 
 No operation returns a key, a prf output or a signature over octets of the caller's choosing. Phase 2 plaintext is
-handed out only after its HASH was verified, and HASH, nonce and KE payloads of ours are made in keyd (RFC 2409
-section 5.5), so that the worker can compose neither.
+handed out only after its HASH was verified. Messages of Quick Mode are made in keyd whole (RFC 2409 section 5.5) from
+values that it checks: what the peer agrees to and what KEYMAT is derived for cannot differ.
 
 Main Mode (RFC 2409 section 5.4), where `seal`/`open` of the authentication messages obey the order of the role::
 
@@ -20,11 +20,13 @@ from enum import Enum
 from typing import Annotated
 
 from privsep.algorithms import ChildSuite, Group, IkeSuite
+from privsep.iana import NotifyType
 from privsep.schema.codec import (
     U8,
     U32,
     Blob,
     CookieField,
+    CpiField,
     Handle,
     Length,
     Name,
@@ -32,9 +34,13 @@ from privsep.schema.codec import (
     PublicValue,
     SpiField,
     Table,
+    Text,
     Unsealed,
 )
-from privsep.types import Address, Identity
+from privsep.types import Address, Identity, TrafficSelector
+
+Originals = Annotated[tuple[Address, ...], Length(0, 2)]
+"""None, or NAT-OAi and NAT-OAr (RFC 3947 section 5.2). keyd sees no address, so they are the worker's word."""
 
 
 class Refusal(Enum):
@@ -48,9 +54,10 @@ class Refusal(Enum):
     HELD_OFF = "too many wrong proofs of a pre-shared key came from that network a moment ago"
     UNKNOWN_IDENTITY = "the peer proved an identity that no connection accepts"
     BAD_HASH = "the message does not decrypt or its HASH is wrong"
-    BAD_MESSAGE = "the message is the peer's, but lacks a nonce or KE, or has one too many"
+    BAD_MESSAGE = "the message is the peer's by its HASH, but what it says cannot be accepted"
     REUSED_MESSAGE_ID = "the message id was used before"
-    BAD_PROPOSAL = "the suite is not among the connection's proposals"
+    BAD_PROPOSAL = "the suite is not among the connection's proposals, or not among the peer's"
+    BAD_SELECTORS = "the selectors are not inside the child's"
     EXPIRED = "the IKE SA is past its lifetime"
     WORN_OUT = "the IKE SA has used up its message ids"
     QUOTA = "too many exchanges are open"
@@ -134,23 +141,27 @@ class InfoOpen:
 
 @dataclass(slots=True, frozen=True, kw_only=True)
 class QuickOffer:
-    """Quick Mode message 1: HASH(1), SA, Ni [, KE] [, ids]. Answer: QuickOffered.
+    """Quick Mode message 1: HASH(1), SA, Ni [, KE], IDci, IDcr [, NAT-OAi, NAT-OAr]. Answer: QuickOffered.
 
-    `sa` is an SA payload's body; `ids` the bodies of IDci and IDcr or empty; `payloads` a chain appended at the end.
+    keyd composes all of it. SA holds the child's suites of that group, with this SPI.
     """
 
     ike: Handle
     child: Name
-    sa: Unsealed
     group: Group | None
-    ids: Annotated[tuple[Annotated[bytes, Length(4, 1024)], ...], Length(0, 2)]
-    next_payload: U8
-    payloads: Unsealed
+    encap: bool
+    """UDP encapsulation (RFC 3947 section 5.1)."""
+    spi_in: SpiField
+    cpi_in: CpiField | None
+    """Offers IPComp too (RFC 3173); only where the child has it."""
+    local_ts: TrafficSelector
+    remote_ts: TrafficSelector
+    originals: Originals
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
 class QuickFinish:
-    """Quick Mode message 2 at the initiator: HASH(2) verified, Nr and KE kept. Answer: Opened (with all payloads)."""
+    """Quick Mode message 2 at the initiator: HASH(2) verified, all of it read. Answer: QuickAgreed."""
 
     quick: Handle
     ciphertext: Blob
@@ -158,17 +169,14 @@ class QuickFinish:
 
 @dataclass(slots=True, frozen=True, kw_only=True)
 class QuickAccept:
-    """Quick Mode message 3: KEYMAT for the accepted suite, and HASH(3). Answer: QuickKeyed; `keymat` is redeemable."""
+    """Quick Mode message 3: KEYMAT for what was agreed, and HASH(3). Answer: QuickKeyed; `keymat` is redeemable."""
 
     quick: Handle
-    suite: ChildSuite
-    spi_in: SpiField
-    spi_out: SpiField
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
 class QuickOpen:
-    """Quick Mode message 1 at the responder: HASH(1) verified, Ni and KE kept. Answer: QuickOpened."""
+    """Quick Mode message 1 at the responder: HASH(1) verified, SA, Ni, KE and IDs kept. Answer: QuickOpened."""
 
     ike: Handle
     message_id: U32
@@ -177,17 +185,21 @@ class QuickOpen:
 
 @dataclass(slots=True, frozen=True, kw_only=True)
 class QuickAnswer:
-    """Quick Mode message 2: HASH(2), SA, Nr [, KE] [, ids]; KEYMAT derived. Answer: QuickKeyed; not yet redeemable."""
+    """Quick Mode message 2: HASH(2), SA, Nr [, KE] [, IDci, IDcr] [, RESPONDER-LIFETIME] [, NAT-OAi, NAT-OAr].
+
+    keyd composes all of it, from the peer's message 1 and these choices; KEYMAT derived. Answer: QuickKeyed; not yet
+    redeemable.
+    """
 
     quick: Handle
     child: Name
-    sa: Unsealed
     suite: ChildSuite
+    encap: bool
+    """UDP encapsulation (RFC 3947 section 5.1)."""
     spi_in: SpiField
-    spi_out: SpiField
-    ids: Annotated[tuple[Annotated[bytes, Length(4, 1024)], ...], Length(0, 2)]
-    next_payload: U8
-    payloads: Unsealed
+    cpi_in: CpiField | None
+    """For IPComp where the peer offers it too; only where the child has it."""
+    originals: Originals
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -215,6 +227,10 @@ class Refused:
     """The request did not take effect."""
 
     why: Refusal
+    detail: Text = ""
+    """For the operator, where a message of the peer's is at fault."""
+    notify: NotifyType | None = None
+    """For that peer (RFC 2408 section 3.14.1)."""
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -279,6 +295,20 @@ class QuickOpened:
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
+class QuickAgreed:
+    """What the peer chose of our offer, for our selectors, and the chain after HASH(2)."""
+
+    suite: ChildSuite
+    spi_out: SpiField
+    cpi_out: CpiField | None
+    """Where IPComp was agreed on."""
+    lifetime: U32
+    """Seconds: the shortest of all that were named."""
+    next_payload: U8
+    payloads: Blob
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
 class QuickKeyed:
     """KEYMAT waits in keyd under `keymat` for the monitor; `ciphertext` is the message to send."""
 
@@ -302,7 +332,19 @@ Request = (
     | QuickConfirm
     | Drop
 )
-Reply = Done | Refused | IkeKeys | Sealed | SealedNew | Authenticated | Opened | QuickOffered | QuickOpened | QuickKeyed
+Reply = (
+    Done
+    | Refused
+    | IkeKeys
+    | Sealed
+    | SealedNew
+    | Authenticated
+    | Opened
+    | QuickOffered
+    | QuickAgreed
+    | QuickOpened
+    | QuickKeyed
+)
 
 REQUESTS: Table[Request] = Table(
     {
@@ -334,5 +376,6 @@ REPLIES: Table[Reply] = Table(
         8: QuickOffered,
         9: QuickOpened,
         10: QuickKeyed,
+        11: QuickAgreed,
     }
 )

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from privsep.algorithms import ChildSuite
-from privsep.schema.codec import Handle, Length, Name, SpiField, Table
-from privsep.types import Identity, Role
+from privsep.schema.codec import U32, CpiField, Handle, Length, Name, SpiField, Table
+from privsep.types import Identity, Mode, Role, TrafficSelector
 
 Key = Annotated[bytes, Length(0, 128)]
 
@@ -24,15 +24,29 @@ class Redeem:
 
 @dataclass(slots=True, frozen=True, kw_only=True, repr=False)
 class Redeemed:
-    """KEYMAT of one child SA pair and what it was derived for (RFC 2409 section 5.5). Has no repr: it holds keys."""
+    """KEYMAT of one child SA pair, and all that the peer agreed to when it was derived (RFC 2409 section 5.5).
+
+    Has no repr: it holds keys.
+    """
 
     connection: Name
     child: Name
     identity: Identity
     role: Role
     suite: ChildSuite
+    mode: Mode
+    encap: bool
+    """UDP encapsulation (RFC 3947 section 5.1)."""
     spi_in: SpiField
     spi_out: SpiField
+    cpi_in: CpiField | None
+    cpi_out: CpiField | None
+    """Both where IPComp was agreed on, else neither."""
+    local_ts: TrafficSelector | None
+    remote_ts: TrafficSelector | None
+    """None where the peer named none: the outer address then (RFC 2409 section 5.5)."""
+    lifetime: U32
+    """Seconds: the shortest of all that were named."""
     encryption_in: Key
     integrity_in: Key
     encryption_out: Key

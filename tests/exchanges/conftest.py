@@ -13,12 +13,14 @@ from types import SimpleNamespace
 
 import pytest
 
+from keyd.agreement import Offer
 from keyd.secret import Secret
 from keyd.service import Service
 from privsep import log
 from privsep.algorithms import ChildSuite, IkeSuite
 from privsep.config.model import Child, Connection, DataplaneChoice, Encap, Gateway, RemoteAny, Start, Users
 from privsep.iana import IdType
+from privsep.isakmp.association import encode_association
 from privsep.log import Level
 from privsep.schema import install
 from privsep.schema import keyd as keyd_schema
@@ -345,8 +347,9 @@ class Pair(World):
             inbound = redeemed.encryption_in + redeemed.integrity_in
             assert inbound != redeemed.encryption_out + redeemed.integrity_out
             assert redeemed.suite == other.suite
-            assert (asked.local_ts, asked.remote_ts) == (others.remote_ts, others.local_ts)
-            assert asked.encap == others.encap
+            assert effective(redeemed, asked) == effective(other, others)[::-1]
+            assert (redeemed.encap, redeemed.mode, redeemed.lifetime) == (other.encap, other.mode, other.lifetime)
+            assert (redeemed.cpi_in, redeemed.cpi_out) == (other.cpi_out, other.cpi_in)
             count += 1
         return count
 
@@ -365,12 +368,22 @@ def restart(world: Pair, name: str) -> None:
     setattr(world, name, world.add(name, old.config, *addresses))
 
 
+def effective(redeemed: Redeemed, asked: install.Install) -> tuple[TrafficSelector, TrafficSelector]:
+    """Our selector and the peer's; an absent one means the outer address (RFC 2409 section 5.5)."""
+    return (
+        redeemed.local_ts or TrafficSelector.of_host(asked.local.address),
+        redeemed.remote_ts or TrafficSelector.of_host(asked.remote.address),
+    )
+
+
 def without_client_ids(site: Site) -> None:
-    """A worker that leaves IDci and IDcr away."""
+    """A keyd that leaves IDci and IDcr away."""
     handle = site.keyd.handle
 
     def handling(request: keyd_schema.Request) -> keyd_schema.Reply:
-        return handle(dataclasses.replace(request, ids=()) if isinstance(request, keyd_schema.QuickOffer) else request)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Offer, "payloads", lambda self, _: (encode_association(self.sa), []))
+            return handle(request)
 
     site.keyd.handle = handling
 
@@ -399,6 +412,7 @@ def make():
         LEFT=LEFT,
         RIGHT=RIGHT,
         LATENCY=LATENCY,
+        effective=effective,
         RemoteAny=RemoteAny,
         restart=restart,
         without_client_ids=without_client_ids,

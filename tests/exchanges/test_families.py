@@ -28,11 +28,11 @@ def test_traffic_of_either_family_is_agreed_on_between_addresses_of_either(make,
     assert world.up().outcome is Outcome.DONE
     assert world.mirror() == 1
     for site in (world.left, world.right):
-        ((_, asked),) = site.pairs.values()
+        ((redeemed, asked),) = site.pairs.values()
         assert (asked.local.address.version, asked.remote.address.version) == (outer, outer)
-        assert asked.encap is (encap is Encap.FORCE)
-    ((_, asked),) = world.left.pairs.values()
-    assert (asked.local_ts, asked.remote_ts) == (ours.children[0].local_ts, ours.children[0].remote_ts)
+        assert redeemed.encap is (encap is Encap.FORCE)
+    ((redeemed, _),) = world.left.pairs.values()
+    assert ((redeemed.local_ts,), (redeemed.remote_ts,)) == (ours.children[0].local_ts, ours.children[0].remote_ts)
     world.settled()
 
 

@@ -46,7 +46,7 @@ def test_a_nat_is_seen_and_everything_moves_to_port_4500_rfc3947_4(make):
     assert (left.nat, right.nat) == ("local", "remote")
     assert (left.local.port, left.remote.port, right.local.port) == (4500, 4500, 4500)
     assert right.remote == Endpoint(make.address("203.0.113.9"), 44500)
-    assert [asked.encap for _, asked in (*world.left.pairs.values(), *world.right.pairs.values())] == [True, True]
+    assert [each.encap for each, _ in (*world.left.pairs.values(), *world.right.pairs.values())] == [True, True]
     ports = [send.local.port for send in world.left.sent]
     assert ports == [500, 500, 4500, 4500, 4500]
     assert all(send.data.startswith(bytes(4)) for send in world.left.sent if send.local.port == 4500)
@@ -57,7 +57,7 @@ def test_no_nat_no_encapsulation_and_no_keepalive(make):
     world = make.Pair()
     world.up()
     world.run(100.0)
-    assert not any(asked.encap for _, asked in world.left.pairs.values())
+    assert not any(each.encap for each, _ in world.left.pairs.values())
     assert {send.local.port for send in world.left.sent + world.right.sent} == {500}
     assert KEEPALIVE not in [send.data for send in world.left.sent + world.right.sent]
 
@@ -117,7 +117,7 @@ def test_encapsulation_can_be_forced_without_a_nat_rfc3948_2_1(make, side):
     world = make.Pair(ours, dataclasses.replace(make.mirrored(ours), encap=forced[1]))
     assert world.up().outcome is Outcome.DONE
     assert world.mirror() == 1
-    assert all(asked.encap for _, asked in (*world.left.pairs.values(), *world.right.pairs.values()))
+    assert all(each.encap for each, _ in (*world.left.pairs.values(), *world.right.pairs.values()))
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

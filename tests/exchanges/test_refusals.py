@@ -106,8 +106,8 @@ def test_selectors_inside_of_the_childs_are_accepted_as_they_are(make):
     world = make.Pair(ours, make.mirrored(make.connection()))
     assert world.up().outcome is Outcome.DONE
     assert world.mirror() == 1
-    ((_, asked),) = world.right.pairs.values()
-    assert asked.local_ts == make.selectors("10.2.7.0/24")
+    ((redeemed, _),) = world.right.pairs.values()
+    assert (redeemed.local_ts,) == make.selectors("10.2.7.0/24")
 
 
 def test_an_identity_that_no_connection_accepts_is_refused(make):

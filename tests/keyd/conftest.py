@@ -22,6 +22,8 @@ LEFT = ipaddress.ip_address("192.0.2.1")
 RIGHT = ipaddress.ip_address("192.0.2.2")
 LEFT_ID = Identity(IdType.FQDN, b"gw1.example.org")
 RIGHT_ID = Identity(IdType.FQDN, b"gw2.example.org")
+LEFT_NET = TrafficSelector(ipaddress.ip_network("10.1.0.0/16"))
+RIGHT_NET = TrafficSelector(ipaddress.ip_network("10.2.0.0/16"))
 IKE = IkeSuite.parse("aes256-sha256-curve25519")
 ESP = ChildSuite.parse("aes256gcm16")
 
@@ -61,8 +63,8 @@ class Side:
 def child(name: str = "lan", suites: tuple[ChildSuite, ...] = (ESP,)) -> Child:
     return Child(
         name=name,
-        local_ts=(TrafficSelector(ipaddress.ip_network("10.1.0.0/16")),),
-        remote_ts=(TrafficSelector(ipaddress.ip_network("10.2.0.0/16")),),
+        local_ts=(LEFT_NET,),
+        remote_ts=(RIGHT_NET,),
         mode=Mode.TUNNEL,
         suites=suites,
         lifetime=3600,
@@ -97,7 +99,10 @@ def gateway(*connections: Connection) -> Gateway:
 
 
 def mirrored(each: Connection) -> Connection:
-    return dataclasses.replace(each, local=RIGHT, remote=LEFT, local_id=RIGHT_ID, remote_id=LEFT_ID)
+    children = tuple(
+        dataclasses.replace(each, local_ts=each.remote_ts, remote_ts=each.local_ts) for each in each.children
+    )
+    return dataclasses.replace(each, local=RIGHT, remote=LEFT, local_id=RIGHT_ID, remote_id=LEFT_ID, children=children)
 
 
 class World:
@@ -158,11 +163,13 @@ class World:
         values = {
             "ike": ike,
             "child": "lan",
-            "sa": b"offer of ours",
             "group": suite.group,
-            "ids": (b"\x04\0\0\0" + bytes(8), b"\x04\0\0\0" + bytes(8)),
-            "next_payload": 0,
-            "payloads": b"",
+            "encap": False,
+            "spi_in": 0x1001,
+            "cpi_in": None,
+            "local_ts": LEFT_NET,
+            "remote_ts": RIGHT_NET,
+            "originals": (),
         }
         return ops.QuickOffer(**(values | changes))
 
@@ -170,19 +177,13 @@ class World:
         values = {
             "quick": quick,
             "child": "lan",
-            "sa": b"choice of theirs",
             "suite": suite,
+            "encap": False,
             "spi_in": 0x2002,
-            "spi_out": 0x1001,
-            "ids": (b"\x04\0\0\0" + bytes(8), b"\x04\0\0\0" + bytes(8)),
-            "next_payload": 0,
-            "payloads": b"",
+            "cpi_in": None,
+            "originals": (),
         }
         return ops.QuickAnswer(**(values | changes))
-
-    def quick_accept(self, quick: bytes, suite: ChildSuite, **changes) -> ops.QuickAccept:
-        values = {"quick": quick, "suite": suite, "spi_in": 0x1001, "spi_out": 0x2002}
-        return ops.QuickAccept(**(values | changes))
 
     def quick_mode(self, ike: SimpleNamespace, suite: ChildSuite) -> SimpleNamespace:
         """A whole Quick Mode, begun by the left; keymat handles of both sides and the opened chains."""
@@ -190,13 +191,14 @@ class World:
         opened = self.right.do(ops.QuickOpen(ike=ike.right, message_id=first.message_id, ciphertext=first.ciphertext))
         second = self.right.do(self.quick_answer(opened.quick, suite))
         finished = self.left.do(ops.QuickFinish(quick=first.quick, ciphertext=second.ciphertext))
-        third = self.left.do(self.quick_accept(first.quick, suite))
+        third = self.left.do(ops.QuickAccept(quick=first.quick))
         confirmed = self.right.do(ops.QuickConfirm(quick=opened.quick, ciphertext=third.ciphertext))
         if confirmed != ops.Done():
             raise ValueError(confirmed)
         return SimpleNamespace(
             left=third.keymat,
             right=second.keymat,
+            agreed=finished,
             at_right=split_chain(opened.next_payload, opened.payloads),
             at_left=split_chain(finished.next_payload, finished.payloads),
         )
@@ -234,6 +236,8 @@ def build() -> SimpleNamespace:
         RIGHT=RIGHT,
         LEFT_ID=LEFT_ID,
         RIGHT_ID=RIGHT_ID,
+        LEFT_NET=LEFT_NET,
+        RIGHT_NET=RIGHT_NET,
         ANY=RemoteAny(),
         IKE=IKE,
         ESP=ESP,

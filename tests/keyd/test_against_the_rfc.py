@@ -94,6 +94,24 @@ class Peer:
         return out[:octets]
 
 
+LIFE = bytes.fromhex("80010001 00020004 00000e10")
+"""SA-LIFE-TYPE seconds and SA-LIFE-DURATION 3600 (RFC 2407 section 4.5)."""
+proposals = {
+    # tunnel (attribute 4), key length (6), authentication algorithm (5), group (3); RFC 2407 section 4.5, RFC 4106
+    "aes128-sha256": (12, bytes.fromhex("80040001 80060080 80050005") + LIFE),
+    "aes256gcm16-curve25519": (20, bytes.fromhex("80040001 80060100 8003001f") + LIFE),
+    "aes256gcm16": (20, bytes.fromhex("80040001 80060100") + LIFE),
+}
+"""ESP's transform and its attributes."""
+
+
+def sa_of(spi, proposal):
+    """An SA payload's body with one proposal of one transform (RFC 2408 sections 3.4 to 3.6)."""
+    transform_id, attributes = proposal
+    transform = struct.pack(">BBHBBH", 0, 0, 8 + len(attributes), 1, transform_id, 0) + attributes
+    return struct.pack(">IIBBHBBBBI", 1, 1, 0, 0, 12 + len(transform), 1, 3, 4, 1, spi) + transform
+
+
 SUITES = [
     ("aes128-sha1-curve25519", "sha1", 16),
     ("aes256-sha1-curve25519", "sha1", 32),
@@ -129,19 +147,20 @@ def test_keyd_as_responder_understands_an_initiator_written_from_rfc2409(
     mid = struct.pack(">I", message_id)
     pfs = X25519PrivateKey.generate() if child_suite.group else None
     ke = [(KE, pfs.public_key().public_bytes_raw())] if pfs else []
-    rest = chain((SA, b"proposals"), (NONCE, ni), *ke)
+    rest = chain((SA, sa_of(0xBBBB, proposals[child])), (NONCE, ni), *ke)
     peer.phase2(message_id)
     value = peer.prf(peer.skeyid_a, mid, rest)
     first = peer.seal(struct.pack(">BBH", SA, 0, 4 + len(value)) + value + rest)
     opened = keyd.do(ops.QuickOpen(ike=ours.ike, message_id=message_id, ciphertext=first))
     assert (opened.next_payload, opened.payloads) == (SA, rest)
     # message 2
-    answer = keyd.do(world.quick_answer(opened.quick, child_suite, ids=(), spi_in=0xAAAA, spi_out=0xBBBB))
+    answer = keyd.do(world.quick_answer(opened.quick, child_suite, spi_in=0xAAAA))
     plaintext = peer.open(answer.ciphertext)
     payloads, padding = walk(HASH, plaintext)
     after_hash = plaintext[4 + len(payloads[0][1]) : len(plaintext) - len(padding)]
     assert payloads[0][1] == peer.prf(peer.skeyid_a, mid, ni, after_hash)
     assert [kind for kind, _ in payloads] == [HASH, SA, NONCE] + ([KE] if pfs else [])
+    assert payloads[1][1] == sa_of(0xAAAA, proposals[child])
     nr = payloads[2][1]
     # message 3
     third = peer.seal(chain((HASH, peer.prf(peer.skeyid_a, b"\0", mid, ni, nr))))
@@ -186,12 +205,16 @@ def test_keyd_as_initiator_understands_a_responder_written_from_rfc2409(
     after_hash = plaintext[4 + len(payloads[0][1]) : len(plaintext) - len(padding)]
     assert payloads[0][1] == peer.prf(peer.skeyid_a, mid, after_hash)
     ni, nr = payloads[2][1], os.urandom(16)
-    rest = chain((SA, b"choice"), (NONCE, nr))
+    assert payloads[1][1] == sa_of(0x1001, proposals["aes256gcm16"])
+    ids = [b"\x04\0\0\0\x0a\x01\0\0\xff\xff\0\0", b"\x04\0\0\0\x0a\x02\0\0\xff\xff\0\0"]
+    assert [body for kind, body in payloads if kind == ID] == ids
+    rest = chain((SA, sa_of(0x2002, proposals["aes256gcm16"])), (NONCE, nr))
     value = peer.prf(peer.skeyid_a, mid, ni, rest)
     second = peer.seal(struct.pack(">BBH", SA, 0, 4 + len(value)) + value + rest)
     finished = keyd.do(ops.QuickFinish(quick=offered.quick, ciphertext=second))
-    assert finished == ops.Opened(next_payload=SA, payloads=rest)
-    keyed = keyd.do(world.quick_accept(offered.quick, build.ESP))
+    assert (finished.next_payload, finished.payloads) == (SA, rest)
+    assert (finished.suite, finished.spi_out, finished.lifetime) == (build.ESP, 0x2002, 3600)
+    keyed = keyd.do(ops.QuickAccept(quick=offered.quick))
     (hash_3,), _ = walk(HASH, peer.open(keyed.ciphertext))
     assert hash_3 == [HASH, peer.prf(peer.skeyid_a, b"\0", mid, ni, nr)]
     redeemed = keyd.redeem(keyed.keymat)

@@ -4,6 +4,7 @@ import pytest
 
 from privsep.algorithms import ChildSuite, Group, Hash, IkeCipher
 from privsep.iana import PayloadType
+from privsep.isakmp.association import parse_association
 from privsep.payloads import join_chain, split_chain
 from privsep.schema import keyd as ops
 from privsep.schema.keymat import NotRedeemable, Redeemed
@@ -61,8 +62,8 @@ def test_quick_mode_messages_hold_sa_nonce_ke_and_ids_in_the_order_of_rfc2409_5_
     order = [PayloadType.SA, PayloadType.NONCE, PayloadType.KE, PayloadType.ID, PayloadType.ID]
     assert [kind for kind, _ in quick.at_right] == order
     assert [kind for kind, _ in quick.at_left] == order
-    assert quick.at_right[0][1] == b"offer of ours"
-    assert quick.at_left[0][1] == b"choice of theirs"
+    spis = [parse_association(payloads[0][1]).proposals[0].spi.hex() for payloads in (quick.at_right, quick.at_left)]
+    assert spis == ["00001001", "00002002"]
 
 
 def test_each_quick_mode_of_an_ike_sa_has_keys_of_its_own(world, build):
@@ -78,15 +79,16 @@ def test_each_quick_mode_of_an_ike_sa_has_keys_of_its_own(world, build):
 def test_quick_modes_of_both_directions_run_interleaved_with_iv_chains_of_their_own_rfc2409_appendix_b(world, build):
     ike = world.main_mode()
     one = world.left.do(world.quick_offer(ike.left, build.ESP))
-    other = world.right.do(world.quick_offer(ike.right, build.ESP))
+    backwards = {"spi_in": 400, "local_ts": build.RIGHT_NET, "remote_ts": build.LEFT_NET}
+    other = world.right.do(world.quick_offer(ike.right, build.ESP, **backwards))
     one_opened = world.right.do(ops.QuickOpen(ike=ike.right, message_id=one.message_id, ciphertext=one.ciphertext))
     other_opened = world.left.do(ops.QuickOpen(ike=ike.left, message_id=other.message_id, ciphertext=other.ciphertext))
-    other_second = world.left.do(world.quick_answer(other_opened.quick, build.ESP, spi_in=300, spi_out=400))
+    other_second = world.left.do(world.quick_answer(other_opened.quick, build.ESP, spi_in=300))
     one_second = world.right.do(world.quick_answer(one_opened.quick, build.ESP))
     world.left.do(ops.QuickFinish(quick=one.quick, ciphertext=one_second.ciphertext))
     world.right.do(ops.QuickFinish(quick=other.quick, ciphertext=other_second.ciphertext))
-    one_third = world.left.do(world.quick_accept(one.quick, build.ESP))
-    other_third = world.right.do(world.quick_accept(other.quick, build.ESP, spi_in=400, spi_out=300))
+    one_third = world.left.do(ops.QuickAccept(quick=one.quick))
+    other_third = world.right.do(ops.QuickAccept(quick=other.quick))
     confirm = ops.QuickConfirm
     assert world.right.do(confirm(quick=one_opened.quick, ciphertext=one_third.ciphertext)) == ops.Done()
     assert world.left.do(confirm(quick=other_opened.quick, ciphertext=other_third.ciphertext)) == ops.Done()
@@ -124,7 +126,7 @@ def test_keymat_of_the_responder_is_redeemable_only_after_hash_3(world, build):
     second = world.right.do(world.quick_answer(opened.quick, build.ESP))
     assert world.right.redeem(second.keymat) == NotRedeemable()
     world.left.do(ops.QuickFinish(quick=first.quick, ciphertext=second.ciphertext))
-    third = world.left.do(world.quick_accept(first.quick, build.ESP))
+    third = world.left.do(ops.QuickAccept(quick=first.quick))
     assert world.right.redeem(second.keymat) == NotRedeemable()
     world.right.do(ops.QuickConfirm(quick=opened.quick, ciphertext=third.ciphertext))
     assert isinstance(world.right.redeem(second.keymat), Redeemed)

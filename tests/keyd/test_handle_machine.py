@@ -158,7 +158,7 @@ class HandleMachine(RuleBasedStateMachine):
         self.ask(at, ops.IkeAgree(ike=ours.ike, ke=answer.ke, nonce=answer.nonce))
         yield
         for sender, seals, opens in ((at, ours.ike, answer.ike), (theirs, answer.ike, ours.ike)):
-            sealed = self.ask(sender, self.request(ops.AuthSeal, seals))
+            sealed = self.ask(sender, self.request(sender, ops.AuthSeal, seals))
             yield
             reply = self.ask(1 - sender, ops.AuthOpen(ike=opens, ciphertext=sealed.ciphertext))
             if isinstance(reply, ops.Refused):
@@ -166,7 +166,7 @@ class HandleMachine(RuleBasedStateMachine):
             yield
 
     def quick_mode(self, at: int, ike: bytes, peer: bytes) -> Iterator[None]:
-        first = self.ask(at, self.request(ops.QuickOffer, ike))
+        first = self.ask(at, self.request(at, ops.QuickOffer, ike))
         if isinstance(first, ops.Refused):
             return
         yield
@@ -174,11 +174,11 @@ class HandleMachine(RuleBasedStateMachine):
         if isinstance(opened, ops.Refused):
             return
         yield
-        second = self.ask(1 - at, self.request(ops.QuickAnswer, opened.quick))
+        second = self.ask(1 - at, self.request(1 - at, ops.QuickAnswer, opened.quick))
         yield
         self.ask(at, ops.QuickFinish(quick=first.quick, ciphertext=second.ciphertext))
         yield
-        third = self.ask(at, self.request(ops.QuickAccept, first.quick))
+        third = self.ask(at, self.request(at, ops.QuickAccept, first.quick))
         yield
         self.ask(1 - at, ops.QuickConfirm(quick=opened.quick, ciphertext=third.ciphertext))
         yield
@@ -203,13 +203,13 @@ class HandleMachine(RuleBasedStateMachine):
                             if entry.peer == handle and entry.state is State.KEYED_R and entry.offer is not None
                         ]
                     case State.KEYED_I | State.PROVEN:
-                        found.append((at, self.request(ops.AuthSeal, handle)))
+                        found.append((at, self.request(at, ops.AuthSeal, handle)))
                     case State.AUTHENTICATED:
-                        found += [(at, self.request(kind, handle)) for kind in (ops.QuickOffer, ops.InfoSeal)]
+                        found += [(at, self.request(at, kind, handle)) for kind in (ops.QuickOffer, ops.InfoSeal)]
                     case State.QUICK_OPENED:
-                        found.append((at, self.request(ops.QuickAnswer, handle)))
+                        found.append((at, self.request(at, ops.QuickAnswer, handle)))
                     case State.QUICK_FINISHED:
-                        found.append((at, self.request(ops.QuickAccept, handle)))
+                        found.append((at, self.request(at, ops.QuickAccept, handle)))
                     case State.REDEEMABLE:
                         found.append((at, Redeem(keymat=handle)))
         return found
@@ -226,9 +226,11 @@ class HandleMachine(RuleBasedStateMachine):
         )
 
     def opening(self, letter: Letter) -> object:
-        return self.request(letter.opens[0], letter.handle, letter)
+        return self.request(letter.side, letter.opens[0], letter.handle, letter)
 
-    def request(self, kind: type, handle: bytes, letter: Letter | None = None, equal_spis: bool = False) -> object:
+    def request(
+        self, at: int, kind: type, handle: bytes, letter: Letter | None = None, equal_spis: bool = False
+    ) -> object:
         """A well-formed request of any kind for any handle."""
         values = {
             "ike": handle,
@@ -239,12 +241,14 @@ class HandleMachine(RuleBasedStateMachine):
             "ke": bytes(32),
             "nonce": bytes(16),
             "child": "lan",
-            "sa": b"offer",
             "group": None,
+            "encap": False,
             "suite": self.build.ESP,
-            "spi_in": 0x1001,
-            "spi_out": 0x1001 if equal_spis else 0x2002,
-            "ids": (),
+            "spi_in": 0x1001 if equal_spis or kind is ops.QuickOffer else 0x2002,
+            "cpi_in": None,
+            "local_ts": self.build.RIGHT_NET if at else self.build.LEFT_NET,
+            "remote_ts": self.build.LEFT_NET if at else self.build.RIGHT_NET,
+            "originals": (),
             "next_payload": 0,
             "payloads": b"",
         }
@@ -296,7 +300,7 @@ class HandleMachine(RuleBasedStateMachine):
             if pairs:
                 handle, kind = pairs[pick % len(pairs)]
                 letter = self.letters[pick % len(self.letters)] if with_letter and self.letters else None
-                self.ask(at, self.request(kind, handle, letter, equal_spis))
+                self.ask(at, self.request(at, kind, handle, letter, equal_spis))
 
     @rule(at=st.integers(0, 1))
     def nothing_else(self, at):
@@ -306,7 +310,7 @@ class HandleMachine(RuleBasedStateMachine):
             for kind in (*IKE_REQUESTS, *QUICK_REQUESTS):
                 if (known.state, kind) not in TABLE:
                     with pytest.raises(Violation):
-                        side.do(self.request(kind, handle))
+                        side.do(self.request(at, kind, handle))
             if known.state is not State.REDEEMABLE:
                 assert side.redeem(handle) == NotRedeemable()
             self.the_registries_are_as_the_model_has_them()
@@ -325,7 +329,7 @@ class HandleMachine(RuleBasedStateMachine):
         if not pool or kind in (ops.IkeOffer, ops.IkeAnswer):
             return
         handle = pool[pick % len(pool)]
-        self.ask(at, Redeem(keymat=handle) if kind is Redeem else self.request(kind, handle))
+        self.ask(at, Redeem(keymat=handle) if kind is Redeem else self.request(at, kind, handle))
 
     @precondition(lambda self: any(model.known for model in self.models))
     @rule(at=st.integers(0, 1), pick=st.integers(0, 10**6))
@@ -342,7 +346,7 @@ class HandleMachine(RuleBasedStateMachine):
     def guess(self, at, count, kind):
         for _ in range(min(count, self.models[at].unknown_allowed + 1)):
             handle = os.urandom(16)
-            self.ask(at, Redeem(keymat=handle) if kind is Redeem else self.request(kind, handle))
+            self.ask(at, Redeem(keymat=handle) if kind is Redeem else self.request(at, kind, handle))
 
     @rule(seconds=st.sampled_from([1.0, 11.0, 30.0, 61.0, 301.0, IKE_LIFETIME + LIFETIME_MARGIN]))
     def time_passes(self, seconds):
@@ -362,7 +366,7 @@ class HandleMachine(RuleBasedStateMachine):
             side.now = max(now, known.expires - early)
         kinds = [kind for kind in (*ANSWERS, Redeem) if (state, kind) in TABLE]
         kind = kinds[pick % len(kinds)]
-        self.ask(at, Redeem(keymat=handle) if kind is Redeem else self.request(kind, handle))
+        self.ask(at, Redeem(keymat=handle) if kind is Redeem else self.request(at, kind, handle))
 
     @rule(at=st.integers(0, 1))
     def keyd_is_idle(self, at):
@@ -453,7 +457,7 @@ class HandleMachine(RuleBasedStateMachine):
             return ops.Refusal.QUOTA
         if kind is ops.IkeAgree and request.ke == bytes(32):
             return ops.Refusal.BAD_PUBLIC_VALUE
-        if kind in (ops.QuickAccept, ops.QuickAnswer) and request.spi_in == request.spi_out:
+        if kind is ops.QuickAnswer and request.spi_in == 0x1001:
             return ops.Refusal.BAD_PROPOSAL
         if kind in (ops.InfoOpen, ops.QuickOpen) and request.message_id in known.used_ids:
             return ops.Refusal.REUSED_MESSAGE_ID

@@ -202,8 +202,6 @@ def test_the_worker_may_not_have_what_is_keyds_sealed(world, build, kind):
     ike = world.main_mode()
     with pytest.raises(Violation):
         world.left.do(ops.InfoSeal(ike=ike.left, next_payload=first, payloads=chain))
-    with pytest.raises(Violation):
-        world.left.do(world.quick_offer(ike.left, build.ESP, next_payload=first, payloads=chain))
 
 
 def test_a_chain_to_seal_that_is_none_is_a_violation(world):

@@ -1,10 +1,12 @@
 """What keyd refuses in phase 2, that a refusal leaves the exchange as it was, and what time and Drop end."""
 
+import dataclasses
+import ipaddress
 import os
 
 import pytest
 
-from keyd import message_ids, phase1, phase2
+from keyd import agreement, message_ids, phase1, phase2
 from keyd.handles import Quota
 from privsep.algorithms import ChildSuite, Group
 from privsep.errors import Violation
@@ -13,12 +15,25 @@ from privsep.payloads import join_chain
 from privsep.schema import keyd as ops
 from privsep.schema.keyd import Refusal
 from privsep.schema.keymat import NotRedeemable, Redeemed
+from privsep.types import Mode, TrafficSelector
 
+ESP = ChildSuite.parse("aes256gcm16")
 PFS = ChildSuite.parse("aes256gcm16-curve25519")
 
 
-def refused(why: Refusal) -> ops.Refused:
-    return ops.Refused(why=why)
+class RefusedFor:
+    """Equal to any refusal for that reason, whatever it says besides."""
+
+    def __init__(self, why: Refusal) -> None:
+        self.why = why
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ops.Refused) and other.why is self.why
+
+    __hash__ = None
+
+
+refused = RefusedFor
 
 
 def with_another_hash(ciphertext: bytes) -> bytes:
@@ -81,7 +96,7 @@ def test_forged_second_and_third_messages_do_not_end_a_quick_mode(world, build):
     for bad in (b"", os.urandom(64), second.ciphertext[16:], with_another_hash(second.ciphertext)):
         assert world.left.do(ops.QuickFinish(quick=first.quick, ciphertext=bad)) == refused(Refusal.BAD_HASH)
     world.left.do(ops.QuickFinish(quick=first.quick, ciphertext=second.ciphertext))
-    third = world.left.do(world.quick_accept(first.quick, build.ESP))
+    third = world.left.do(ops.QuickAccept(quick=first.quick))
     for bad in (b"", os.urandom(48), second.ciphertext, with_another_hash(third.ciphertext)):
         assert world.right.do(ops.QuickConfirm(quick=opened.quick, ciphertext=bad)) == refused(Refusal.BAD_HASH)
         assert world.right.redeem(second.keymat) == NotRedeemable()
@@ -102,32 +117,66 @@ def test_a_group_outside_the_proposals_is_refused(world, build):
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("suite", "changes", "why"),
     [
-        {"suite": ChildSuite.parse("aes128-sha1")},
-        {"suite": PFS},
-        {"spi_in": 5000, "spi_out": 5000},
+        (ChildSuite.parse("aes128-sha1"), {}, Refusal.BAD_PROPOSAL),
+        (PFS, {}, Refusal.BAD_PROPOSAL),
+        (ESP, {"spi_in": 0x1001}, Refusal.BAD_PROPOSAL),
+        (ESP, {"encap": True}, Refusal.BAD_PROPOSAL),
+        (ESP, {"cpi_in": 300}, Refusal.BAD_PROPOSAL),
+        (ESP, {"child": "elsewhere"}, Refusal.BAD_SELECTORS),
+        (ESP, {"child": "host"}, Refusal.BAD_PROPOSAL),
     ],
+    ids=["suite", "group", "equal SPIs", "UDP", "IPComp", "selectors of another child", "mode of another child"],
 )
-def test_suites_outside_the_proposals_other_groups_and_equal_spis_are_refused(make_world, build, changes):
-    world = make_world(children=(str(build.ESP), str(PFS)))
+def test_what_the_peer_did_not_offer_or_the_child_does_not_have_is_not_answered(build, suite, changes, why):
+    """RFC 2408 section 4.2: the responder chooses from what is offered; RFC 2409 section 5.5 for equal SPIs."""
+    world = several_children(build)
     ike = world.main_mode()
     first = world.left.do(world.quick_offer(ike.left, build.ESP))
     opened = world.right.do(ops.QuickOpen(ike=ike.right, message_id=first.message_id, ciphertext=first.ciphertext))
-    suite = changes.pop("suite", build.ESP)
-    answer = world.quick_answer(opened.quick, suite, **changes)
-    assert world.right.do(answer) == refused(Refusal.BAD_PROPOSAL)
+    assert world.right.do(world.quick_answer(opened.quick, suite, **changes)) == refused(why)
     second = world.right.do(world.quick_answer(opened.quick, build.ESP))
     world.left.do(ops.QuickFinish(quick=first.quick, ciphertext=second.ciphertext))
-    accept = world.quick_accept(first.quick, suite, **changes)
-    assert world.left.do(accept) == refused(Refusal.BAD_PROPOSAL)
-    assert isinstance(world.left.do(world.quick_accept(first.quick, build.ESP)), ops.QuickKeyed)
+    assert isinstance(world.left.do(ops.QuickAccept(quick=first.quick)), ops.QuickKeyed)
 
 
-def test_one_client_identity_alone_is_a_violation_rfc2409_5_5(world, build):
+def several_children(build):
+    """Both sides have children with other suites, selectors and modes beside the one that Quick Mode is for."""
+    lan = build.child(suites=(build.ESP, PFS))
+    elsewhere = dataclasses.replace(
+        lan, name="elsewhere", local_ts=(net("10.8.0.0/16"),), remote_ts=(net("10.9.0.0/16"),)
+    )
+    children = (lan, elsewhere, dataclasses.replace(lan, name="host", mode=Mode.TRANSPORT))
+    world = build.World(build.IKE, (build.ESP,), (b"same", b"same"))
+    ours = build.connection(children=children)
+    world.left = build.Side(build.gateway(ours), build.Secrets(default=b"same"))
+    world.right = build.Side(build.gateway(build.mirrored(ours)), build.Secrets(default=b"same"))
+    return world
+
+
+def net(text: str) -> TrafficSelector:
+    return TrafficSelector(ipaddress.ip_network(text))
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"local_ts": net("10.0.0.0/8")}, Refusal.BAD_SELECTORS),
+        ({"remote_ts": net("0.0.0.0/0")}, Refusal.BAD_SELECTORS),
+        ({"local_ts": net("10.2.0.0/16"), "remote_ts": net("10.1.0.0/16")}, Refusal.BAD_SELECTORS),
+        ({"cpi_in": 300}, Refusal.BAD_PROPOSAL),
+    ],
+)
+def test_selectors_outside_the_child_and_ipcomp_that_it_has_not_are_not_offered(world, build, changes, why):
+    ike = world.main_mode()
+    assert world.left.do(world.quick_offer(ike.left, build.ESP, **changes)) == refused(why)
+
+
+def test_one_original_address_alone_is_a_violation_rfc3947_5_2(world, build):
     ike = world.main_mode()
     with pytest.raises(Violation):
-        world.left.do(world.quick_offer(ike.left, build.ESP, ids=(bytes(8),)))
+        world.left.do(world.quick_offer(ike.left, build.ESP, originals=(build.LEFT,)))
 
 
 def test_an_offer_with_a_ke_is_not_answered_without_one_nor_the_reverse(make_world, build):
@@ -140,19 +189,20 @@ def test_an_offer_with_a_ke_is_not_answered_without_one_nor_the_reverse(make_wor
 
 
 def composing(monkeypatch, payloads):
-    """Have the sending side put these payloads where SA, nonce and KE belong."""
+    """Have the sending side put these payloads where SA, nonce and KE belong; None stands for its own SA."""
 
-    def compose(self, quick, nonce, request):
-        if quick.group is not None:
-            quick.keypair = self._context.pool.take(quick.group)
-        return join_chain(payloads)
+    def compose(self, quick, group, nonce, sa, rest):
+        if group is not None:
+            quick.keypair = self._context.pool.take(group)
+        return join_chain([(kind, sa if body is None else body) for kind, body in payloads])
 
     monkeypatch.setattr(phase2.Phase2, "_compose", compose)
 
 
 NONCE = (PayloadType.NONCE, bytes(16))
-SA = (PayloadType.SA, b"sa")
+SA = (PayloadType.SA, None)
 KE = (PayloadType.KE, bytes(31) + b"\x09")
+ID = (PayloadType.ID, b"\x01\0\0\0\x0a\x01\0\x01")
 
 
 @pytest.mark.parametrize(
@@ -163,9 +213,18 @@ KE = (PayloadType.KE, bytes(31) + b"\x09")
         [SA, (PayloadType.NONCE, bytes(7))],
         [SA, (PayloadType.NONCE, bytes(257))],
         [SA, NONCE, KE, KE],
+        [NONCE],
+        [NONCE, SA],
+        [SA, SA, NONCE],
+        [SA, NONCE, ID],
+        [SA, NONCE, ID, ID, ID],
+        [SA, NONCE, ID, (PayloadType.ID, bytes(65))],
+        [(PayloadType.SA, bytes(agreement.MAX_SA_OCTETS + 1)), NONCE],
     ],
 )
-def test_a_first_message_needs_one_nonce_of_8_to_256_octets_and_at_most_one_ke(world, build, monkeypatch, payloads):
+def test_a_first_message_needs_one_sa_one_nonce_of_8_to_256_octets_one_ke_at_most_and_two_ids_or_none(
+    world, build, monkeypatch, payloads
+):
     ike = world.main_mode()
     composing(monkeypatch, payloads)
     first = world.left.do(world.quick_offer(ike.left, build.ESP))
@@ -183,6 +242,9 @@ def test_a_first_message_needs_one_nonce_of_8_to_256_octets_and_at_most_one_ke(w
         ([SA, NONCE, KE, KE], Refusal.BAD_MESSAGE),
         ([SA, NONCE, (PayloadType.KE, bytes(32))], Refusal.BAD_PUBLIC_VALUE),
         ([SA, NONCE, (PayloadType.KE, b"short")], Refusal.BAD_PUBLIC_VALUE),
+        ([SA, NONCE, KE, ID], Refusal.BAD_MESSAGE),
+        ([SA, NONCE, KE, ID, ID], Refusal.BAD_MESSAGE),
+        ([(PayloadType.SA, b"no SA"), NONCE, KE], Refusal.BAD_MESSAGE),
     ],
 )
 def test_a_second_message_needs_a_nonce_and_a_ke_iff_a_group_was_offered(make_world, monkeypatch, payloads, why):
@@ -298,7 +360,7 @@ def test_a_confirmation_after_the_worker_gave_the_keymat_up_keys_nothing(world, 
     opened = world.right.do(ops.QuickOpen(ike=ike.right, message_id=first.message_id, ciphertext=first.ciphertext))
     second = world.right.do(world.quick_answer(opened.quick, build.ESP))
     world.left.do(ops.QuickFinish(quick=first.quick, ciphertext=second.ciphertext))
-    third = world.left.do(world.quick_accept(first.quick, build.ESP))
+    third = world.left.do(ops.QuickAccept(quick=first.quick))
     world.right.do(ops.Drop(handle=second.keymat))
     confirm = ops.QuickConfirm(quick=opened.quick, ciphertext=third.ciphertext)
     assert world.right.do(confirm) == refused(Refusal.UNKNOWN_HANDLE)

@@ -45,7 +45,7 @@ def request(world, build, operation, handle):
         ops.QuickOffer: lambda: world.quick_offer(handle, build.ESP),
         ops.QuickOpen: lambda: ops.QuickOpen(ike=handle, message_id=77, ciphertext=junk),
         ops.QuickFinish: lambda: ops.QuickFinish(quick=handle, ciphertext=junk),
-        ops.QuickAccept: lambda: world.quick_accept(handle, build.ESP),
+        ops.QuickAccept: lambda: ops.QuickAccept(quick=handle),
         ops.QuickAnswer: lambda: world.quick_answer(handle, build.ESP),
         ops.QuickConfirm: lambda: ops.QuickConfirm(quick=handle, ciphertext=junk),
         ops.Drop: lambda: ops.Drop(handle=handle),
@@ -87,7 +87,7 @@ def reach(world, build, state):
     left.do(ops.QuickFinish(quick=first.quick, ciphertext=second.ciphertext))
     if state is State.QUICK_FINISHED:
         return left, first.quick
-    return left, left.do(world.quick_accept(first.quick, build.ESP)).keymat
+    return left, left.do(ops.QuickAccept(quick=first.quick)).keymat
 
 
 PAIRS = list(itertools.product(IKE_STATES, IKE_OPERATIONS)) + list(itertools.product(QUICK_STATES, QUICK_OPERATIONS))

@@ -110,8 +110,15 @@ def make_redeemed(**changes):
         "identity": identity("gw2.example.org"),
         "role": Role.INITIATOR,
         "suite": ChildSuite.parse("aes256gcm16-modp2048"),
+        "mode": Mode.TRANSPORT if changes.get("connection") == "host" else Mode.TUNNEL,
+        "encap": False,
         "spi_in": 0x1000,
         "spi_out": 0x2000,
+        "cpi_in": None,
+        "cpi_out": None,
+        "local_ts": selectors("10.1.0.0/16")[0],
+        "remote_ts": selectors("10.2.0.0/16")[0],
+        "lifetime": 3600,
         "encryption_in": KEY,
         "integrity_in": b"",
         "encryption_out": KEY[::-1],
@@ -125,9 +132,6 @@ def make_install(**changes):
         "keymat": bytes(16),
         "local": Endpoint(LOCAL, 500),
         "remote": Endpoint(REMOTE, 500),
-        "encap": False,
-        "local_ts": selectors("10.1.0.0/16"),
-        "remote_ts": selectors("10.2.0.0/16"),
     }
     return Install(**(values | changes))
 
@@ -141,6 +145,16 @@ def make_allocation(spi=0x1000):
         local=Endpoint(LOCAL, 500),
         remote=Endpoint(REMOTE, 500),
     )
+
+
+def said(changes):
+    """By the worker, and by keyd. A selector may be the one of a tuple."""
+    named = {key: value for key, value in changes.items() if key in ("keymat", "local", "remote")}
+    agreed = {key: value for key, value in changes.items() if key not in named}
+    for side in agreed.keys() & {"local_ts", "remote_ts"}:
+        if isinstance(agreed[side], tuple):
+            (agreed[side],) = agreed[side]
+    return named, agreed
 
 
 class FakeClock:
@@ -281,8 +295,13 @@ class Bench:
         return answers[-1] if answers else None
 
     def install(self, redeemed=None, **changes):
-        self.keyd_answers.append(redeemed if redeemed is not None else make_redeemed())
-        return self.ask(make_install(**changes))
+        """Of `changes` the worker says where the two ends are, and keyd all the rest."""
+        redeemed = redeemed if redeemed is not None else make_redeemed()
+        named, agreed = said(changes)
+        if "cpi_out" in agreed:
+            agreed["cpi_in"] = self.service.sadb.allocation(redeemed.spi_in).cpi
+        self.keyd_answers.append(replace(redeemed, **agreed) if agreed else redeemed)
+        return self.ask(make_install(**named))
 
     def codes(self):
         return [code for code, _ in self.logged]
@@ -301,6 +320,7 @@ class Kit:
     install = staticmethod(make_install)
     allocation = staticmethod(make_allocation)
     replace = staticmethod(replace)
+    said = staticmethod(said)
     endpoint = staticmethod(lambda address, port=500: Endpoint(ipaddress.ip_address(address), port))
 
 

@@ -65,7 +65,7 @@ def records(kit):
         cpi_in=None,
         cpi_out=None,
         **ends,
-        **traffic,
+        **traffic | {side: traffic[side][0] for side in ("local_ts", "remote_ts")},
     )
     return policy, pair
 

@@ -413,9 +413,10 @@ class Books:
                 "the CPI was not allocated with the SPI",
             ),
             (
-                (None if pair.ipcomp is None else pair.ipcomp.outbound) != asked.cpi_out,
-                "the peer's CPI is not what was asked for",
+                (None if pair.ipcomp is None else pair.ipcomp.outbound) != redeemed.cpi_out,
+                "the peer's CPI is not what was agreed on",
             ),
+            (redeemed.mode is not child.mode, "the peer has agreed to another mode"),
             (
                 pair.ipcomp is not None
                 and any(
@@ -436,9 +437,17 @@ class Books:
             ),
             (pair.policy.mode is not child.mode, "the mode is not the child's"),
             (
-                (pair.local, pair.remote, pair.encap, pair.local_ts, pair.remote_ts)
-                != (asked.local, asked.remote, asked.encap, asked.local_ts, asked.remote_ts),
+                (pair.local, pair.remote, pair.encap) != (asked.local, asked.remote, redeemed.encap),
                 "something else was asked for",
+            ),
+            (
+                (_span(pair.local_ts[0]), _span(pair.remote_ts[0]))
+                != (
+                    _span(redeemed.local_ts or TrafficSelector(ipaddress.ip_network(here))),
+                    _span(redeemed.remote_ts or TrafficSelector(ipaddress.ip_network(there))),
+                )
+                or len(pair.local_ts + pair.remote_ts) != 2,
+                "the selectors are not what was agreed on",
             ),
             (len(self.installed) >= QUOTAS["MAX_INSTALLED"], "the quota of pairs is used up"),
             (

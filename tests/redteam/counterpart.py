@@ -31,6 +31,8 @@ FAST = IkeSuite.parse("aes128-sha256-curve25519")
 CHILD_SUITE = ChildSuite.parse("aes256gcm16-modp2048")
 BARE = {"next_payload": 0, "payloads": b""}
 """Nothing added."""
+EVERYTHING = tuple(TrafficSelector(ipaddress.ip_network(each)) for each in ("0.0.0.0/0", "::/0"))
+"""The peer is an accomplice, or does not care."""
 ASK_KEYD = "result = ops.REPLIES.encode(me.keyd(ops.REQUESTS.decode(bytes.fromhex(frame))[0]), 0)"
 ASK_MONITOR = """
 result = install.FROM_MONITOR.encode(me.monitor(install.FROM_WORKER.decode(bytes.fromhex(frame))[0]), 0)
@@ -100,18 +102,9 @@ class Worker:
         assert isinstance(reply, install.Allocated), reply
         return reply.spi
 
-    def installed(self, keymat: bytes, remote_ts: str = "10.4.0.0/24", at: str = SECOND) -> install.MonitorReply:
+    def installed(self, keymat: bytes, at: str = SECOND) -> install.MonitorReply:
         """Have a pair installed."""
-        return self.monitor(
-            install.Install(
-                keymat=keymat,
-                local=_endpoint(LEFT),
-                remote=_endpoint(at),
-                encap=False,
-                local_ts=(TrafficSelector(ipaddress.ip_network("10.1.0.0/24")),),
-                remote_ts=(TrafficSelector(ipaddress.ip_network(remote_ts)),),
-            )
-        )
+        return self.monitor(install.Install(keymat=keymat, local=_endpoint(LEFT), remote=_endpoint(at)))
 
     def denied(self, keymat: bytes, **more: str) -> install.Denial:
         """Why the monitor says no; it logs the reason."""
@@ -141,6 +134,7 @@ class Peer:
             remote=ipaddress.ip_address(LEFT),
             local_id=Identity.of_address(address),
             remote_id=mirrored.local_id,
+            children=tuple(replace(each, local_ts=EVERYTHING, remote_ts=EVERYTHING) for each in mirrored.children),
         )
         self.service = Service(replace(GATEWAY, connections=(self.connection,)), self, time.monotonic, os.urandom)
 
@@ -247,42 +241,50 @@ class Session:
 
     # Quick Mode
 
-    def quick_offer(self, ike: bytes, **changes: object) -> ops.QuickOffer:
-        fields = {"ike": ike, "child": "net", "sa": b"an offer", "group": Group.MODP_2048, "ids": ()} | BARE
-        return ops.QuickOffer(**(fields | changes))
+    def quick_offer(self, ike: bytes, spi_in: int = 0x1001, **changes: object) -> ops.QuickOffer:
+        """Ours, or the peer's under its handle: for all that the child holds."""
+        name = str(changes.get("child", "net"))
+        child = GATEWAY.connection(self.peer.connection.name).child(name)
+        selectors = (child.local_ts[0], child.remote_ts[0])
+        local_ts, remote_ts = selectors if ike == self.ours else selectors[::-1]
+        fields = {
+            "child": name, "group": Group.MODP_2048, "encap": False, "cpi_in": None, "originals": (),
+            "local_ts": local_ts, "remote_ts": remote_ts,
+        }  # fmt: skip
+        return ops.QuickOffer(**({"ike": ike, "spi_in": spi_in} | fields | changes))
 
     def quick_open(self, first: ops.QuickOffered) -> ops.QuickOpen:
         return ops.QuickOpen(ike=self.ours, message_id=first.message_id, ciphertext=first.ciphertext)
 
-    def quick_answer(self, quick: bytes, spi_in: int = 0x2002) -> ops.QuickAnswer:
-        choice = {"child": "net", "sa": b"a choice", "suite": CHILD_SUITE, "ids": ()} | BARE
-        return ops.QuickAnswer(quick=quick, spi_in=spi_in, spi_out=self.spi_out, **choice)
+    def quick_answer(self, quick: bytes, spi_in: int, **changes: object) -> ops.QuickAnswer:
+        choice = {"child": "net", "suite": CHILD_SUITE, "encap": False, "cpi_in": None, "originals": ()}
+        return ops.QuickAnswer(**({"quick": quick, "spi_in": spi_in} | choice | changes))
 
-    def quick_accept(self, quick: bytes, spi_in: int, spi_out: int = 0) -> ops.QuickAccept:
-        return ops.QuickAccept(quick=quick, suite=CHILD_SUITE, spi_in=spi_in, spi_out=spi_out or self.spi_out)
-
-    def quick_offered(self) -> tuple[ops.QuickOffered, bytes]:
+    def quick_offered(
+        self, spi_in: int = 0x1001, spi_out: int = 0, **changes: object
+    ) -> tuple[ops.QuickOffered, bytes]:
         """Our Quick Mode, and the peer's message 2."""
-        first = self.worker.keyd(self.quick_offer(self.ours))
+        first = self.worker.keyd(self.quick_offer(self.ours, spi_in, **changes))
         assert isinstance(first, ops.QuickOffered), first
         theirs = ops.QuickOpen(ike=self.theirs, message_id=first.message_id, ciphertext=first.ciphertext)
-        return first, self.peer.do(self.quick_answer(self.peer.do(theirs).quick)).ciphertext
+        answer = self.quick_answer(self.peer.do(theirs).quick, spi_out or self.spi_out)
+        return first, self.peer.do(answer).ciphertext
 
-    def quick_finished(self) -> bytes:
-        first, second = self.quick_offered()
+    def quick_finished(self, spi_in: int = 0x1001, spi_out: int = 0, **changes: object) -> bytes:
+        first, second = self.quick_offered(spi_in, spi_out, **changes)
         reply = self.worker.keyd(ops.QuickFinish(quick=first.quick, ciphertext=second))
-        assert isinstance(reply, ops.Opened), reply
+        assert isinstance(reply, ops.QuickAgreed), reply
         return first.quick
 
-    def keyed(self, spi_in: int, spi_out: int = 0) -> bytes:
+    def keyed(self, spi_in: int, spi_out: int = 0, **changes: object) -> bytes:
         """Keymat of a whole Quick Mode of ours."""
-        reply = self.worker.keyd(self.quick_accept(self.quick_finished(), spi_in, spi_out))
+        reply = self.worker.keyd(ops.QuickAccept(quick=self.quick_finished(spi_in, spi_out, **changes)))
         assert isinstance(reply, ops.QuickKeyed), reply
         return reply.keymat
 
     def quick_opened(self) -> tuple[bytes, ops.QuickOffered]:
         """The peer's Quick Mode here, and what it is there."""
-        first = self.peer.do(self.quick_offer(self.theirs))
+        first = self.peer.do(self.quick_offer(self.theirs, self.spi_out))
         opened = self.worker.keyd(self.quick_open(first))
         assert isinstance(opened, ops.QuickOpened), opened
         return opened.quick, first
@@ -293,5 +295,5 @@ class Session:
         keyed = self.worker.keyd(self.quick_answer(quick, spi_in))
         assert isinstance(keyed, ops.QuickKeyed), keyed
         self.peer.do(ops.QuickFinish(quick=first.quick, ciphertext=keyed.ciphertext))
-        third = self.peer.do(self.quick_accept(first.quick, spi_in=0x2002))
+        third = self.peer.do(ops.QuickAccept(quick=first.quick))
         return keyed, quick, third.ciphertext

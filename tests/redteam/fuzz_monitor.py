@@ -3,7 +3,6 @@
 `books.Books` judges whatever is installed.
 """
 
-import ipaddress
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -27,7 +26,6 @@ from books import (
     closeness,
     identity_named,
     named,
-    selectors,
 )
 from fuzz_base import EPOCH_STEPS, Fuzzer
 
@@ -61,9 +59,6 @@ class MonitorFuzzer(Fuzzer):
             child=("lan", "lan", "dmz", "both", "host", "web"),
             local=[Endpoint(address, port) for address in (HERE, HERE, HERE6) for port in (500, 4500)],
             remote=[Endpoint(address, port) for address in ADDRESSES for port in (500, 4500, 1025)],
-            encap=(True, False),
-            local_ts=[(each,) for each in ASKED_TS] + [selectors("10.1.0.0/16", "fd01::/32")],
-            remote_ts=[(each,) for each in ASKED_TS] + [selectors("10.2.0.0/16", "fd02::/32")],
             spi_in=range(0x1000, 0x1040),
             order=range(1, 4),
         )
@@ -228,27 +223,30 @@ class MonitorFuzzer(Fuzzer):
                 identity=identity,
                 role=random.choice(list(Role)),
                 suite=suite,
+                mode=child.mode,
+                encap=connection.encap is Encap.FORCE
+                or (connection.encap is Encap.AUTO and allocated.local.port == 4500),
                 spi_in=spi,
                 spi_out=random.randrange(0x2000, 0x2030),
+                cpi_in=None,
+                cpi_out=None,
+                local_ts=self._narrowed(child.local_ts, child.mode, allocated.local.address),
+                remote_ts=self._narrowed(child.remote_ts, child.mode, allocated.remote.address),
+                lifetime=child.lifetime,
                 encryption_in=b"",
                 integrity_in=b"",
                 encryption_out=b"",
                 integrity_out=b"",
             )
         )
+        if child.ipcomp and random.random() < 0.7:
+            cpi = next((cpi for cpi, asked in self.books.cpis.items() if asked is allocated), None)
+            redeemed = replace(redeemed, cpi_in=cpi, cpi_out=random.choice(CPIS))
         if random.random() < 0.35:
             redeemed = self._fooled(redeemed)
         handle = random.randbytes(16)
         self.keymats[handle] = redeemed
-        message = ops.Install(
-            keymat=handle,
-            local=allocated.local,
-            remote=allocated.remote,
-            encap=connection.encap is Encap.FORCE or (connection.encap is Encap.AUTO and allocated.local.port == 4500),
-            local_ts=self._narrowed(child.local_ts, child.mode, allocated.local.address),
-            remote_ts=self._narrowed(child.remote_ts, child.mode, allocated.remote.address),
-            cpi_out=random.choice(CPIS) if child.ipcomp and random.random() < 0.7 else None,
-        )
+        message = ops.Install(keymat=handle, local=allocated.local, remote=allocated.remote)
         while random.random() < 0.3:
             message = self.generator.deviate(message)
             message = replace(message, keymat=handle if random.random() < 0.9 else message.keymat)
@@ -258,12 +256,12 @@ class MonitorFuzzer(Fuzzer):
 
     def _narrowed(self, configured: tuple[TrafficSelector, ...], mode: Mode, address: Address) -> Any:
         if mode is Mode.TRANSPORT and self.random.random() < 0.8:
-            return (TrafficSelector(ipaddress.ip_network(address)),)
-        if self.random.random() < 0.5:
-            return configured
+            return self.random.choice((None, TrafficSelector.of_host(address)))
         outer = self.random.choice(configured)
+        if self.random.random() < 0.5:
+            return outer
         subnets = outer.network.subnets(new_prefix=min(outer.network.prefixlen + 4, outer.network.max_prefixlen))
-        return (TrafficSelector(self.random.choice(list(subnets))),)
+        return TrafficSelector(self.random.choice(list(subnets)))
 
     def _keyed(self, redeemed: Redeemed) -> Redeemed:
         suite, octets = redeemed.suite, self.random.randbytes
@@ -282,7 +280,7 @@ class MonitorFuzzer(Fuzzer):
         random = self.random
         other = random.choice(GATEWAY.connections)
         outbound = [pair.spi_out for pair, _ in self.books.installed.values()] or [0x2000]
-        match random.randrange(7):
+        match random.randrange(14):
             case 0:
                 return replace(redeemed, identity=identity_named(random.choice(NAMES)))
             case 1:
@@ -294,6 +292,17 @@ class MonitorFuzzer(Fuzzer):
             case 4:
                 return replace(redeemed, spi_out=random.choice((redeemed.spi_in, *outbound)))
             case 5:
+                return replace(redeemed, mode=random.choice(list(Mode)), encap=random.random() < 0.5)
+            case 6:
+                taken = [pair.ipcomp.inbound for pair, _ in self.books.installed.values() if pair.ipcomp is not None]
+                return replace(redeemed, cpi_in=random.choice((None, *self.books.cpis, *taken, 0x450)))
+            case 7:
+                return replace(redeemed, cpi_out=random.choice((None, *CPIS)))
+            case 8 | 9 | 10:
+                return replace(redeemed, local_ts=random.choice(ASKED_TS))
+            case 11 | 12:
+                return replace(redeemed, remote_ts=random.choice(ASKED_TS))
+            case 13:
                 return replace(redeemed, encryption_in=random.randbytes(random.choice((16, 20, 32, 36, 40))))
             case _:
                 return replace(redeemed, integrity_out=random.randbytes(random.choice((1, 20, 32))))

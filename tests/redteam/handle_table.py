@@ -79,7 +79,7 @@ ANSWERS: dict[type, type] = {
     ops.InfoSeal: ops.SealedNew,
     ops.InfoOpen: ops.Opened,
     ops.QuickOffer: ops.QuickOffered,
-    ops.QuickFinish: ops.Opened,
+    ops.QuickFinish: ops.QuickAgreed,
     ops.QuickAccept: ops.QuickKeyed,
     ops.QuickOpen: ops.QuickOpened,
     ops.QuickAnswer: ops.QuickKeyed,

@@ -13,10 +13,10 @@ from itertools import count
 
 from counterpart import GATEWAY, Peer, Session, Worker
 from lab import LEFT, LEFT_HOST, PSK, RIGHT, RIGHT_HOST
-from world import ATTACKER, ESP, IKE, SECOND, SECOND_PSK, Plan, World
+from world import ATTACKER, IKE, SECOND, SECOND_PSK, Plan, World
 
 from keyd.service import Service
-from privsep.algorithms import ChildSuite, IkeSuite
+from privsep.algorithms import IkeSuite
 from privsep.iana import IdType
 from privsep.schema import install, keyd
 from privsep.schema.install import Denial
@@ -92,32 +92,37 @@ for spi in spis:
     me.forwarder._remove(me.database.remove_pair(spi))
 """
 
-KEYD_ASKS_NOTHING = """
-honest = phase2._check
-phase2._check = lambda *_: None
+KEYD_COVERS_ALL = """
+from keyd import agreement
+covers, agreement.Child.covers = agreement.Child.covers, lambda *_: True
 """
-KEYD_ASKS_AGAIN = "phase2._check = honest"
+KEYD_LOOKS_AGAIN = "agreement.Child.covers = covers"
 KEYD_BELIEVES = """
 honest = phase1.Phase1._select
 phase1.Phase1._select = lambda self, sa, main, identity: main.claimed
 """
 KEYD_DOUBTS_AGAIN = "phase1.Phase1._select = honest"
-KEYD_CUTS = """
+KEYD_SAYS = """
 honest = me.service._redeem
 
 def redeem(request):
-    whole = honest(request)
-    return dataclasses.replace(whole, **{name: getattr(whole, name)[:length] for name, length in lengths.items()})
+    true = honest(request)
+    return dataclasses.replace(true, {instead}) if hasattr(true, "spi_in") else true
 
 me.service._redeem = redeem
 """
-KEYD_CUTS_NO_MORE = "me.service._redeem = honest"
+KEYD_IS_HONEST = "me.service._redeem = honest"
 
 
-def selectors(text: str) -> tuple[TrafficSelector, ...]:
+def keyd_says(instead: str) -> tuple[str, str]:
+    """With keyd's help: what it says instead of the truth, and how it stops."""
+    return KEYD_SAYS.format(instead=instead), KEYD_IS_HONEST
+
+
+def selectors(text: str) -> TrafficSelector:
     """10.1.0.0/24 or 10.1.0.0/24[6/443]."""
     network, protocol, port = re.fullmatch(r"([^[]+)(?:\[(\d+)/(\d+)])?", text).groups(default="0")
-    return (TrafficSelector(ip_network(network), int(protocol), int(port)),)
+    return TrafficSelector(ip_network(network), int(protocol), int(port))
 
 
 def endpoint(address: str, port: int = 500) -> Endpoint:
@@ -147,16 +152,19 @@ class Attacker:
         return self._sessions[key]
 
     def keymat(self, session: Session, lie: "Lie", spis: tuple[int, int]) -> bytes | keyd.Refused:
-        """Of a Quick Mode with the peer, for the SPIs and the suite of the lie."""
-        first = self.worker.keyd(session.quick_offer(session.ours, child=lie.child.split("/")[1]))
+        """Of a Quick Mode with the peer, for the SPIs and the selectors of the lie."""
+        child = {"child": lie.child.split("/")[1], "encap": lie.encap}
+        traffic = {"local_ts": selectors(lie.local_ts), "remote_ts": selectors(lie.remote_ts)}
+        first = self.worker.keyd(session.quick_offer(session.ours, spis[0], **child, **traffic))
+        if isinstance(first, keyd.Refused):
+            return first
         theirs = session.peer.do(
             keyd.QuickOpen(ike=session.theirs, message_id=first.message_id, ciphertext=first.ciphertext)
         ).quick
-        second = session.peer.do(session.quick_answer(theirs)).ciphertext
+        second = session.peer.do(session.quick_answer(theirs, spis[1], **child)).ciphertext
         session.peer.do(keyd.Drop(handle=theirs))
         self.worker.keyd(keyd.QuickFinish(quick=first.quick, ciphertext=second))
-        accept = session.quick_accept(first.quick, *spis)
-        keyed = self.worker.keyd(replace(accept, suite=ChildSuite.parse(lie.suite)))
+        keyed = self.worker.keyd(keyd.QuickAccept(quick=first.quick))
         return keyed if isinstance(keyed, keyd.Refused) else keyed.keymat
 
     def tell(self, lie: "Lie") -> str:
@@ -173,9 +181,6 @@ class Attacker:
                 keymat=keymat,
                 local=endpoint(lie.local, lie.local_port),
                 remote=endpoint(lie.remote or lie.address, lie.remote_port),
-                encap=lie.encap,
-                local_ts=selectors(lie.local_ts),
-                remote_ts=selectors(lie.remote_ts),
             )
         )
         if isinstance(answer, install.Denied):
@@ -242,11 +247,6 @@ def outbound_of_another(attacker: Attacker, lie: "Lie") -> tuple[int, int]:
     return attacker.allocate(lie.child, lie.address), spi_out
 
 
-def both_the_same(attacker: Attacker, lie: "Lie") -> tuple[int, int]:
-    spi = attacker.allocate(lie.child, lie.address)
-    return spi, spi
-
-
 def after_another_identity(attacker: Attacker, lie: "Lie") -> tuple[int, int]:
     assert attacker.tell(replace(lie, address="192.0.2.10", spis=fresh_spis)) == "INSTALLED"
     return fresh_spis(attacker, lie)
@@ -266,7 +266,6 @@ class Lie:
     child: str = "second/net"
     address: str = SECOND
     identity: str = ""
-    suite: str = ESP
     spis: Callable[[Attacker, "Lie"], tuple[int, int]] = fresh_spis
     local: str = LEFT
     local_port: int = 500
@@ -297,28 +296,36 @@ def host(**more: object) -> Lie:
 
 D = Denial
 INSIDE = (("_selectors_inside", D.SELECTORS),)
+OUTSIDE = {"keyd": "BAD_SELECTORS", "weaken": (KEYD_COVERS_ALL, KEYD_LOOKS_AGAIN)}
 OUTER = (("_spi_addresses", D.ADDRESSES), ("_outer_addresses", D.ADDRESSES))
 NOT_OURS = (("_spi_is_ours", D.SPI), ("_spi_addresses", D.ADDRESSES), ("reserved", D.DATAPLANE))
 ESP_REFUSES = ("esp", D.DATAPLANE)
 
 LIES = {
-    "wider selectors of the peer": Lie(layers=INSIDE, remote_ts="10.4.0.0/16"),
-    "wider selectors of ours": Lie(layers=INSIDE, local_ts="10.1.0.0/23"),
-    "everything": Lie(layers=(*INSIDE, ("_no_overlap", D.OVERLAP)), local_ts="0.0.0.0/0", remote_ts="0.0.0.0/0"),
-    "the other family": Lie(layers=INSIDE, local_ts="fd01::/64", remote_ts="fd04::/64"),
+    "wider selectors of the peer": Lie(layers=INSIDE, **OUTSIDE, remote_ts="10.4.0.0/16"),
+    "wider selectors of ours": Lie(layers=INSIDE, **OUTSIDE, local_ts="10.1.0.0/23"),
+    "everything": Lie(
+        layers=(*INSIDE, ("_no_overlap", D.OVERLAP)), **OUTSIDE, local_ts="0.0.0.0/0", remote_ts="0.0.0.0/0"
+    ),
+    "the other family": Lie(layers=INSIDE, **OUTSIDE, local_ts="fd01::/64", remote_ts="fd04::/64"),
     "another port": Lie(
-        layers=INSIDE, child="second/port", local_ts=f"{LEFT_HOST}/32[6/22]", remote_ts="10.5.0.0/24[6/0]"
+        layers=INSIDE, **OUTSIDE, child="second/port", local_ts=f"{LEFT_HOST}/32[6/22]", remote_ts="10.5.0.0/24[6/0]"
     ),
     "another protocol": Lie(
-        layers=INSIDE, child="second/port", local_ts=f"{LEFT_HOST}/32[17/443]", remote_ts="10.5.0.0/24[6/0]"
+        layers=INSIDE, **OUTSIDE, child="second/port", local_ts=f"{LEFT_HOST}/32[17/443]", remote_ts="10.5.0.0/24[6/0]"
     ),
-    "any protocol": Lie(layers=INSIDE, child="second/port", local_ts=f"{LEFT_HOST}/32[6/443]", remote_ts="10.5.0.0/24"),
-    "two families in one pair": Lie(layers=(*INSIDE, ("_families_agree", D.SELECTORS)), local_ts="fd01::/64"),
+    "any protocol": Lie(
+        layers=INSIDE, **OUTSIDE, child="second/port", local_ts=f"{LEFT_HOST}/32[6/443]", remote_ts="10.5.0.0/24"
+    ),
+    "two families in one pair": Lie(
+        layers=(*INSIDE, ("_families_agree", D.SELECTORS)), **OUTSIDE, local_ts="fd01::/64"
+    ),
     "a network in transport mode": host(
-        layers=(*INSIDE, ("_transport_selectors", D.SELECTORS)), remote_ts="198.51.100.0/24"
+        layers=(*INSIDE, ("_transport_selectors", D.SELECTORS)), **OUTSIDE, remote_ts="198.51.100.0/24"
     ),
     "the bystander's addresses and selectors": Lie(
         layers=(*OUTER, *INSIDE, ("_no_overlap", D.OVERLAP)),
+        **OUTSIDE,
         remote=RIGHT,
         local_ts=f"{LEFT_HOST}/32",
         remote_ts=f"{RIGHT_HOST}/32",
@@ -329,22 +336,20 @@ LIES = {
     "an SPI of another connection": Lie(layers=NOT_OURS[:2], spis=of_another_connection),
     "an SPI that is installed": Lie(layers=(*NOT_OURS, ESP_REFUSES), spis=installed_already),
     "an outbound SA that exists": Lie(layers=(("_outbound_is_new", D.EXISTS), ESP_REFUSES), spis=outbound_of_another),
-    "one SPI for both directions": Lie(
-        layers=(("_spis_differ", D.SPI),),
-        spis=both_the_same,
-        keyd="BAD_PROPOSAL",
-        weaken=(KEYD_ASKS_NOTHING, KEYD_ASKS_AGAIN),
+    "one SPI for both directions, with keyd's help": Lie(
+        layers=(("_spis_differ", D.SPI),), weaken=keyd_says("spi_out=true.spi_in")
     ),
-    "a suite that is not proposed": Lie(
+    "a suite that is not proposed, with keyd's help": Lie(
         layers=(("_suite", D.ALGORITHMS),),
-        suite="aes128-sha1-modp2048",
-        keyd="BAD_PROPOSAL",
-        weaken=(KEYD_ASKS_NOTHING, KEYD_ASKS_AGAIN),
+        weaken=keyd_says(
+            "suite=algorithms.ChildSuite.parse('aes128-sha1-modp2048'), encryption_in=bytes(16), "
+            "encryption_out=bytes(16), integrity_in=bytes(20), integrity_out=bytes(20)"
+        ),
     ),
+    "another mode, with keyd's help": Lie(layers=(("_mode", D.MODE),), weaken=keyd_says("mode=types.Mode.TRANSPORT")),
     "a key cut short, with keyd's help": Lie(
         layers=(("_key_lengths", D.ALGORITHMS), ESP_REFUSES),
-        weaken=(KEYD_CUTS, KEYD_CUTS_NO_MORE),
-        facts={"lengths": {"encryption_in": 20, "encryption_out": 20}},
+        weaken=keyd_says("encryption_in=true.encryption_in[:20], encryption_out=true.encryption_out[:20]"),
     ),
     "an identity that is not the connection's": Lie(
         layers=(("_identity", D.IDENTITY),),
@@ -368,7 +373,7 @@ LIES = {
         spis=lambda attacker, lie: after_another_identity(attacker, replace(lie, remote_ts="10.8.0.0/16")),
     ),
     "the traffic of a peer that is down": lax(
-        layers=(*INSIDE, ("_not_reserved", D.OVERLAP)), local_ts="10.1.0.0/24", remote_ts="10.4.0.128/25"
+        layers=(*INSIDE, ("_not_reserved", D.OVERLAP)), **OUTSIDE, local_ts="10.1.0.0/24", remote_ts="10.4.0.128/25"
     ),
     "more pairs than the quota": Lie(layers=(("_quota", D.QUOTA),), spis=after_two_more, scaled=True),
 }

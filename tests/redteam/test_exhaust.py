@@ -77,10 +77,7 @@ busy = {"id": 0, "code": "time.sleep(2)", "facts": {}}
 me.raw_keyd(b"\\x7fcaptured\\x7f" + json.dumps(busy).encode())
 time.sleep(0.2)
 ends = types.Endpoint(ipaddress.ip_address("192.0.2.1"), 500), types.Endpoint(ipaddress.ip_address("192.0.2.2"), 500)
-selector = types.TrafficSelector(ipaddress.ip_network("10.1.0.0/24"))
-request = install.Install(
-    keymat=bytes(16), local=ends[0], remote=ends[1], encap=False, local_ts=(selector,), remote_ts=(selector,)
-)
+request = install.Install(keymat=bytes(16), local=ends[0], remote=ends[1])
 for number in range(2**41, 2**41 + 5000):
     frame = install.FROM_WORKER.encode(request, number)
     while True:
@@ -162,8 +159,10 @@ def test_one_peer_cannot_take_what_others_need(worlds, record):
 
 
 QUICK_OFFERS = """
+local_ts, remote_ts = (types.TrafficSelector(ipaddress.ip_network(each)) for each in ("10.1.0.0/24", "10.4.0.0/24"))
 request = ops.QuickOffer(
-    ike=bytes.fromhex(ike), child="net", sa=b"x", group=algorithms.Group.MODP_2048, ids=(), next_payload=0, payloads=b""
+    ike=bytes.fromhex(ike), child="net", group=algorithms.Group.MODP_2048, encap=False, spi_in=300, cpi_in=None,
+    local_ts=local_ts, remote_ts=remote_ts, originals=(),
 )
 result = [str(getattr(answer, "why", type(answer).__name__)) for answer in me.keyd_many([request] * count)]
 """
@@ -344,7 +343,6 @@ def test_it_cannot_keep_the_supervisor_busy_by_dying(worlds, record):
 
 TALES = """
 suite = algorithms.ChildSuite.parse("aes128-sha1")
-selector = types.TrafficSelector(ipaddress.ip_network("10.1.0.0/24"))
 end = types.Endpoint(ipaddress.ip_address("192.0.2.1"), 500)
 child = install.ChildStatus(
     name="n", state="s", suite=suite, spi_in=256, spi_out=256, local_ts=(selector,), remote_ts=(selector,), encap=False,

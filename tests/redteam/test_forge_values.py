@@ -11,6 +11,7 @@ from lab import LEFT, PSK, RIGHT
 from weakened import FREE, FREE_MONITOR, OPEN
 from world import IKE, SECOND, SECOND_PSK
 
+from keyd import agreement
 from keyd.groups.modp import PRIMES
 from keyd.handles import State
 from privsep.algorithms import Group, IkeSuite
@@ -18,7 +19,7 @@ from privsep.schema import install
 from privsep.schema import keyd as ops
 from privsep.schema.install import Denial
 from privsep.schema.keyd import Refusal
-from privsep.types import Identity
+from privsep.types import Identity, TrafficSelector
 
 MODP = IkeSuite.parse(IKE)
 ECP = IkeSuite.parse("aes128-sha256-ecp256")
@@ -122,7 +123,7 @@ def open_before_our_own_proof(s):
 def accept_the_peers_offer(s):
     """QuickAccept gives keymat at once, where a responder must wait for HASH(3)."""
     s.respond()
-    return s.quick_accept(s.quick_answered(0x1001)[1], 0x1001)
+    return ops.QuickAccept(quick=s.quick_answered(0x1001)[1])
 
 
 ROLES = {
@@ -149,16 +150,19 @@ def test_it_cannot_flip_roles(shipped, without, record, request_of):
 # SPIs
 
 
-def test_it_cannot_give_both_directions_one_key(shipped, without, record):
-    """KEYMAT of the two directions differs only in the SPI (RFC 2409 section 5.5)."""
+def test_it_cannot_give_both_directions_one_key(shipped, without, record, monkeypatch):
+    """KEYMAT of the two directions differs only in the SPI (RFC 2409 section 5.5); the peer is an accomplice."""
+    monkeypatch.setattr(agreement, "_keys_differ", lambda ours, theirs: True)
 
     def keymat(worker):
         s = Session(worker, Peer())
         s.initiate()
         spi = worker.allocate()
-        return worker.keyd(s.quick_accept(s.quick_finished(), spi, spi))
+        first, second = s.quick_offered(spi, spi)
+        reply = worker.keyd(ops.QuickFinish(quick=first.quick, ciphertext=second))
+        return reply if isinstance(reply, ops.Refused) else worker.keyd(ops.QuickAccept(quick=first.quick))
 
-    assert keymat(shipped) == ops.Refused(why=Refusal.BAD_PROPOSAL)
+    assert keymat(shipped).why is Refusal.BAD_MESSAGE
     half, bare = without(FREE), without(FREE_MONITOR)
     assert half.denied(keymat(half).keymat) is Denial.SPI
     assert isinstance(bare.installed(keymat(bare).keymat), install.Installed)
@@ -218,8 +222,8 @@ def test_it_cannot_be_its_own_peer_in_phase_2(shipped, without, record):
 def accept_twice(s):
     s.initiate()
     quick = s.quick_finished()
-    s.worker.keyd(s.quick_accept(quick, 0x1001))
-    return s.worker.keyd(s.quick_accept(quick, 0x1003))
+    s.worker.keyd(ops.QuickAccept(quick=quick))
+    return s.worker.keyd(ops.QuickAccept(quick=quick))
 
 
 def confirm_twice(s):
@@ -267,18 +271,26 @@ def test_it_cannot_redeem_keymat_twice(shipped, without, record):
 # a laxer connection than the peer's
 
 
+def narrow(remote_ts):
+    """A part of what the child holds."""
+    local, remote = (TrafficSelector(ipaddress.ip_network(each)) for each in ("10.1.0.0/24", remote_ts))
+    return {"local_ts": local, "remote_ts": remote}
+
+
 def test_it_cannot_ask_a_strict_peer_as_a_laxer_connection(shipped, without, record):
     """The bystander's peer, proven, under the connection for anybody in its network who has the same secret."""
 
     def attack(worker):
         s = Session(worker, Peer("peer", RIGHT, PSK), MODP)
         reply = s.initiate("lax")
-        return reply if isinstance(reply, ops.Refused) else s.keyed(worker.allocate("lax", RIGHT))
+        return (
+            reply if isinstance(reply, ops.Refused) else s.keyed(worker.allocate("lax", RIGHT), **narrow("10.8.0.0/24"))
+        )
 
     assert attack(shipped) == ops.Refused(why=Refusal.UNKNOWN_IDENTITY)
     half, bare = without(FREE), without(FREE_MONITOR)
-    assert half.denied(attack(half), at=RIGHT, remote_ts="10.8.0.0/24") is Denial.IDENTITY
-    assert isinstance(bare.installed(attack(bare), at=RIGHT, remote_ts="10.8.0.0/24"), install.Installed)
+    assert half.denied(attack(half), at=RIGHT) is Denial.IDENTITY
+    assert isinstance(bare.installed(attack(bare), at=RIGHT), install.Installed)
     record("keyd: the most specific, behind it the monitor's", "both off: installed under lax")
 
 
@@ -305,7 +317,7 @@ def test_it_cannot_install_a_strict_peer_under_a_laxer_connection(shipped, witho
         s = Session(worker, Peer("lax", at, PSK), LAX_ONLY)
         proven = s.initiate("lax") if how == "initiate" else s.respond()
         assert proven.connection == "lax"
-        return install_it(s.keyed(worker.allocate("lax", at)), at=at, remote_ts=remote_ts)
+        return install_it(s.keyed(worker.allocate("lax", at), **narrow(remote_ts)), at=at)
 
     assert attack(shipped, shipped.denied) is Denial.IDENTITY
     bare = without(FREE_MONITOR)

@@ -92,7 +92,7 @@ def found(fuzzer, *words):
         (State.KEYED_I, ops.InfoSeal, State.KEYED_I),
         (State.DEAD, ops.AuthOpen, State.AUTHENTICATED),
         (State.KEYED_I, ops.AuthOpen, State.AUTHENTICATED),
-        (State.QUICK_OFFERED, ops.QuickAccept, State.GONE),
+        (State.QUICK_FINISHED, ops.QuickFinish, State.QUICK_FINISHED),
         (State.QUICK_ANSWERED, ops.QuickAnswer, State.QUICK_ANSWERED),
     ],
 )
@@ -151,7 +151,15 @@ def test_a_codec_that_does_not_look_at_lengths_is_found(monkeypatch, kind, modul
 
 
 def test_a_codec_that_takes_true_for_one_is_found(monkeypatch):
-    monkeypatch.setattr(codec, "_integer", lambda bounds: int)
+    def any_integer(bounds):
+        def decode(value):
+            if not isinstance(value, int):
+                raise ValueError
+            return value
+
+        return decode
+
+    monkeypatch.setattr(codec, "_integer", any_integer)
     numbered = {number: message for message, (number, _) in install.FROM_WORKER._by_type.items()}
     table = codec.Table(numbered)
     frame = msgpack.packb([3, 1, True])

@@ -161,7 +161,7 @@ def weaken(world: World, lie: Lie, step: int) -> None:
         assert world.in_keyd(lie.weaken[step], **lie.facts) == "succeeded"
 
 
-ELSEWHERE = {"_not_ah", "_compression", "_cpi_is_new"}
+ELSEWHERE = {"_not_ah", "_compression", "_cpi_is_ours", "_cpi_is_new"}
 """AH and IPComp need a kernel that has them: tests/monitor/test_authorize.py lies about them."""
 
 
@@ -173,16 +173,15 @@ def test_every_check_of_the_second_opinion_has_its_lie():
 # no words
 
 
-EXTRA = {"mode": 1, "mark": 7, "if_id": 7, "priority": 0, "lifetime": 2**31, "replay window": 0}
+EXTRA = {"selectors": [], "mode": 1, "mark": 7, "if_id": 7, "priority": 0, "lifetime": 2**31, "replay window": 0}
 
 
 def test_it_has_no_word_for_what_comes_from_the_configuration_only(attackers, record):
-    """Mode, mark, if_id, priority, lifetime, replay window: a frame with a field too many ends the epoch."""
+    """Selectors, mode, mark, if_id, priority, lifetime, replay window: a frame with a field too many ends the epoch."""
     attacker = attackers(SHIPPED)
     world = attacker.world
     honest = msgpack.unpackb(install.FROM_WORKER.encode(install.Install(
-        keymat=bytes(16), local=endpoint(LEFT), remote=endpoint(SECOND), encap=False,
-        local_ts=selectors("10.1.0.0/24"), remote_ts=selectors("10.4.0.0/24"),
+        keymat=bytes(16), local=endpoint(LEFT), remote=endpoint(SECOND),
     ), 2**41))  # fmt: skip
     send = "me.raw_monitor(bytes.fromhex(frame))\nresult = plain(me.wait(number, me._turn))"
     for value in EXTRA.values():
@@ -199,8 +198,8 @@ def add_pair() -> esp.AddPair:
     return esp.AddPair(
         spi_in=0x1000, spi_out=0x2000, suite=ChildSuite.parse("aes256gcm16"), mode=Mode.TUNNEL, policy=1,
         encryption_in=bytes(36), integrity_in=b"", encryption_out=bytes(36), integrity_out=b"", local=endpoint(LEFT),
-        remote=endpoint(SECOND), encap=False, local_ts=selectors("10.1.0.0/24"), remote_ts=selectors("10.4.0.0/24"),
-        replay_window=32, lifetime_s=3600,
+        remote=endpoint(SECOND), encap=False, local_ts=(selectors("10.1.0.0/24"),),
+        remote_ts=(selectors("10.4.0.0/24"),), replay_window=32, lifetime_s=3600,
     )  # fmt: skip
 
 

@@ -294,8 +294,7 @@ def test_it_is_never_given_a_prf_output(shipped, without, record, monkeypatch):
             s.keyed(0x1001)
             _, quick, third = s.quick_answered(0x1003)
             worker.keyd(ops.QuickConfirm(quick=quick, ciphertext=third))
-            ids = (b"\x04\0\0\0" + chosen[:8],) * 2
-            worker.keyd(s.quick_offer(s.ours, sa=chosen, ids=ids, **extras))
+            worker.keyd(s.quick_offer(s.ours, int.from_bytes(chosen[:4])))
             sealed = worker.keyd(ops.InfoSeal(ike=s.ours, **extras))
             keys = s.peer.entry(s.theirs)
             for key in (s.peer.psk, keys.skeyid_a, keys.skeyid_d, keys.cipher_key):

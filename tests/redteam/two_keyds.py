@@ -31,7 +31,9 @@ CHILD_SUITES = tuple(
     map(ChildSuite.parse, ("aes256gcm16", "aes256gcm16-curve25519", "aes128-sha256-ecp256", "aes256-sha512"))
 )
 PLAIN = ((0, b""), (PayloadType.NOTIFY, b"\0\0\0\x0cabcdefgh"), (PayloadType.VENDOR_ID, b"\0\0\0\x04"))
-IDS = ((), (b"\x04\0\0\0" + bytes(8), b"\x04\0\0\0" + bytes(8)))
+SELECTORS = tuple(TrafficSelector(ipaddress.ip_network(each)) for each in ("10.0.0.0/8", "10.1.0.0/16", "10.2.3.4/32"))
+"""All inside of both children's, on both sides."""
+ORIGINALS = ((), (LEFT, RIGHT))
 
 
 def _connection(name: str, remote: Any, remote_id: bytes | None, suites: tuple[IkeSuite, ...]) -> Connection:
@@ -198,11 +200,21 @@ class Talk:
     def _quick_mode(self, near: Side, ours: bytes, far: Side, theirs: bytes) -> Conversation:
         random = self.random
         child, suites = random.choice((("lan", CHILD_SUITES[:3]), ("dmz", CHILD_SUITES[3:])))
-        suite, ids = random.choice(suites), random.choice(IDS)
+        suite, encap = random.choice(suites), random.random() < 0.2
         spis = {"spi_in": random.randrange(0x1000, 0x1100), "spi_out": random.randrange(0x2000, 0x2100)}
         first = yield from _ask(
             near,
-            ops.QuickOffer(ike=ours, child=child, sa=b"offer", group=suite.group, ids=ids, **self._extras()),
+            ops.QuickOffer(
+                ike=ours,
+                child=child,
+                group=suite.group,
+                encap=encap,
+                spi_in=spis["spi_in"],
+                cpi_in=None,
+                local_ts=random.choice(SELECTORS),
+                remote_ts=random.choice(SELECTORS),
+                originals=random.choice(ORIGINALS),
+            ),
         )
         opened = yield from _ask(
             far, ops.QuickOpen(ike=theirs, message_id=first.message_id, ciphertext=first.ciphertext)
@@ -213,16 +225,15 @@ class Talk:
             ops.QuickAnswer(
                 quick=opened.quick,
                 child=child,
-                sa=b"choice",
                 suite=suite,
+                encap=encap,
                 spi_in=spis["spi_out"],
-                spi_out=spis["spi_in"],
-                ids=ids,
-                **self._extras(),
+                cpi_in=None,
+                originals=random.choice(ORIGINALS),
             ),
         )
         yield from _ask(near, ops.QuickFinish(quick=first.quick, ciphertext=ciphertext or keyed.ciphertext))
-        third = yield from _ask(near, ops.QuickAccept(quick=first.quick, suite=suite, **spis))
+        third = yield from _ask(near, ops.QuickAccept(quick=first.quick))
         yield from _ask(far, ops.QuickConfirm(quick=opened.quick, ciphertext=third.ciphertext))
         mine = yield near, keymat.Redeem(keymat=third.keymat)
         yours = yield far, keymat.Redeem(keymat=keyed.keymat)
@@ -230,6 +241,14 @@ class Talk:
             same_sa = (mine.suite, mine.spi_in, mine.spi_out) == (yours.suite, yours.spi_out, yours.spi_in)
             same_keys = (mine.encryption_in, mine.integrity_in) == (yours.encryption_out, yours.integrity_out)
             self.check(same_keys or not same_sa, "the two ends of an SA have different keys")
+            agreed = [
+                (each.suite, each.mode, each.encap, each.lifetime, *ends, *selectors)
+                for each, ends, selectors in (
+                    (mine, (mine.spi_in, mine.spi_out), (mine.local_ts, mine.remote_ts)),
+                    (yours, (yours.spi_out, yours.spi_in), (yours.remote_ts, yours.local_ts)),
+                )
+            ]
+            self.check(agreed[0] == agreed[1], "the two ends have agreed to different things")
 
     def _forged_second(self, side: Side, handle: bytes) -> bytes | None:
         """Message 2 of a peer that has the keys, with a chain of its own invention."""

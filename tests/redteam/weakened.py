@@ -29,15 +29,33 @@ phase1.Phase1._new = assumed
 
 # keymat may be redeemed when it is derived
 derive = phase2.Phase2._derive
-phase2.Phase2._derive = lambda self, quick, role, state, request: derive(
-    self, quick, role, handles.State.REDEEMABLE, request
+phase2.Phase2._derive = lambda self, quick, role, state, agreed: derive(
+    self, quick, role, handles.State.REDEEMABLE, agreed
 )
+
+# whoever has not answered has agreed
+import random
+from keyd.agreement import Agreement
+accept = phase2.Phase2.accept
+
+def silence_gives_consent(self, request):
+    quick = self._context.registry.get(request.quick)
+    if quick.agreement is None:
+        offer = quick.offer
+        quick.agreement = Agreement(
+            child=offer.child, suite=offer.child.suites[0], encap=offer.encap, spi_in=offer.spi,
+            spi_out=random.randrange(2**24, 2**32), cpi_in=None, cpi_out=None, local_ts=offer.local_ts,
+            remote_ts=offer.remote_ts, lifetime=3600,
+        )
+    return accept(self, request)
+
+phase2.Phase2.accept = silence_gives_consent
 """
 
 NO_LIST_OF_PAYLOADS = """
 from privsep.iana import PayloadType
 
-phase1.AUTH_EXTRAS = phase2.INFO_EXTRAS = phase2.QUICK_EXTRAS = frozenset(PayloadType)
+phase1.AUTH_EXTRAS = phase2.INFO_EXTRAS = frozenset(PayloadType)
 """
 
 SIGNING = """
@@ -128,20 +146,19 @@ Gateway.accepting = lambda self, local, remote, identity: tuple(
 
 NO_MEMORY = """
 # of message ids
-class Forgetful(set):
-    def add(self, each):
-        pass
-
-begun = phase1.IkeSa.__init__
-
-def begin(self, *arguments):
-    begun(self, *arguments)
-    self.message_ids = Forgetful(self.message_ids)
-
-phase1.IkeSa.__init__ = begin
+phase1.MessageIds.add = lambda self, message_id: None
 
 # any SPIs
-phase2._check = lambda child, request: None
+import dataclasses
+from keyd import agreement
+accepted_child = agreement.accepted_child
+
+def with_any_spi(offer, answer):
+    proposals = tuple(dataclasses.replace(each, spi=bytes(4)) for each in offer.proposals)
+    return accepted_child(dataclasses.replace(offer, proposals=proposals), answer)
+
+agreement.accepted_child = with_any_spi
+agreement._keys_differ = lambda ours, theirs: True
 """
 
 STALE = """
@@ -249,10 +266,35 @@ OFF = ("_most_specific", "_spis_differ", "_spi_is_ours", "_spi_addresses")
 authorize.CHECKS = tuple(check for check in authorize.CHECKS if check.__name__ not in OFF)
 """
 
+NO_LOOK_AT_SELECTORS = """
+from keyd import agreement
+agreement.Child.covers = lambda *_: True
+"""
+
+SEALS_UNREAD = """
+# message 2 as the worker composes it: with whatever SPI it likes
+import dataclasses
+from keyd import agreement
+answered = agreement.answer
+
+def with_another_spi(child, theirs, request):
+    agreed, sa, rest = answered(child, theirs, request)
+    if request.spi_in != 0x1001:
+        # the bystander's peer has an honest answer
+        return agreed, sa, rest
+    return agreed, sa.replace(agreed.spi_in.to_bytes(4), agreed.spi_out.to_bytes(4)), rest
+
+agreement.answer = with_another_spi
+"""
+
 OPEN = Plan().without(keyd=NO_ORDER + NO_LIST_OF_PAYLOADS + SIGNING + OWN_VALUES_COME_BACK + ANY_MESSAGE_ID)
 """Any order, any payload, any operation."""
 FREE = Plan().without(keyd=NO_CHECK_OF_PUBLIC_VALUES + NO_CHOICE_OF_CONNECTION + NO_MEMORY + STALE)
 """Any value, any connection, any repetition."""
+UNREAD = Plan().without(keyd=SEALS_UNREAD)
+"""keyd seals an SA payload that says something else than what it derives for."""
+ANY_TRAFFIC = Plan().without(keyd=NO_LOOK_AT_SELECTORS)
+"""keyd seals client identities outside of the child's."""
 FREE_MONITOR = FREE.without(monitor=NO_SECOND_OPINION)
 PATIENT = Plan().without(keyd=PATIENCE)
 """As many guesses as one likes."""

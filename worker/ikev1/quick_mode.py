@@ -6,26 +6,16 @@ installs before it sends message 3, so that nothing that the peer sends then is 
 
 from dataclasses import dataclass
 
+from privsep.algorithms import ChildSuite
 from privsep.config.model import Child
 from privsep.errors import PeerError
 from privsep.iana import ExchangeType, NotifyType, PayloadType, ProtocolId
-from privsep.isakmp.association import SecurityAssociation, encode_association
-from privsep.isakmp.child_proposals import (
-    ChildSelection,
-    accepted_child,
-    encapsulation_mode,
-    notified_lifetime,
-    offer_child,
-    responder_lifetime,
-)
-from privsep.isakmp.identification import encode_selector, parse_selector
+from privsep.isakmp.association import SecurityAssociation
+from privsep.isakmp.identification import parse_selector
 from privsep.isakmp.payloads import (
     Identification,
-    NatOriginalAddress,
     Notification,
     Payload,
-    encode_chain,
-    encode_payload,
     parse_payload,
 )
 from privsep.log import Level
@@ -33,8 +23,8 @@ from privsep.payloads import split_chain
 from privsep.schema.install import Allocated, AllocateSpi, Install
 from privsep.schema.keyd import (
     Done,
-    Opened,
     QuickAccept,
+    QuickAgreed,
     QuickAnswer,
     QuickConfirm,
     QuickFinish,
@@ -45,7 +35,7 @@ from privsep.schema.keyd import (
     QuickOpened,
     Refusal,
 )
-from privsep.types import Cpi, MessageId, Mode, Role, Spi, TrafficSelector
+from privsep.types import Address, Cpi, MessageId, Mode, Role, Spi, TrafficSelector
 from worker.child import ChildSa, Flow
 from worker.codec import rules
 from worker.context import Context
@@ -54,7 +44,7 @@ from worker.exchange import Exchange, Received
 from worker.ikev1 import informational
 from worker.isakmp_sa import IkeSa, IkeState, Peer
 from worker.moving import authenticated_from
-from worker.negotiate import AH_AND_NAT, choose_child, host
+from worker.negotiate import AH_AND_NAT, choose_child
 from worker.peers import add_child, count_message_id, not_opened
 
 
@@ -92,19 +82,18 @@ class _Initiator:
         if child.protocol is ProtocolId.AH and not sa.passes_ah:
             raise Failed(AH_AND_NAT)
         group = child.suites[0].group
-        encapsulation = encapsulation_mode(child.mode, udp=sa.encap)
-        offer = offer_child(child.suites, group, encapsulation, spi, child.lifetime, self._cpi)
-        next_payload, payloads = encode_chain(_original_addresses(sa, child, Role.INITIATOR))
         _admit(sa)
         offered = await context.ask(
             QuickOffer(
                 ike=sa.handle,
                 child=child.name,
-                sa=encode_association(offer),
                 group=group,
-                ids=(_id_body(flow.local_ts), _id_body(flow.remote_ts)),
-                next_payload=next_payload,
-                payloads=payloads,
+                encap=sa.encap,
+                spi_in=spi,
+                cpi_in=self._cpi,
+                local_ts=flow.local_ts,
+                remote_ts=flow.remote_ts,
+                originals=_original_addresses(sa, child, Role.INITIATOR),
             ),
             QuickOffered,
         )
@@ -120,24 +109,22 @@ class _Initiator:
                 + (" with or without IPComp" if self._cpi is not None else "")
             )
             message = exchange.sealed(PayloadType.HASH, offered.ciphertext)
-            opened = await exchange.ask(message, self._message_2, f"Quick Mode 1/3 for {child.name}")
-            answer = self._check(offer, opened)
-            suite = answer.selection.suite
-            exchange.theirs = answer.selection.spi
-            exchange.report(f"<- {peer} Quick Mode 2/3 for {child.name}: chose {answer.described}")
+            agreed = await exchange.ask(message, self._message_2, f"Quick Mode 1/3 for {child.name}")
+            _parse(2, agreed)
+            exchange.theirs = Spi(agreed.spi_out)
+            exchange.report(f"<- {peer} Quick Mode 2/3 for {child.name}: chose {_described(agreed)}")
 
-            keyed = await context.ask(
-                QuickAccept(quick=self._quick, suite=suite, spi_in=spi, spi_out=answer.selection.spi), QuickKeyed
-            )
+            keyed = await context.ask(QuickAccept(quick=self._quick), QuickKeyed)
             self._quick = b""
             exchange.report("   the monitor fetches the keys from keyd, compares and installs")
-            pair = await _install(context, sa, keyed.keymat, flow, spi, answer, Role.INITIATOR)
+            terms = _Terms(agreed.suite, spi, Spi(agreed.spi_out), agreed.lifetime)
+            pair = await _install(context, sa, keyed.keymat, flow, terms, Role.INITIATOR)
             exchange.report(f"-> {peer} Quick Mode 3/3 for {child.name}: confirmation")
             exchange.transmit(exchange.sealed(PayloadType.HASH, keyed.ciphertext))
-        except PeerError as error:
+        except (PeerError, KeydRefused) as error:
             exchange.close()
-            await _refuse(context, sa, error, child.protocol, b"")
-            raise Failed(error.reason, error.notify) from None
+            await _refuse(context, sa, error.notify, child.protocol, b"")
+            raise error if isinstance(error, Failed) else Failed(error.reason, error.notify) from None
         except BaseException:
             exchange.close()
             raise
@@ -148,32 +135,18 @@ class _Initiator:
         _adopt(context, pair)
         return pair
 
-    async def _message_2(self, received: Received) -> Opened:
+    async def _message_2(self, received: Received) -> QuickAgreed:
         """HDR*, HASH(2), ..."""
         rules.check_header(received.header, 2)
         try:
-            opened = await self._context.ask(QuickFinish(quick=self._quick, ciphertext=received.body), Opened)
+            agreed = await self._context.ask(QuickFinish(quick=self._quick, ciphertext=received.body), QuickAgreed)
         except KeydRefused as refused:
             if refused.why in (Refusal.BAD_MESSAGE, Refusal.BAD_PUBLIC_VALUE):
                 # keyd has let go of it
                 self._quick = b""
             raise _ignored_for(refused) from None
         authenticated_from(self._context, self._sa, received)
-        return opened
-
-    def _check(self, offer: SecurityAssociation, opened: Opened) -> "_Answer":
-        """RFC 2409 section 5.5: one of our transforms, our identities, and perhaps a shorter lifetime."""
-        flow = self._flow
-        payloads = _parse(2, opened)
-        selection = accepted_child(offer, _sa(payloads))
-        ids = [parse_selector(payload) for payload in payloads if isinstance(payload, Identification)]
-        if ids and ids != [flow.local_ts, flow.remote_ts]:
-            raise PeerError("the peer answers with other client identities", NotifyType.INVALID_ID_INFORMATION)
-        lifetime = min(flow.child.lifetime, selection.lifetime)
-        for payload in payloads:
-            if isinstance(payload, Notification) and payload.type == NotifyType.RESPONDER_LIFETIME:
-                lifetime = min(lifetime, notified_lifetime(payload) or lifetime)
-        return _Answer(selection, lifetime)
+        return agreed
 
 
 async def respond(context: Context, sa: IkeSa, first: Received) -> None:
@@ -215,8 +188,8 @@ async def _respond(
         authenticated_from(context, sa, first)
         await responder.run(row)
     except (PeerError, KeydRefused) as error:
-        notify = error.notify if isinstance(error, PeerError) else NotifyType.NO_PROPOSAL_CHOSEN
-        await _refuse(context, sa, PeerError(error.reason, notify), *responder.offered)
+        notify = error.notify if isinstance(error, PeerError) else error.notify or NotifyType.NO_PROPOSAL_CHOSEN
+        await _refuse(context, sa, notify, *responder.offered)
         raise
     finally:
         responder.release()
@@ -257,7 +230,6 @@ class _Responder:
         payloads = [parse_payload(kind, body) for kind, body in listed]
         offer = _sa(payloads)
         self.offered = (offer.proposals[0].protocol, offer.proposals[0].spi)
-        id_bodies = tuple(body for kind, body in listed if kind == PayloadType.ID)
         local_ts, remote_ts = _selectors(sa, payloads)
         pfs = any(kind == PayloadType.KE for kind, _ in listed)
         choice = choose_child(connection, offer, (local_ts, remote_ts), pfs=pfs, encap=sa.encap, passes_ah=sa.passes_ah)
@@ -269,22 +241,15 @@ class _Responder:
             AllocateSpi(connection=connection.name, child=child.name, local=sa.local, remote=sa.remote)
         )
         spi = self._spi = Spi(allocated.spi)
-        lifetime = min(child.lifetime, selection.lifetime)
-        extras: list[Payload] = list(_original_addresses(sa, child, Role.RESPONDER))
-        if lifetime < selection.lifetime:
-            extras.append(responder_lifetime(child.protocol, spi, lifetime))
-        next_payload, chain = encode_chain(extras)
         keyed = await context.ask(
             QuickAnswer(
                 quick=self._quick,
                 child=child.name,
-                sa=encode_association(selection.answer(spi, _cpi(allocated))),
                 suite=selection.suite,
+                encap=sa.encap,
                 spi_in=spi,
-                spi_out=selection.spi,
-                ids=id_bodies,
-                next_payload=next_payload,
-                payloads=chain,
+                cpi_in=allocated.cpi,
+                originals=_original_addresses(sa, child, Role.RESPONDER),
             ),
             QuickKeyed,
         )
@@ -294,7 +259,8 @@ class _Responder:
             message = exchange.sealed(PayloadType.HASH, keyed.ciphertext)
             await exchange.ask(message, self._message_3, f"Quick Mode 2/3 for {child.name}")
             self._quick = b""
-            pair = await _install(context, sa, keyed.keymat, flow, spi, _Answer(selection, lifetime), Role.RESPONDER)
+            terms = _Terms(selection.suite, spi, selection.spi, selection.agreed_lifetime(child.lifetime))
+            pair = await _install(context, sa, keyed.keymat, flow, terms, Role.RESPONDER)
             exchange.check()
         except Failed:
             # the peer may believe that it has a pair now
@@ -314,51 +280,34 @@ class _Responder:
 
 
 @dataclass(slots=True, frozen=True)
-class _Answer:
+class _Terms:
     """What was agreed on. `lifetime` in seconds is the shortest of all that were named."""
 
-    selection: ChildSelection
+    suite: ChildSuite
+    spi_in: Spi
+    spi_out: Spi
     lifetime: int
 
-    @property
-    def described(self) -> str:
-        """For people."""
-        suite = self.selection.suite.described
-        return suite if self.selection.compression is None else f"{suite} with IPComp"
 
-
-async def _install(
-    context: Context, sa: IkeSa, keymat: bytes, flow: Flow, spi: Spi, answer: _Answer, role: Role
-) -> ChildSa:
+async def _install(context: Context, sa: IkeSa, keymat: bytes, flow: Flow, terms: _Terms, role: Role) -> ChildSa:
     """The pair, in place."""
     peer = _peer(sa)
     local, remote, encap = sa.local, sa.remote, sa.encap
-    compression = answer.selection.compression
-    await context.install(
-        Install(
-            keymat=keymat,
-            local=local,
-            remote=remote,
-            encap=encap,
-            local_ts=(flow.local_ts,),
-            remote_ts=(flow.remote_ts,),
-            cpi_out=compression.cpi if compression is not None else None,
-        )
-    )
+    await context.install(Install(keymat=keymat, local=local, remote=remote))
     return ChildSa(
         peer=peer,
         child=flow.child,
         role=role,
-        suite=answer.selection.suite,
-        spi_in=spi,
-        spi_out=answer.selection.spi,
+        suite=terms.suite,
+        spi_in=terms.spi_in,
+        spi_out=terms.spi_out,
         local=local,
         remote=remote,
         encap=encap,
         local_ts=flow.local_ts,
         remote_ts=flow.remote_ts,
         installed=context.now,
-        expires=context.now + answer.lifetime,
+        expires=context.now + terms.lifetime,
     )
 
 
@@ -377,10 +326,10 @@ def _adopt(context: Context, pair: ChildSa) -> None:
     context.watcher.installed(pair)
 
 
-async def _refuse(context: Context, sa: IkeSa, error: PeerError, protocol: int, spi: bytes) -> None:
+async def _refuse(context: Context, sa: IkeSa, notify: NotifyType | None, protocol: int, spi: bytes) -> None:
     """Tell the peer why, under protection."""
-    if error.notify is not None and sa.state is IkeState.ESTABLISHED:
-        notification = Notification(protocol=protocol, type=error.notify, spi=spi)
+    if notify is not None and sa.state is IkeState.ESTABLISHED:
+        notification = Notification(protocol=protocol, type=notify, spi=spi)
         try:
             await informational.send(context, sa, [notification])
         except Failed as failed:
@@ -409,7 +358,12 @@ def _ignored_for(refused: KeydRefused) -> PeerError | KeydRefused:
     return PeerError(refused.reason) if refused.why is Refusal.BAD_HASH else refused
 
 
-def _parse(number: int, opened: Opened) -> list[Payload]:
+def _described(agreed: QuickAgreed) -> str:
+    """For people."""
+    return agreed.suite.described + (" with IPComp" if agreed.cpi_out is not None else "")
+
+
+def _parse(number: int, opened: QuickAgreed) -> list[Payload]:
     row = rules.expected(ExchangeType.QUICK_MODE, number, encrypted=True)
     listed = split_chain(opened.next_payload, opened.payloads)
     rules.check(row, (kind for kind, _ in listed))
@@ -427,21 +381,17 @@ def _selectors(sa: IkeSa, payloads: list[Payload]) -> tuple[TrafficSelector, Tra
     """Ours and the peer's: IDcr and IDci, or where they are absent the two outer addresses (RFC 2409 section 5.5)."""
     ids = [parse_selector(payload) for payload in payloads if isinstance(payload, Identification)]
     if not ids:
-        return host(sa.local.address), host(sa.remote.address)
+        return TrafficSelector.of_host(sa.local.address), TrafficSelector.of_host(sa.remote.address)
     idci, idcr = ids
     return idcr, idci
 
 
-def _original_addresses(sa: IkeSa, child: Child, role: Role) -> tuple[NatOriginalAddress, ...]:
+def _original_addresses(sa: IkeSa, child: Child, role: Role) -> tuple[Address, ...]:
     """NAT-OAi, NAT-OAr (RFC 3947 section 5.2): in transport mode through a NAT, the addresses as we see them."""
     if not sa.encap or child.mode is not Mode.TRANSPORT:
         return ()
-    ours, theirs = NatOriginalAddress(sa.local.address), NatOriginalAddress(sa.remote.address)
+    ours, theirs = sa.local.address, sa.remote.address
     return (ours, theirs) if role is Role.INITIATOR else (theirs, ours)
-
-
-def _id_body(selector: TrafficSelector) -> bytes:
-    return encode_payload(encode_selector(selector))[1]
 
 
 def _peer(sa: IkeSa) -> Peer:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from privsep.algorithms import ChildSuite, IkeSuite
+from privsep.algorithms import ChildSuite, Group, IkeSuite
 from privsep.iana import IdType, ProtocolId
 from privsep.schema import esp, install, keyd, keymat
 from privsep.schema.codec import MAX_FRAME, MAX_SEQUENCE, SchemaError, Table
@@ -29,23 +29,38 @@ INSTALL = install.Install(
     keymat=b"k" * 16,
     local=Endpoint(ipaddress.ip_address("192.0.2.1"), 500),
     remote=Endpoint(ipaddress.ip_address("192.0.2.2"), 500),
-    encap=False,
-    local_ts=(TrafficSelector(ipaddress.ip_network("10.1.0.0/16")),),
-    remote_ts=(TrafficSelector(ipaddress.ip_network("2001:db8::/32"), 6, 443),),
 )
 AUTHENTICATED = keyd.Authenticated(
     connection="paris", identity=Identity(IdType.FQDN, b"gw.example.org"), next_payload=0, payloads=b""
 )
-ACCEPT = keyd.QuickAccept(
-    quick=b"q" * 16, suite=ChildSuite.parse("aes256gcm16-modp2048"), spi_in=300, spi_out=2**32 - 1
+QUICK_OFFER = keyd.QuickOffer(
+    ike=b"i" * 16,
+    child="lan",
+    group=Group.MODP_2048,
+    encap=False,
+    spi_in=300,
+    cpi_in=None,
+    local_ts=TrafficSelector(ipaddress.ip_network("10.1.0.0/16")),
+    remote_ts=TrafficSelector(ipaddress.ip_network("2001:db8::/32"), 6, 443),
+    originals=(ipaddress.ip_address("192.0.2.1"), ipaddress.ip_address("192.0.2.2")),
 )
-ACCEPT_AH = dataclasses.replace(ACCEPT, suite=ChildSuite.parse("sha256-modp2048-esn", ProtocolId.AH))
+ANSWER = keyd.QuickAnswer(
+    quick=b"q" * 16,
+    child="lan",
+    suite=ChildSuite.parse("aes256gcm16-modp2048"),
+    encap=True,
+    spi_in=2**32 - 1,
+    cpi_in=300,
+    originals=(),
+)
+ANSWER_AH = dataclasses.replace(ANSWER, suite=ChildSuite.parse("sha256-modp2048-esn", ProtocolId.AH))
 
 CASES = [
     (keyd.REQUESTS, DROP),
     (keyd.REQUESTS, OFFER),
-    (keyd.REQUESTS, ACCEPT),
-    (keyd.REQUESTS, ACCEPT_AH),
+    (keyd.REQUESTS, QUICK_OFFER),
+    (keyd.REQUESTS, ANSWER),
+    (keyd.REQUESTS, ANSWER_AH),
     (keyd.REPLIES, AUTHENTICATED),
     (keyd.REPLIES, keyd.Refused(why=keyd.Refusal.BAD_HASH)),
     (install.FROM_WORKER, INSTALL),
@@ -85,8 +100,8 @@ def test_a_surplus_or_missing_field_is_refused(table, message):
     "suite", [[2, "aes256gcm16"], [3, "sha256"], [1, "sha256"], [4, "sha256"], ["2", "sha256"], [2], [2, b"sha256"]]
 )
 def test_a_child_suite_is_of_its_protocol(suite):
-    values = frame_of(keyd.REQUESTS, ACCEPT_AH)
-    position = [field.name for field in dataclasses.fields(ACCEPT_AH)].index("suite") + 2
+    values = frame_of(keyd.REQUESTS, ANSWER_AH)
+    position = [field.name for field in dataclasses.fields(ANSWER_AH)].index("suite") + 2
     assert values[position] == [2, "sha256-modp2048-esn"]
     values[position] = suite
     with pytest.raises(SchemaError):
@@ -95,20 +110,23 @@ def test_a_child_suite_is_of_its_protocol(suite):
 
 @pytest.mark.parametrize(("cpi", "fits"), [(255, False), (256, True), (61439, True), (61440, False), (None, True)])
 def test_a_cpi_is_one_that_is_negotiated_rfc2393_3_3(cpi, fits):
-    values = frame_of(install.FROM_WORKER, INSTALL)
-    values[-1] = cpi
+    values = frame_of(keyd.REQUESTS, ANSWER)
+    values[-2] = cpi
     frame = msgpack.packb(values)
     if fits:
-        assert install.FROM_WORKER.decode(frame)[0].cpi_out == cpi
+        assert keyd.REQUESTS.decode(frame)[0].cpi_in == cpi
     else:
         with pytest.raises(SchemaError):
-            install.FROM_WORKER.decode(frame)
+            keyd.REQUESTS.decode(frame)
 
 
 def stranger_fits(name: str, stranger: object) -> bool:
     return (
         (name == "encap" and type(stranger) is bool)
-        or (name == "cpi_out" and stranger is None)
+        or (name in ("cpi_in", "group", "notify") and stranger is None)
+        or (name == "detail" and type(stranger) is str)
+        or (name == "originals" and stranger == ())
+        or (name == "child" and stranger == "text")
         or (name == "connection" and stranger == "text")
         or (name in ("sai_b", "payloads") and type(stranger) is bytes)
         or (name == "next_payload" and type(stranger) is int and 0 <= stranger < 256)
@@ -166,10 +184,11 @@ def test_random_octets_never_raise_anything_else(data):
 
 
 def test_selectors_with_host_bits_are_refused():
-    values = frame_of(install.FROM_WORKER, INSTALL)
-    values[6] = [[bytes((10, 1, 0, 1)), 16, 0, 0]]
+    values = frame_of(keyd.REQUESTS, QUICK_OFFER)
+    position = [field.name for field in dataclasses.fields(QUICK_OFFER)].index("local_ts") + 2
+    values[position] = [bytes((10, 1, 0, 1)), 16, 0, 0]
     with pytest.raises(SchemaError):
-        install.FROM_WORKER.decode(msgpack.packb(values))
+        keyd.REQUESTS.decode(msgpack.packb(values))
 
 
 def test_text_with_control_characters_is_refused():
