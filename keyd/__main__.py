@@ -9,9 +9,11 @@ import os
 import socket
 import sys
 import time
+from typing import assert_never
 
 from keyd import credentials, sandbox
 from keyd.service import Service
+from privsep import log
 from privsep.channel import Channel
 from privsep.config import handover
 from privsep.errors import GONE, OperatorError, Violation
@@ -20,6 +22,7 @@ from privsep.loop import Loop
 from privsep.rpc import ENDPOINT, Peer, Wire, run_in_batches
 from privsep.sandbox.confine import become_user, begin, lock_down
 from privsep.schema import keyd, keymat
+from privsep.schema.levels import SetLevel
 
 WORKER_SECONDS = 30.0
 """How long the worker may take to connect; it starts when we report ready."""
@@ -45,6 +48,7 @@ def main() -> int:
         # they were valid when the daemon started: somebody changed secrets.toml since
         event(Level.ERROR, "secrets", problem=error)
         return 1
+    log.configure(*gateway.levels, most=log.FOLLOWED)
     uid, gid = gateway.users.keyd
     confinement = sandbox.confinement(uid, gid, arguments.root, gateway.absent)
     for warning in secrets.warnings:
@@ -59,7 +63,7 @@ def main() -> int:
         loop,
         keymat.REQUESTS,
         keymat.REPLIES,
-        lambda request, sequence: monitor.send(service.redeem(request), sequence),
+        lambda request, sequence: _from_monitor(request, sequence, service, monitor),
         end.quietly,
     )
     # the directory admits the worker's group, which the socket inherits; libzmq admits its uid
@@ -86,6 +90,18 @@ def main() -> int:
     except Violation as violation:
         end.loudly(f"violation: {violation}")
     return end.status
+
+
+def _from_monitor(
+    request: keymat.Request, sequence: int, service: Service, monitor: Channel[keymat.Request, keymat.Reply]
+) -> None:
+    match request:
+        case keymat.Redeem():
+            monitor.send(service.redeem(request), sequence)
+        case SetLevel():
+            log.set_level(request.level, request.connection)
+        case _:
+            assert_never(request)
 
 
 class _End:

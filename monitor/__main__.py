@@ -6,6 +6,7 @@ import sys
 from monitor import control, sandbox
 from monitor.daemon import Daemon
 from monitor.directories import Directories
+from privsep import log
 from privsep.config import handover, loader
 from privsep.config.names import Names
 from privsep.errors import OperatorError
@@ -22,6 +23,7 @@ def main() -> int:
     parser.add_argument("--config", required=True)
     parser.add_argument("--secrets", required=True)
     parser.add_argument("--run-dir", required=True)
+    parser.add_argument("--log-level", choices=[level.value for level in Level])
     arguments = parser.parse_args()
     report_unhandled()
     try:
@@ -31,6 +33,7 @@ def main() -> int:
     except OperatorError as error:
         print(error, file=sys.stderr)
         return CONFIGURATION_INVALID
+    log.configure(*gateway.levels)
     try:
         directories = Directories(arguments.run_dir)
         control_socket = control.listen(directories.run_dir)
@@ -42,6 +45,7 @@ def main() -> int:
                 handed_over=handover.publish(text, names),
                 config=arguments.config,
                 secrets=arguments.secrets,
+                level=Level(arguments.log_level) if arguments.log_level is not None else None,
             )
         except BaseException:
             control.forget(control_socket)

@@ -28,6 +28,8 @@ ORDER_SECONDS = 60
 MAX_ORDER_SECONDS = 600
 """Under the control socket's total deadline."""
 MAX_NAME = 64
+MAX_FOLLOWERS = 8
+"""Of events: half the places that the control socket has, as a follower may stay for ever."""
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -36,6 +38,7 @@ class _Request:
     child: str = ""
     timeout: int = ORDER_SECONDS
     plan: bool = False
+    level: Level = Level.INFO
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -54,14 +57,20 @@ class Commands:
         clock: Clock,
         dataplane_reason: str,
         processes: Callable[[], dict[str, int]],
+        set_level: Callable[[Level, str], bool],
     ) -> None:
-        """`dataplane_reason` tells why this data plane; `processes` gives name and pid of each running process."""
+        """`dataplane_reason` tells why this data plane; `processes` gives name and pid of each running process.
+
+        `set_level` takes the log's level for a connection, or "" for all.
+        """
         self._service = service
         self._gateway = service.gateway
         self._clock = clock
         self._dataplane_reason = dataplane_reason
         self._processes = processes
-        self._followers: list[Client] = []
+        self._set_level = set_level
+        self._followers: dict[Client, int] = {}
+        """With how many events each had no room for, since it was last told so."""
         order = frozenset({"child", "timeout"})
         connection = frozenset({"connection"})
         self._commands = {
@@ -71,6 +80,7 @@ class Commands:
             "audit": _Command(run=self._audit),
             "events": _Command(run=self._events),
             "reload": _Command(run=self._reload, optional=frozenset({"plan"})),
+            "log": _Command(run=self._log, required=frozenset({"level"}), optional=connection),
         }
 
     def serve(self, request: dict[str, Any], client: Client) -> None:
@@ -105,16 +115,19 @@ class Commands:
     def _tell(self, process: str, level: Level, code: Code, fields: Mapping[str, object]) -> None:
         if level is Level.DEBUG or not self._followers:
             return
-        event = {
-            "schema_version": SCHEMA_VERSION,
-            "time": round(time.time(), 3),
-            "process": process,
-            "level": level.value,
-            "event": code,
-            "fields": {name: escape(str(value)) for name, value in fields.items()},
-        }
+        event = _event(process, level, code, fields)
         for client in tuple(self._followers):
-            client.event(event)
+            self._catch_up(client)
+            if self._followers[client] or not client.event(event):
+                self._followers[client] += 1
+
+    def _catch_up(self, client: Client) -> None:
+        """Tell a follower who has room again how much it missed."""
+        missed = self._followers[client]
+        if missed and client.event(
+            _event("monitor", Level.WARNING, "left-out", {"lines": missed, "why": "the reader was slow"})
+        ):
+            self._followers[client] = 0
 
     def _unknown(self, request: _Request) -> str:
         """Why there is no such connection or child, empty if there is."""
@@ -199,12 +212,35 @@ class Commands:
         )
 
     async def _events(self, request: _Request, client: Client) -> None:
-        client.endless()
-        self._followers.append(client)
-        client.on_gone = lambda: self._followers.remove(client)
+        if len(self._followers) >= MAX_FOLLOWERS:
+            client.finish(FAILED, f"{MAX_FOLLOWERS} others follow already")
+            return
+        self._followers[client] = 0
+        client.endless(lambda: self._catch_up(client))
+        client.on_gone = lambda: self._gone(client)
+
+    def _gone(self, client: Client) -> None:
+        del self._followers[client]
+
+    async def _log(self, request: _Request, client: Client) -> None:
+        if self._set_level(request.level, request.connection):
+            client.finish(DONE, "")
+        else:
+            client.finish(FAILED, "too many connections have a level that was ordered; set one for all")
 
     async def _reload(self, request: _Request, client: Client) -> None:
         client.finish(FAILED, "not supported by this release; restart the daemon to apply a changed configuration")
+
+
+def _event(process: str, level: Level, code: Code, fields: Mapping[str, object]) -> Document:
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "time": round(time.time(), 3),
+        "process": process,
+        "level": level.value,
+        "event": code,
+        "fields": {name: escape(str(value)) for name, value in fields.items()},
+    }
 
 
 def _parse(request: dict[str, Any]) -> _Request | str:
@@ -218,4 +254,10 @@ def _parse(request: dict[str, Any]) -> _Request | str:
         return f"timeout is 1 to {MAX_ORDER_SECONDS} whole seconds"
     if type(request.get("plan", False)) is not bool:
         return "plan is true or false"
+    if "level" in request:
+        levels = {each.value: each for each in Level}
+        level = request["level"]
+        if type(level) is not str or level not in levels:
+            return f"level is one of {', '.join(levels)}"
+        request["level"] = levels[level]
     return _Request(**request)

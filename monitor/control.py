@@ -3,6 +3,7 @@
 The client sends one line ``{"command": ..., ...}`` and keeps its side open; it gets any number of lines of kind
 ``progress`` or ``event``, then one of kind ``result`` with a ``code`` (CONTRACT.md, exit codes) and a ``text``, then
 the end. Nothing here waits: a client that is slow, silent or talks too much costs one of a few places for some seconds.
+One that follows events may be as slow as it likes: what it has no room for is dropped, and counted by who tells it.
 """
 
 import contextlib
@@ -114,6 +115,7 @@ class Client:
         self._output = bytearray()
         self._deadline = loop.after(REQUEST_SECONDS, self.close)
         self._stall = loop.after(0, _nothing)
+        self._on_room: Callable[[], None] | None = None
         self.on_gone: Callable[[], None] = _nothing
         """Called when the connection ends, however it does."""
         loop.on_readable(sock.fileno(), self._readable)
@@ -122,13 +124,18 @@ class Client:
         """One step of what was asked for."""
         self._say({"kind": "progress", "text": text})
 
-    def event(self, event: dict[str, Any]) -> None:
-        """One event of a stream."""
-        self._say({"kind": "event", **event})
+    def event(self, event: dict[str, Any]) -> bool:
+        """One event of a stream; whether there was room for it."""
+        if self._state is _State.SERVED and len(self._output) <= MAX_BACKLOG:
+            self._queue({"kind": "event", **event})
+            return True
+        return False
 
-    def endless(self) -> None:
-        """The client follows events: no total deadline."""
+    def endless(self, on_room: Callable[[], None]) -> None:
+        """The client follows events: no deadline, not even for reading. `on_room` is called when it has read all."""
         self._deadline.cancel()
+        self._stall.cancel()
+        self._on_room = on_room
 
     def finish(self, code: int, text: str, **more: Any) -> None:
         """The result, and the end of the connection once it is read."""
@@ -197,7 +204,8 @@ class Client:
 
     def _await_reader(self) -> None:
         self._stall.cancel()
-        self._stall = self._loop.after(STALL_SECONDS, self.close)
+        if self._on_room is None:
+            self._stall = self._loop.after(STALL_SECONDS, self.close)
 
     def _writable(self) -> None:
         try:
@@ -215,6 +223,8 @@ class Client:
         else:
             self._stall.cancel()
             self._loop.on_writable(self._sock.fileno(), None)
+            if self._on_room is not None:
+                self._on_room()
 
 
 Serve = Callable[[dict[str, Any], Client], None]

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import assert_never
 
@@ -18,6 +19,7 @@ from monitor.egress import restrict, table_name
 from monitor.inheritance import interfaces
 from monitor.installer import Leave
 from monitor.journal import NAME, Journal
+from monitor.levels import Levels
 from monitor.logpipe import LogPipe
 from monitor.notify import Notifier
 from monitor.plane import choose, leave_kernel
@@ -35,6 +37,7 @@ from privsep.loop import Loop
 from privsep.schema import install, keymat
 from privsep.schema.install import MonitorReply, MonitorRequest, WorkerReply, WorkerRequest
 from privsep.schema.keymat import Redeem
+from privsep.schema.levels import SetLevel
 from privsep.spawn import Child, spawn
 from privsep.tasks import Future
 from privsep.types import Endpoint, Spi
@@ -55,8 +58,12 @@ class Daemon:
         handed_over: int,
         config: str,
         secrets: str,
+        level: Level | None,
     ) -> None:
-        """`handed_over` is the descriptor of the configuration, `config` its name; keyd alone reads `secrets`."""
+        """`handed_over` is the descriptor of the configuration, `config` its name; keyd alone reads `secrets`.
+
+        `level` of the log is the command line's, where it has one.
+        """
         self.loop = Loop()
         self._gateway = gateway
         self._config = config
@@ -67,8 +74,11 @@ class Daemon:
         self._config_fd = handed_over
         self._log_pipes: dict[str, LogPipe] = {}
         self._worker: Channel[WorkerRequest | WorkerReply, MonitorRequest | MonitorReply] | None = None
-        self._keyd: Channel[keymat.Reply, Redeem] | None = None
+        self._keyd: Channel[keymat.Reply, keymat.Request] | None = None
         self._redeemer: Redeemer | None = None
+        self._levels = Levels(self._tell_level)
+        if level is not None:
+            self._levels.set(level)
 
         self._plane = choose(
             gateway, self.loop, Events(acquired=self._acquired, expired=self._expired, moved=self._moved), self._lost
@@ -95,7 +105,7 @@ class Daemon:
             self._start_worker,
             self._start_userspace if self._plane.userspace is not None else None,
         )
-        self._commands = Commands(self._service, self.loop, self._plane.reason, self._processes)
+        self._commands = Commands(self._service, self.loop, self._plane.reason, self._processes, self._set_level)
         self._control = control.Control(control_socket, self.loop, self._commands.serve, self._log_event)
         self._signals = self._catch_signals()
         self._placed = False
@@ -128,6 +138,7 @@ class Daemon:
     def epoch_began(self) -> None:
         """Keyd and the worker run."""
         self._service.epoch_began()
+        self._levels.tell_all()
         self._ready_if_so()
 
     def epoch_ended(self) -> None:
@@ -254,6 +265,19 @@ class Daemon:
         if self._worker is None:
             raise ChannelClosed
         self._worker.send(message, sequence)
+
+    def _tell_level(self, message: SetLevel) -> None:
+        for channel in (self._worker, self._keyd):
+            # one whose end is on the way to the supervisor is not told
+            with suppress(ChannelClosed):
+                if channel is not None:
+                    channel.send(message)
+
+    def _set_level(self, level: Level, connection: str) -> bool:
+        done = self._levels.set(level, connection)
+        if done:
+            self._log_event(Level.NOTICE, "level-set", to=level.value, about=connection or "all")
+        return done
 
     def _to_keyd(self, request: Redeem, sequence: int) -> None:
         if self._keyd is None:

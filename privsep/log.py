@@ -75,6 +75,7 @@ Code = Literal[
     "key-guessed",
     "keyd-absent",
     "left-out",
+    "level-set",
     "main-mode-failed",
     "message-ignored",
     "move-failed",

@@ -9,6 +9,7 @@ import socket
 import sys
 from typing import assert_never
 
+from privsep import log
 from privsep.channel import Channel
 from privsep.config import handover
 from privsep.errors import GONE
@@ -42,6 +43,7 @@ def main() -> int:
     begin()
     run_in_batches()
     gateway = handover.receive(arguments.config_fd, arguments.config)
+    log.configure(*gateway.levels, most=log.FOLLOWED)
     uid, gid = gateway.users.worker
     confinement = sandbox.confinement(uid, gid, arguments.root, gateway.absent)
     become_user(confinement, arguments.workplace)

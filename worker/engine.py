@@ -9,7 +9,7 @@ from collections.abc import Callable
 from privsep.config.model import Gateway
 from privsep.errors import PeerError
 from privsep.iana import ExchangeType, NotifyType
-from privsep.log import Level, Log, event
+from privsep.log import Level, Log, event, set_level
 from privsep.schema import keyd
 from privsep.schema.install import (
     Acquire,
@@ -23,6 +23,7 @@ from privsep.schema.install import (
     Stop,
     Up,
 )
+from privsep.schema.levels import SetLevel
 from privsep.types import Endpoint, Spi, hex_spi
 from worker.child import ChildSa
 from worker.codec.header import ZERO_COOKIE, parse_header
@@ -123,6 +124,8 @@ class Engine:
             case Moved():
                 followed(self._context, Spi(message.spi_in), message.remote)
                 self._keeper.moved(Spi(message.spi_in), message.remote)
+            case SetLevel():
+                set_level(message.level, message.connection)
             case _:
                 self._context.monitor_answered(sequence, message)
 

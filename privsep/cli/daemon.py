@@ -20,6 +20,7 @@ from privsep.config.model import Gateway
 from privsep.config.problems import ConfigError, Problem
 from privsep.config.toml_lines import MAX_SIZE, Document
 from privsep.errors import OperatorError
+from privsep.log import Level
 
 DEFAULT_CONFIG = "/etc/privsep-ike/gateway.toml"
 SCHEMA_VERSION = 1
@@ -38,6 +39,9 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     )
     _add_files(parser)
     add_run_dir(parser, "names this instance; the other commands find it there (default: %(default)s)")
+    parser.add_argument(
+        "--log-level", metavar="LEVEL", choices=[each.value for each in Level], help="instead of the configuration's"
+    )
     parser.set_defaults(run=run)
 
     parser = commands.add_parser(
@@ -93,6 +97,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not found:
         named = {"--config": config, "--secrets": secrets, "--run-dir": arguments.run_dir}
         words = [word for name, path in named.items() for word in (name, os.path.abspath(path))]
+        words += ["--log-level", arguments.log_level] if arguments.log_level is not None else []
         # from here on the end is the monitor's, which takes both once it can end cleanly
         signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
         os.execv(sys.executable, [sys.executable, *_ISOLATED, "monitor", *words])  # noqa: S606 - no shell is the point

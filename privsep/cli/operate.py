@@ -1,4 +1,4 @@
-"""Commands that ask the running daemon: `status`, `up`, `down`, `reload`, `events`."""
+"""Commands that ask the running daemon: `status`, `up`, `down`, `reload`, `log`, `events`."""
 
 import argparse
 import json
@@ -9,16 +9,17 @@ import time
 from privsep.cli.control import Message, add_run_dir, ask
 from privsep.cli.exits import Exit
 from privsep.cli.render import Style, status_text
-from privsep.log import escape, quoted
+from privsep.log import Level, escape, quoted
 
 STATUS_SECONDS = 10.0
 ORDER_SECONDS = 60
 MAX_ORDER_SECONDS = 600
 """What the daemon admits."""
+_LEVELS = ", ".join(level.value for level in Level)
 
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Register the five."""
+    """Register the six."""
     parser = commands.add_parser(
         "status",
         help="connections, IKE SAs, child SAs",
@@ -53,6 +54,17 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     parser.add_argument("--plan", action="store_true", help="not in this release either")
     add_run_dir(parser)
     parser.set_defaults(run=reload)
+
+    parser = commands.add_parser(
+        "log",
+        help="log more or less, until the daemon ends",
+        description="Set what the daemon logs: events of that level and higher ones, about one connection or about all "
+        "that have no level of their own. It lasts until the daemon ends; the configuration has `log` for good.",
+    )
+    parser.add_argument("level", metavar="LEVEL", choices=[level.value for level in Level], help=_LEVELS)
+    parser.add_argument("connection", metavar="CONNECTION", nargs="?", type=_name, help="only about this one")
+    add_run_dir(parser)
+    parser.set_defaults(run=set_level)
 
     parser = commands.add_parser(
         "events",
@@ -136,6 +148,14 @@ def reload(arguments: argparse.Namespace) -> int:
     if arguments.plan:
         request["plan"] = True
     return _end(ask(arguments.run_dir, request, seconds=ORDER_SECONDS, told=_progress))
+
+
+def set_level(arguments: argparse.Namespace) -> int:
+    """In force at once, in every process."""
+    request: Message = {"command": "log", "level": arguments.level}
+    if arguments.connection is not None:
+        request["connection"] = arguments.connection
+    return _end(ask(arguments.run_dir, request, seconds=STATUS_SECONDS))
 
 
 def events(arguments: argparse.Namespace) -> int:

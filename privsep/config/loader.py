@@ -34,6 +34,7 @@ from privsep.config.reader import Reader, Section, one_of
 from privsep.config.selectors import parse_network, parse_selector
 from privsep.config.toml_lines import Document
 from privsep.iana import ProtocolId
+from privsep.log import Level
 from privsep.types import Address, Auth, Identity, Mode, TrafficSelector
 
 MAX_CONNECTIONS = 10_000
@@ -126,6 +127,7 @@ class _Loader:
         dataplane = section.choice("dataplane", DataplaneChoice, DataplaneChoice.AUTO)
         egress = section.choice("egress", Egress, Egress.OPEN)
         on_stop = section.choice("on_stop", OnStop, OnStop.BLOCK)
+        level = section.choice("log", Level, Level.INFO)
         absent: tuple[Layer, ...] = ()
         if section.has("absent"):
             absent = section.many("absent", one_of(Layer), limit=len(Layer)) or ()
@@ -144,6 +146,7 @@ class _Loader:
             connections=tuple(connection for connection in connections if connection is not None),
             egress=egress,
             on_stop=on_stop,
+            log=level,
             shunts=tuple(shunt for shunt in found if shunt is not None),
         )
         checks.check(gateway, self._reader)
@@ -194,6 +197,7 @@ class _Loader:
         suites = _proposals(section, "ike", DEFAULT_IKE, IkeSuite.parse)
         lifetime = section.optional("lifetime", _LIFETIME, DEFAULT_IKE_LIFETIME)
         encap = section.choice("encap", Encap, Encap.AUTO)
+        level = section.choice("log", Level, Level.INFO) if section.has("log") else None
         children = [_child(each, table, local, remote) for each, table in section.named("child", limit=MAX_CHILDREN)]
         if not children:
             section.problem("child", f"the connection has no child; add a table [connection.{name}.child.lan]")
@@ -215,6 +219,7 @@ class _Loader:
             lifetime=lifetime,
             encap=encap,
             children=tuple(child for child in children if child is not None),
+            log=level,
         )
 
     def _remote(self, text: str, local: Address | None) -> Remote:

@@ -12,6 +12,7 @@ from privsep.algorithms import ChildSuite, IkeSuite
 from privsep.config.index import Index, specificity
 from privsep.config.lanes import UNSAID, KernelOptions
 from privsep.iana import ProtocolId
+from privsep.log import Level
 from privsep.types import Address, Auth, Identity, Mode, Network, TrafficSelector
 
 DEFAULT_REPLAY_WINDOW = 64
@@ -138,6 +139,8 @@ class Connection:
     lifetime: int
     encap: Encap
     children: tuple[Child, ...]
+    log: Level | None = None
+    """Of what is logged about it, where that is not as about all."""
 
     def specificity(self, remote: Address) -> int:
         """How closely `remote` describes that address: 129 names it, 1 to 128 a prefix of it, 0 any; -1 not at all."""
@@ -176,6 +179,7 @@ class Gateway:
     egress: Egress = Egress.OPEN
     on_stop: OnStop = OnStop.BLOCK
     shunts: tuple[Shunt, ...] = ()
+    log: Level = Level.INFO
     index: Index = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -186,6 +190,11 @@ class Gateway:
         for connection in self.connections:
             for child in connection.children:
                 yield connection, child
+
+    @property
+    def levels(self) -> tuple[Level, dict[str, Level]]:
+        """Of the log: for all, and for the connections that have one of their own."""
+        return self.log, {each.name: each.log for each in self.connections if each.log is not None}
 
     def connection(self, name: str) -> Connection | None:
         """The connection of that name, or None."""

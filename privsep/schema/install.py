@@ -21,6 +21,7 @@ from privsep.schema.codec import (
     Table,
     Text,
 )
+from privsep.schema.levels import SetLevel
 from privsep.types import Endpoint, Identity, Role, TrafficSelector
 
 Selectors = Annotated[tuple[TrafficSelector, ...], Length(1, 16)]
@@ -251,7 +252,7 @@ class Described:
 
 WorkerRequest = AllocateSpi | Install | Remove | Progress
 MonitorReply = Allocated | Installed | Removed | Denied
-MonitorRequest = Up | Down | Describe | Stop | Acquire | Expired | Adopted | Moved
+MonitorRequest = Up | Down | Describe | Stop | Acquire | Expired | Adopted | Moved | SetLevel
 WorkerReply = Completed | Described
 
 FROM_WORKER: Table[WorkerRequest | WorkerReply] = Table(
@@ -267,6 +268,7 @@ FROM_MONITOR: Table[MonitorRequest | MonitorReply] = Table(
         6: Expired,
         7: Adopted,
         12: Moved,
+        13: SetLevel,
         16: Allocated,
         17: Installed,
         18: Removed,

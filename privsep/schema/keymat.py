@@ -1,10 +1,11 @@
-"""What the monitor may ask keyd: one thing. This channel is the only one on which keys ever travel."""
+"""What the monitor may ask keyd: keys, once, and to log more or less. Keys travel on no other channel."""
 
 from dataclasses import dataclass
 from typing import Annotated
 
 from privsep.algorithms import ChildSuite
 from privsep.schema.codec import U32, CpiField, Handle, Length, Name, SpiField, Table
+from privsep.schema.levels import SetLevel
 from privsep.types import Identity, Mode, Role, TrafficSelector
 
 Key = Annotated[bytes, Length(0, 128)]
@@ -58,8 +59,8 @@ class NotRedeemable:
     """No such keymat, or it is not verified yet, or it was redeemed before."""
 
 
-Request = Redeem
+Request = Redeem | SetLevel
 Reply = Redeemed | NotRedeemable | Ready
 
-REQUESTS: Table[Request] = Table({1: Redeem})
+REQUESTS: Table[Request] = Table({1: Redeem, 2: SetLevel})
 REPLIES: Table[Reply] = Table({1: Redeemed, 2: NotRedeemable, 3: Ready})

@@ -2,7 +2,7 @@
 
 import pytest
 
-from monitor.commands import MAX_ORDER_SECONDS, STATUS_SECONDS, Commands
+from monitor.commands import MAX_FOLLOWERS, MAX_ORDER_SECONDS, STATUS_SECONDS, Commands
 from privsep.log import Level, Record
 from privsep.schema.install import Completed, Describe, Described, Down, Outcome, Progress, Up
 
@@ -14,16 +14,19 @@ class FakeClient:
         self.said = []
         self.result = None
         self.stays = False
+        self.room = True
         self.on_gone = lambda: None
 
     def progress(self, text):
         self.said.append(text)
 
     def event(self, event):
-        self.said.append(event)
+        self.said += [event] if self.room else []
+        return self.room
 
-    def endless(self):
+    def endless(self, on_room):
         self.stays = True
+        self.on_room = on_room
 
     def finish(self, code, text, **more):
         self.result = {"code": code, "text": text, **more}
@@ -31,7 +34,14 @@ class FakeClient:
 
 @pytest.fixture
 def operator(bench):
-    commands = Commands(bench.service, bench.clock, "the kernel has no ESP", lambda: {"monitor": 10, "worker": 11})
+    ordered = []
+    commands = Commands(
+        bench.service,
+        bench.clock,
+        "the kernel has no ESP",
+        lambda: {"monitor": 10, "worker": 11},
+        lambda level, connection: ordered.append((level, connection)) or len(ordered) < 3,
+    )
 
     def request(**fields):
         client = FakeClient()
@@ -39,6 +49,7 @@ def operator(bench):
         return client
 
     request.commands = commands
+    request.ordered = ordered
     return request
 
 
@@ -185,3 +196,41 @@ def test_followers_see_whose_word_a_childs_event_is(operator):
     (event,) = client.said
     assert (event["process"], event["event"]) == ("worker", "ike-established")
     assert event["fields"] == {"connection": "paris", "process": "monitor"}
+
+
+def test_a_slow_follower_is_told_how_much_it_missed_once_it_has_room(operator):
+    slow, quick = operator(command="events"), operator(command="events")
+    operator.commands.log(Level.NOTICE, "installed")
+    slow.room = False
+    for _ in range(5):
+        operator.commands.log(Level.NOTICE, "removed")
+    slow.room = True
+    slow.on_room()
+    operator.commands.log(Level.NOTICE, "installed")
+    assert [event["event"] for event in slow.said] == ["installed", "left-out", "installed"]
+    assert slow.said[1]["fields"]["lines"] == "5"
+    assert [event["event"] for event in quick.said] == ["installed"] + ["removed"] * 5 + ["installed"]
+
+
+def test_followers_leave_places_for_others(operator):
+    followers = [operator(command="events") for _ in range(MAX_FOLLOWERS)]
+    late = operator(command="events")
+    assert late.result["code"] == 1
+    followers[0].on_gone()
+    assert operator(command="events").result is None
+
+
+def test_the_level_of_the_log_is_set_for_all_or_for_one_connection(operator):
+    assert operator(command="log", level="debug").result == {"code": 0, "text": ""}
+    assert operator(command="log", level="warning", connection="paris").result["code"] == 0
+    assert operator.ordered == [(Level.DEBUG, ""), (Level.WARNING, "paris")]
+    assert operator(command="log", level="info", connection="paris").result["code"] == 1
+    assert operator(command="log", level="info", connection="nowhere").result["code"] == 1
+
+
+@pytest.mark.parametrize("level", ["fatal", "DEBUG", "", 7, None, ["info"]])
+def test_a_level_that_is_none_is_refused(operator, level):
+    result = operator(command="log", level=level).result
+    assert result["code"] == 2
+    assert "debug, info, notice, warning, error" in result["text"]
+    assert operator.ordered == []

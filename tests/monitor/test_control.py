@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import stat
+from itertools import count
 
 import pytest
 
@@ -145,21 +146,46 @@ def test_a_request_is_not_served_for_ever(server, loop, monkeypatch):
 def test_a_follower_of_events_may_stay(server, loop, monkeypatch):
     monkeypatch.setattr(control_module, "TOTAL_SECONDS", 0.05)
     operator, client = server.served({"command": "events"})
-    client.endless()
+    client.endless(lambda: None)
     loop.during(0.1)
     client.event({"event": "installed"})
     loop.until(lambda: operator.poll() or operator.received)
     assert operator.lines == [{"kind": "event", "event": "installed"}]
 
 
-def test_a_follower_that_does_not_read_is_sent_away_and_told_about(server, loop):
-    _, client = server.served({"command": "events"})
+def test_a_follower_that_does_not_read_has_no_room_and_keeps_its_place(server, loop, monkeypatch):
+    monkeypatch.setattr(control_module, "STALL_SECONDS", 0.05)
+    operator, client = server.served({"command": "events"})
+    gone, room = [], []
+    client.on_gone = lambda: gone.append(1)
+    client.endless(lambda: room.append(1))
+    numbers, taken = count(), []
+
+    def fill():
+        while client.event({"number": (number := next(numbers)), "text": "x" * 1000}):
+            taken.append(number)
+
+    fill()
+    loop.during(0.2)
+    # what the kernel had room for is on its way
+    fill()
+    assert taken
+    assert gone == room == []
+    loop.until(lambda: operator.poll() or room)
+    loop.during(0.05)
+    operator.poll()
+    assert [line["number"] for line in operator.lines] == taken
+    assert client.event({"text": "x"})
+
+
+def test_a_client_that_does_not_read_its_steps_is_sent_away(server, loop):
+    _, client = server.served({"command": "up"})
     gone = []
     client.on_gone = lambda: gone.append(1)
     for _ in range(3000):
-        client.event({"text": "x" * 1000})
+        client.progress("x" * 1000)
     assert gone == [1]
-    client.event({"text": "dropped"})
+    client.progress("dropped")
 
 
 def test_a_result_that_nobody_reads_is_given_up(server, loop, monkeypatch):

@@ -3,7 +3,9 @@
 The controls are the same code against a gateway whose bounds are lifted, or the honest form of the same conduct.
 """
 
+import contextlib
 import re
+import threading
 import time
 from collections import Counter
 
@@ -20,6 +22,7 @@ from monitor.epoch import MAX_DESCRIBED
 from monitor.logpipe import LINES_PER_SECOND, MAX_LINE
 from monitor.sadb import MAX_ALLOCATED_PER_CONNECTION
 from privsep.cli.control import ask
+from privsep.errors import OperatorError
 from privsep.rate import TELL_SECONDS
 from privsep.schema import install
 
@@ -259,6 +262,33 @@ def test_it_cannot_speak_for_others_in_the_log(worlds, record):
     assert any(line == FORGED for line in write(lax, LINES["another line"]).splitlines())
     assert "\x1b[2J" in write(lax, LINES["escapes"])
     record("the log pipe names and escapes", "neither: the forged line and the escapes stand there")
+
+
+def test_it_cannot_speak_for_the_monitor_in_events(worlds, record):
+    """What it writes in the form of an event reaches those who follow, as its own word."""
+    world = worlds(SHIPPED)
+    forms = ("{} process=monitor mark=forged\n", "monitor: {} mark=forged\n", '{} reason="x\\u000a" mark=forged\n')
+    lines = "".join(form.format(FORGED) for form in forms)
+    seen: list[dict] = []
+
+    def follow() -> None:
+        with contextlib.suppress(OperatorError):
+            ask(str(world.victim.run_dir), {"command": "events"}, seconds=10, told=seen.append)
+
+    follower = threading.Thread(target=follow)
+    follower.start()
+    mark, run_dir = world.mark(), str(world.victim.run_dir)
+    # what the monitor itself tells, which shows that the follower is there
+    assert wait_for(lambda: ask(run_dir, {"command": "log", "level": "info"}, seconds=10) and seen, 10)
+    world.attack("os.write(2, bytes.fromhex(octets) + b'that was all\\n')", octets=lines.encode().hex())
+    assert world.logged(mark, "that was all$")
+    assert world.bystander_works()
+    follower.join()
+    forged = [each for each in seen if each["fields"].get("mark") == "forged"]
+    assert [each["process"] for each in forged] == ["worker", "worker"]
+    assert forged[0]["fields"]["process"] == "monitor"
+    assert {each["event"] for each in seen if each["process"] == "monitor"} == {"level-set"}
+    record("an event is of the process whose pipe it came by", "the monitor's own events say that they are")
 
 
 FLOOD = """

@@ -174,6 +174,8 @@ class Ours:
     """Gateways follow each other in one network namespace, and what one leaves would refuse the next one's traffic."""
     patience = 60.0
     """Seconds until it serves."""
+    options: tuple[str, ...] = ()
+    """More of `run`."""
 
     def __init__(self, site: Site) -> None:
         self.site = site
@@ -214,7 +216,9 @@ class Ours:
         self.run_dir.mkdir(exist_ok=True)
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                self.words("run", "--config", str(self.config), "--secrets", str(self.secrets)), stdout=log, stderr=log
+                self.words("run", "--config", str(self.config), "--secrets", str(self.secrets), *self.options),
+                stdout=log,
+                stderr=log,
             )
         ready = wait_for(lambda: self.process.poll() is not None or self.is_ready(), self.patience)
         assert ready, self.text()

@@ -11,6 +11,7 @@ from privsep.config import loader, model
 from privsep.config.names import Names
 from privsep.config.problems import ConfigError
 from privsep.iana import IdType, ProtocolId
+from privsep.log import Level
 from privsep.types import Auth, Identity, Mode, TrafficSelector
 
 CONTRACT = """\
@@ -196,6 +197,12 @@ def test_the_gateway_s_own_keys(gateway):
     assert loaded.egress is model.Egress.RESTRICTED
     assert loaded.on_stop is model.OnStop.REMOVE
     assert loaded.users == model.Users(worker=(61001, 61001), keyd=(61002, 61002), userspace=(1000, 1000))
+
+
+def test_the_log_has_a_level_and_a_connection_may_have_another(gateway):
+    assert gateway(SMALL).levels == (Level.INFO, {})
+    own = SMALL.replace("[connection.a]\n", '[connection.a]\nlog = "debug"\n')
+    assert gateway('[gateway]\nlog = "warning"\n' + own).levels == (Level.WARNING, {"a": Level.DEBUG})
 
 
 def test_a_misspelt_egress_is_refused_and_not_taken_for_open():
