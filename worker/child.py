@@ -55,6 +55,8 @@ class ChildSa:
     remote_ts: TrafficSelector
     installed: float
     expires: float
+    began: float = float("-inf")
+    """When its Quick Mode did, here. Pairs that stood then are what it replaces."""
     state: ChildState = ChildState.INSTALLED
     renewal: Timer | None = None
 

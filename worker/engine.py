@@ -227,6 +227,7 @@ class Engine:
         for each in earlier[-1:]:
             self._context.log(Level.NOTICE, "child-rekeyed", **child.label, replaces=hex_spi(each.spi_in))
         self._renewal.watch_child(child)
+        self._renewal.retire_earlier(child)
         self._keeper.installed(child)
 
     def lost(self, child: ChildSa) -> None:

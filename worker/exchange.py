@@ -59,6 +59,7 @@ class Exchange:
         "_told",
         "_unsent",
         "_waiting",
+        "began",
         "context",
         "hint",
         "kind",
@@ -82,6 +83,7 @@ class Exchange:
     ) -> None:
         """`first` is the peer's message that began it; `subject` the child it is about."""
         self.context = context
+        self.began = context.now
         self.sa = sa
         self.kind = kind
         self.message_id = message_id

@@ -1,6 +1,8 @@
 """SAs are renewed before they end, and the old one goes after the new one is in use (RFC 2408 section 2.1, 2409 5.5).
 
-Both ends renew and either may come first: whoever finds that a newer SA does the same removes the old one instead.
+Both ends renew and either may come first. Whoever began, a pair that stood before the Quick Mode of its successor began
+goes some time after that. Of two that came about at once neither stood before the other, at neither end, so the ends
+never remove both. Whoever finds that it is time to renew a pair while a newer one does the same removes it instead.
 """
 
 from collections.abc import Iterable
@@ -8,7 +10,7 @@ from collections.abc import Iterable
 from privsep.errors import PeerError
 from privsep.iana import ProtocolId
 from privsep.log import Level
-from privsep.types import Spi
+from privsep.types import Role, Spi
 from worker.child import ChildSa, ChildState, renewal_delay
 from worker.context import Context
 from worker.errors import Failed, Withdrawn
@@ -19,6 +21,8 @@ from worker.peers import forget_child, forget_ike, newest, peers_of, serving
 
 GRACE = 5.0
 """Seconds that a replaced SA still takes what is on its way."""
+PEERS_GRACE = 30.0
+"""The same where the peer renewed. It removes what it replaced by itself, as soon as it likes; some never do."""
 RETRY = 20.0
 """Seconds between two attempts to renew."""
 
@@ -62,8 +66,22 @@ class Renewal:
                 child.renewal = context.after(wait, lambda: self.renew_child(child))
             raise
         if child.state is ChildState.RENEWING:
-            child.state = ChildState.REPLACED
-            child.renewal = context.after(GRACE, lambda: self.delete_child(child, "replaced"))
+            self._retire(child, GRACE)
+
+    def retire_earlier(self, successor: ChildSa) -> None:
+        """A pair came up, whoever began: what did the same before is not needed much longer."""
+        grace = {Role.INITIATOR: GRACE, Role.RESPONDER: PEERS_GRACE}[successor.role]
+        for child in successor.peer.children.values():
+            in_use = child.state in (ChildState.INSTALLED, ChildState.RENEWING)
+            if in_use and child.installed < successor.began and child.serves(successor.flow):
+                self._retire(child, grace)
+
+    def _retire(self, child: ChildSa, seconds: float) -> None:
+        """Take what is on its way, then remove the pair and tell the peer (RFC 2408 section 5.15)."""
+        if child.renewal is not None:
+            child.renewal.cancel()
+        child.state = ChildState.REPLACED
+        child.renewal = self._context.after(seconds, lambda: self.delete_child(child, "replaced"))
 
     def delete_child(self, child: ChildSa, reason: str) -> None:
         """Remove the pair here and tell the peer."""

@@ -7,9 +7,11 @@ import pytest
 from privsep.config.model import Start
 from privsep.schema.install import Acquire, Adopted, Expired, Moved, Outcome, Stop
 from privsep.types import Endpoint
-from worker.renewal import GRACE
+from worker.renewal import GRACE, PEERS_GRACE
 
 HOUR = 3600.0
+INFORMATIONAL = 5
+"""The exchange type, in the 19th octet (RFC 2408 section 3.1)."""
 
 
 def up_at_both_ends(make, **changes):
@@ -147,6 +149,67 @@ def test_a_soft_expiry_replaces_the_pair_and_a_hard_one_loses_it(make):
     assert world.right.pairs == {}
     world.run(30.0)
     assert world.mirror() == 1
+
+
+def deaf_to_deletions(world, make):
+    """The left end hears no Informational exchange: its peer is one that never says what it has replaced."""
+    world.fate = lambda site, send: [] if site is world.right and send.data[18] == INFORMATIONAL else [make.LATENCY]
+
+
+def rekey(world, site):
+    """The end renews its newest pair."""
+    world.run(1.0)
+    site.event(Expired(spi_in=list(site.pairs)[-1], hard=False))
+    world.run(2.0)
+
+
+@pytest.mark.parametrize("pause", [1.0, PEERS_GRACE + 1.0])
+def test_of_ten_pairs_that_the_peer_replaced_none_is_left_after_half_a_minute_rfc2408_5_15(make, pause):
+    world = make.Pair()
+    world.up()
+    deaf_to_deletions(world, make)
+    for _ in range(10):
+        rekey(world, world.right)
+        assert world.mirror() >= 1
+        world.run(pause)
+    newest = list(world.left.pairs)[-1]
+    assert (len(world.left.pairs) == 1) is (pause > PEERS_GRACE)
+    world.run(PEERS_GRACE)
+    assert list(world.left.pairs) == [newest]
+    # the peer was told of each, and of none that is in use
+    world.run(600.0)
+    assert world.mirror() == len(world.left.pairs) == len(world.right.pairs) == 1
+    world.settled()
+
+
+def test_two_pairs_at_most_while_the_peer_replaces_one_every_half_minute(make):
+    world = make.Pair()
+    world.up()
+    deaf_to_deletions(world, make)
+    for _ in range(10):
+        rekey(world, world.right)
+        assert len(world.left.pairs) == 2
+        world.run(PEERS_GRACE)
+    assert len(world.left.pairs) == 1
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("delay", [0.0, 0.004, 0.01, 0.02, 0.03, 0.04, 0.06])
+def test_renewals_from_both_ends_at_once_never_leave_nothing(make, seed, delay):
+    world = make.Pair(seed=seed)
+    world.up()
+    for _ in range(5):
+        world.run(60.0)
+        before = set(world.left.pairs)
+        world.left.event(Expired(spi_in=list(world.left.pairs)[-1], hard=False))
+        world.run(delay)
+        world.right.event(Expired(spi_in=list(world.right.pairs)[-1], hard=False))
+        for _ in range(20):
+            world.run(2.0)
+            assert world.mirror() >= 1
+        assert world.mirror() == len(world.left.pairs) == len(world.right.pairs) <= 2
+        assert before.isdisjoint(world.left.pairs)
+    world.settled()
 
 
 def test_traffic_brings_a_trap_up(make):

@@ -132,7 +132,7 @@ class _Initiator:
             if self._quick:
                 context.drop(self._quick)
         exchange.linger()
-        _adopt(context, pair)
+        _adopt(context, exchange, pair)
         return pair
 
     async def _message_2(self, received: Received) -> QuickAgreed:
@@ -267,7 +267,7 @@ class _Responder:
             await _withdraw(context, sa, child.protocol, spi)
             raise
         self._spi = None
-        _adopt(context, pair)
+        _adopt(context, exchange, pair)
 
     async def _message_3(self, received: Received) -> None:
         """HDR*, HASH(3): the initiator is alive."""
@@ -311,8 +311,9 @@ async def _install(context: Context, sa: IkeSa, keymat: bytes, flow: Flow, terms
     )
 
 
-def _adopt(context: Context, pair: ChildSa) -> None:
+def _adopt(context: Context, exchange: Exchange, pair: ChildSa) -> None:
     """From here on the pair is the peer's, whatever becomes of the exchange."""
+    pair.began = exchange.began
     add_child(context, pair)
     context.log(
         Level.NOTICE,
