@@ -23,6 +23,7 @@ from privsep.isakmp.child_proposals import (
 )
 from privsep.isakmp.identification import encode_selector, parse_selector
 from privsep.isakmp.payloads import Identification, NatOriginalAddress, Notification, encode_payload, parse_payload
+from privsep.isakmp.terms import MIN_CHILD_LIFETIME, agreed_lifetime
 from privsep.payloads import only
 from privsep.schema.keyd import Originals, QuickAnswer, QuickOffer, Refusal
 from privsep.types import Cpi, Mode, Spi, TrafficSelector
@@ -119,7 +120,7 @@ def accepted(ours: Offer, answer: Payloads) -> Agreement:
     for kind, body in answer:
         notification = parse_payload(kind, body) if kind == PayloadType.NOTIFY else None
         if isinstance(notification, Notification) and notification.type == NotifyType.RESPONDER_LIFETIME:
-            lifetime = min(lifetime, notified_lifetime(notification) or lifetime)
+            lifetime = agreed_lifetime(lifetime, notified_lifetime(notification) or lifetime, MIN_CHILD_LIFETIME)
     compression = selection.compression
     return Agreement(
         child=ours.child,
@@ -174,7 +175,8 @@ def answer(child: Child, theirs: Question, request: QuickAnswer) -> tuple[Agreem
         lifetime=selection.agreed_lifetime(child.lifetime),
     )
     rest: Payloads = [*((PayloadType.ID, body) for body in theirs.ids), *_originals(request.originals)]
-    if agreed.lifetime < selection.lifetime:
+    if agreed.lifetime != selection.lifetime:
+        # RFC 2407 section 4.6.3.1: the one that the responder chose
         rest.append(encode_payload(responder_lifetime(child.protocol, agreed.spi_in, agreed.lifetime)))
     return agreed, encode_association(selection.answer(agreed.spi_in, agreed.cpi_in)), rest
 

@@ -20,7 +20,17 @@ from privsep.isakmp.association import (
 )
 from privsep.isakmp.compression import Compression, accepted_compression, bundles, offer_compression
 from privsep.isakmp.payloads import Notification
-from privsep.isakmp.terms import CHILD_LIFE, IKE_LIFE, Terms, chosen, life_attributes, numbers, read_terms
+from privsep.isakmp.terms import (
+    CHILD_LIFE,
+    IKE_LIFE,
+    MIN_CHILD_LIFETIME,
+    Terms,
+    agreed_lifetime,
+    chosen,
+    life_attributes,
+    numbers,
+    read_terms,
+)
 from privsep.types import Cpi, Mode, Spi
 
 SPI_OCTETS = 4
@@ -70,7 +80,7 @@ class ChildSelection:
 
     def agreed_lifetime(self, ours: int) -> int:
         """Seconds: the shorter one of what was offered and the configured one counts (RFC 2407 section 4.5.4)."""
-        return min(ours, self.lifetime)
+        return agreed_lifetime(ours, self.lifetime, MIN_CHILD_LIFETIME)
 
     def answer(self, spi: Spi, cpi: Cpi | None = None) -> SecurityAssociation:
         """The SA payload of message 2: the chosen transforms unchanged, with our inbound SPI and, where IPComp was

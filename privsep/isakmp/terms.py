@@ -15,6 +15,11 @@ MAX_DURATION_OCTETS = 8
 DEFAULT_LIFETIME = 28800
 """Seconds, "if unspecified" (RFC 2407 section 4.5)."""
 
+MIN_IKE_LIFETIME = 300
+MIN_CHILD_LIFETIME = 60
+"""Seconds. A peer that offers less, or tells less as responder, has us renew once in that time, at most, and may do so
+itself as often as it likes. An IKE SA costs more than a child SA."""
+
 LifeClasses = tuple[int, int]
 IKE_LIFE: LifeClasses = (int(IkeAttribute.LIFE_TYPE), int(IkeAttribute.LIFE_DURATION))
 CHILD_LIFE: LifeClasses = (int(IpsecAttribute.SA_LIFE_TYPE), int(IpsecAttribute.SA_LIFE_DURATION))
@@ -61,6 +66,11 @@ def read_terms(attributes: Sequence[Attribute], life: LifeClasses) -> Terms:
         elif values.setdefault(kind, value) != value:
             raise PeerError("conflicting attributes", NotifyType.ATTRIBUTES_NOT_SUPPORTED)
     return Terms(values, lifetimes)
+
+
+def agreed_lifetime(ours: int, theirs: int, least: int) -> int:
+    """Seconds: the shorter of both (RFC 2407 section 4.5.4), where a peer's wish for less than `least` is not heard."""
+    return min(ours, max(theirs, least))
 
 
 def life_attributes(seconds: int, life: LifeClasses) -> tuple[Attribute, Attribute]:

@@ -4,7 +4,11 @@ import dataclasses
 
 import pytest
 
+from keyd import agreement
 from privsep.config.model import Start
+from privsep.isakmp.child_proposals import notified_lifetime
+from privsep.isakmp.terms import agreed_lifetime
+from privsep.schema import keyd
 from privsep.schema.install import Acquire, Adopted, Expired, Moved, Outcome, Stop
 from privsep.types import Endpoint
 from worker.renewal import GRACE, PEERS_GRACE
@@ -415,3 +419,43 @@ def test_a_peer_of_no_fixed_address_is_answered_and_renewed_but_never_called(mak
     world.run(20.0)
     assert world.mirror() == len(world.right.pairs) == 1
     assert Endpoint(make.LEFT, 500) == next(iter(world.right.pairs.values()))[1].remote
+
+
+def hasty(make, side):
+    """A world where one side says that every SA ends after a second, and does nothing about it itself."""
+    both = {"left": make.connection(), "right": make.mirrored(make.connection())}
+    children = tuple(dataclasses.replace(each, lifetime=1) for each in both[side].children)
+    both[side] = dataclasses.replace(both[side], lifetime=1, children=children)
+    world = make.Pair(*both.values())
+    renewal = getattr(world, side).engine._renewal
+    renewal.watch_child = renewal.watch_ike = lambda sa: None
+    return world, world.right if side == "left" else world.left
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_peer_whose_lifetime_is_a_second_has_us_renew_once_a_minute_rfc2407_4_5_4(make, side):
+    """As initiator it offers that, as responder it tells it by RESPONDER-LIFETIME; we renewed every second."""
+    world, honest = hasty(make, side)
+    assert world.up().outcome is Outcome.DONE
+    before = len(honest.keyd_requests)
+    world.run(600.0)
+    requests = honest.keyd_requests[before:]
+    assert 5 < sum(isinstance(each, keyd.QuickOffer) for each in requests) <= 12
+    assert sum(isinstance(each, keyd.IkeOffer) for each in requests) <= 10
+    assert honest.errors == []
+
+
+def test_a_responder_tells_the_lifetime_that_it_chose_whether_longer_or_shorter_rfc2407_4_6_3_1(make, monkeypatch):
+    compose, told = agreement.responder_lifetime, []
+    monkeypatch.setattr(agreement, "responder_lifetime", lambda *args: told.append(compose(*args)) or told[-1])
+    world, _ = hasty(make, "left")
+    assert world.up().outcome is Outcome.DONE
+    assert [notified_lifetime(each) for each in told[:1]] == [60]
+
+
+@pytest.mark.parametrize(
+    ("ours", "offered", "agreed"),
+    [(3600, 1, 60), (3600, 60, 60), (3600, 61, 61), (30, 1, 30), (30, 60, 30), (3600, 7200, 3600)],
+)
+def test_what_an_operator_configures_is_never_lengthened(ours, offered, agreed):
+    assert agreed_lifetime(ours, offered, 60) == agreed

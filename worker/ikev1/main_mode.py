@@ -11,6 +11,7 @@ from privsep.errors import PeerError
 from privsep.iana import ExchangeType, NotifyType, PayloadType
 from privsep.isakmp.association import encode_association
 from privsep.isakmp.payloads import KeyExchange, NatDiscovery, Nonce, encode_chain
+from privsep.isakmp.terms import MIN_IKE_LIFETIME, agreed_lifetime
 from privsep.log import Level
 from privsep.schema.keyd import (
     Authenticated,
@@ -356,7 +357,7 @@ def _establish(
     """Both sides have authenticated: phase 2 may begin."""
     sa.state = IkeState.ESTABLISHED
     sa.established = context.now
-    sa.expires = context.now + min(connection.lifetime, offered_lifetime)
+    sa.expires = context.now + agreed_lifetime(connection.lifetime, offered_lifetime, MIN_IKE_LIFETIME)
     sa.connection = connection
     context.sas.unauthenticated.remove(sa)
     join(context, sa, connection, proven.identity)

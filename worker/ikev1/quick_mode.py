@@ -281,7 +281,7 @@ class _Responder:
 
 @dataclass(slots=True, frozen=True)
 class _Terms:
-    """What was agreed on. `lifetime` in seconds is the shortest of all that were named."""
+    """What was agreed on. `lifetime` in seconds is the shortest of all that were named and heard."""
 
     suite: ChildSuite
     spi_in: Spi
