@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-process interop redteam test-kernel test-all fuzz mutants setup peers lint types contracts check bench lock clean
+.PHONY: demo test test-process interop redteam test-kernel test-all fuzz mutants setup peers lint types contracts check bench dist lock clean
 
 demo: $(VENV)/ready
 	$(BIN)/privsep-ike demo
@@ -33,12 +33,19 @@ test-all: test test-process interop redteam test-kernel
 
 setup: $(VENV)/ready
 
-$(VENV)/ready: requirements-dev.lock pyproject.toml .ci/packages
+# what builds is locked too, and nothing is fetched besides: python-prctl comes as source
+HASHED = $(BIN)/pip install --quiet --require-hashes
+$(VENV)/ready: requirements-build.lock requirements-dev.lock pyproject.toml .ci/packages
 	.ci/system base
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --require-hashes -r requirements-dev.lock
-	$(BIN)/pip install --quiet --no-deps --editable .
+	$(HASHED) -r requirements-build.lock
+	$(HASHED) --use-pep517 --no-build-isolation -r requirements-dev.lock
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
+
+# sdist and wheel of HEAD in dist/, the same octets each time
+dist: $(VENV)/ready
+	$(BIN)/python .ci/dist
 
 # other IKE daemons, for the interoperability tests and the benchmark
 peers: $(VENV)/ready
@@ -84,10 +91,13 @@ bench: $(VENV)/ready
 	$(BIN)/python tests/bench/throughput.py
 
 # the lock files, from pyproject.toml's ranges
+COMPILE = $(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11
 lock: $(VENV)/ready
 	$(BIN)/pip install --quiet uv
-	$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 pyproject.toml -o requirements.lock
-	$(BIN)/uv pip compile --quiet --universal --generate-hashes --python-version 3.11 --extra dev pyproject.toml -o requirements-dev.lock
+	$(COMPILE) pyproject.toml -o requirements.lock
+	$(COMPILE) --extra dev pyproject.toml -o requirements-dev.lock
+	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"])' \
+	    | $(COMPILE) --custom-compile-command "make lock" - -o requirements-build.lock
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info
