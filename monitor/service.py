@@ -57,8 +57,6 @@ ADOPTED_AT_ONCE = 512
 ADOPT_SECONDS = 0.1
 MOVE_SECONDS = 1.0
 """Between two moves of a pair: packets in another order than they were sent must not make it swing."""
-LOGGED_PER_SECOND = 20
-"""Denials and acquires that are logged; the rest is counted. A captured worker must not drown the log."""
 
 
 class Service:

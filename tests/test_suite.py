@@ -30,7 +30,7 @@ def test_each_directory_whose_tests_start_daemons_is_a_tier_that_make_test_leave
     starting = {
         file.relative_to(ROOT / "tests").parts[0]
         for file in (ROOT / "tests").rglob("*.py")
-        if re.search(r"^from (lab|world|counterpart) import", file.read_text(), re.M)
+        if re.search(r"^from (lab import .*(Ours|Network|made)|world|counterpart import)\b", file.read_text(), re.M)
     }
     assert starting - {"shared", "bench"} == set(fast)
     for tier in fast:

@@ -1,6 +1,5 @@
 """What the worker's descriptors can still send, in a network namespace where every address is ours and answers."""
 
-import ctypes
 import dataclasses
 import errno
 import ipaddress
@@ -16,6 +15,7 @@ import time
 from pathlib import Path
 
 import pytest
+from namespace import own_network
 
 from monitor import egress
 from monitor.egress import restrict, table_name
@@ -25,8 +25,6 @@ from privsep.errors import OperatorError
 
 pytestmark = pytest.mark.root
 
-CLONE_NEWNET = 0x40000000
-LIBC = ctypes.CDLL(None, use_errno=True)
 WORKER, KEYD, ESP, OTHER = 64711, 64712, 64713, 64714
 PORT = 6000
 """Where whoever is written to listens."""
@@ -39,18 +37,11 @@ BOTH = pytest.mark.parametrize("version", [4, 6])
 @pytest.fixture(autouse=True)
 def network():
     """Every address is local, so a datagram arrives wherever it is sent."""
-    if os.geteuid() != 0:
-        pytest.skip("needs root for network namespaces")
-    before = os.open("/proc/self/ns/net", os.O_RDONLY)
-    try:
-        assert LIBC.unshare(CLONE_NEWNET) == 0
-        for words in ("link set lo up", "addr add 192.0.2.1/32 dev lo", "addr add 2001:db8::1/128 dev lo nodad",
+    with own_network():
+        for words in ("addr add 192.0.2.1/32 dev lo", "addr add 2001:db8::1/128 dev lo nodad",
                       "route add local 0.0.0.0/0 dev lo", "-6 route add local ::/0 dev lo"):  # fmt: skip
             subprocess.run(("ip", *words.split()), check=True)
         yield
-    finally:
-        LIBC.setns(before, CLONE_NEWNET)
-        os.close(before)
 
 
 @pytest.fixture

@@ -1,12 +1,12 @@
 """The TUN device and its routing table, in a network namespace of the test's own."""
 
-import ctypes
 import ipaddress
 import json
 import os
 import subprocess
 
 import pytest
+from namespace import own_network
 
 from monitor.dataplane import Policy
 from monitor.routes import OUTER_MARK, TABLE, TUN_MTU, Routes, clear_left
@@ -15,9 +15,6 @@ from privsep.iana import ProtocolId
 from privsep.types import Endpoint, Mode, TrafficSelector
 
 pytestmark = pytest.mark.root
-
-CLONE_NEWNET = 0x40000000
-LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 def ip(*argv):
@@ -28,12 +25,7 @@ def ip(*argv):
 @pytest.fixture(autouse=True)
 def network():
     """An uplink with a default route, and an inner network of ours."""
-    if os.geteuid() != 0:
-        pytest.skip("needs root for network namespaces")
-    before = os.open("/proc/self/ns/net", os.O_RDONLY)
-    try:
-        assert LIBC.unshare(CLONE_NEWNET) == 0
-        ip("link", "set", "lo", "up")
+    with own_network():
         for name, address in (("uplink", "192.0.2.1/24"), ("lan", "10.1.0.1/16")):
             ip("link", "add", name, "type", "veth", "peer", "name", f"{name}-far")
             ip("addr", "add", address, "dev", name)
@@ -42,9 +34,6 @@ def network():
         ip("addr", "add", "fd00:1::1/32", "dev", "lan", "nodad")
         ip("route", "add", "default", "via", "192.0.2.254")
         yield
-    finally:
-        LIBC.setns(before, CLONE_NEWNET)
-        os.close(before)
 
 
 @pytest.fixture

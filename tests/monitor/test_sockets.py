@@ -1,14 +1,13 @@
 """The inherited sockets, in a network namespace of the test's own."""
 
-import ctypes
 import ipaddress
 import os
 import select
 import socket
 import struct
-import subprocess
 
 import pytest
+from namespace import own_network
 
 from monitor.routes import OUTER_MARK
 from monitor.sockets import IKE_PORT, NATT_PORT, Plane, open_listeners
@@ -16,24 +15,14 @@ from privsep.errors import OperatorError
 
 pytestmark = pytest.mark.root
 
-CLONE_NEWNET = 0x40000000
 WORKER = 64711
-LIBC = ctypes.CDLL(None, use_errno=True)
 HERE, HERE6 = ipaddress.ip_address("127.0.0.1"), ipaddress.ip_address("::1")
 
 
 @pytest.fixture(autouse=True)
 def network():
-    if os.geteuid() != 0:
-        pytest.skip("needs root for network namespaces")
-    before = os.open("/proc/self/ns/net", os.O_RDONLY)
-    try:
-        assert LIBC.unshare(CLONE_NEWNET) == 0
-        subprocess.run(("ip", "link", "set", "lo", "up"), check=True)
+    with own_network():
         yield
-    finally:
-        LIBC.setns(before, CLONE_NEWNET)
-        os.close(before)
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from namespace import own_network
 from startup import Interpreter
 
 from privsep import procfs, spawn
@@ -121,9 +122,7 @@ class Starter:
 
 @pytest.fixture
 def stand_in(tmp_path):
-    if os.geteuid() != 0:
-        pytest.skip("needs root")
-    with contextlib.ExitStack() as processes:
+    with own_network(), contextlib.ExitStack() as processes:
         yield Starter(tmp_path, processes)
 
 

@@ -23,18 +23,19 @@ MAIN_MODE, INFORMATIONAL, QUICK_MODE = 2, 5, 32
 ENCRYPTED = 1
 HASH, NOTIFY, DELETE = 8, 11, 12
 MIN_SENT = 200
+READING_SECONDS = 20
 MAX_GROWTH_KB = 16 * 1024
 """2048 SAs of strangers at some 4 KB each, and what the allocator keeps."""
 MAX_LOG_OCTETS = 64 * 1024
 
 
 class Stranger:
-    """Sends from whatever address and port, at a pace that the daemon's socket buffers can follow."""
+    """Sends from whatever address and port, and after each burst waits until the daemon has read it."""
 
-    BURST, PAUSE = 25, 0.005
+    BURST = 25
 
-    def __init__(self, site) -> None:
-        self._site = site
+    def __init__(self, site, victim) -> None:
+        self._victim = victim
         self._socket = site.enter(lambda: socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW))
         self.sent = 0
 
@@ -45,7 +46,9 @@ class Stranger:
         self._socket.sendto(ip + udp, (LEFT, 0))
         self.sent += 1
         if self.sent % self.BURST == 0:
-            time.sleep(self.PAUSE)
+            deadline = time.monotonic() + READING_SECONDS
+            while self._victim.enter(unread) and time.monotonic() < deadline:
+                time.sleep(0.001)
 
     def send_to_both(self, data: bytes) -> None:
         """The same message on port 500 and, behind the non-ESP marker, on 4500."""
@@ -58,7 +61,7 @@ class Stranger:
 
 @pytest.fixture
 def stranger(network) -> Iterator[Stranger]:
-    made = Stranger(network.right)
+    made = Stranger(network.right, network.left)
     yield made
     made.close()
 
@@ -98,6 +101,12 @@ def unharmed(network, tunnel, theirs, stranger):
 
 def resident_kb(pid: int) -> int:
     return int(re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text()).group(1))
+
+
+def unread() -> int:
+    """Octets that wait in UDP sockets of the namespace that this runs in."""
+    tables = (Path(f"/proc/thread-self/net/{name}").read_text() for name in ("udp", "udp6"))
+    return sum(int(line.split()[4].split(":")[1], 16) for table in tables for line in table.splitlines()[1:])
 
 
 def counted(site, name: str) -> int:

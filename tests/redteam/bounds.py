@@ -25,11 +25,13 @@ handles.Registry.drop = lambda self, entry: None
 sandbox.RLIMITS[resource.RLIMIT_AS] = 4 << 30
 """,
     monitor="""
-from monitor import epoch, logpipe, sadb
+from monitor import commands, epoch, logpipe, sadb
 from privsep import channel
 epoch.MAX_OPEN = channel.MAX_QUEUED = epoch.MAX_DESCRIBED = 2**30
 sadb.MAX_ALLOCATED = sadb.MAX_ALLOCATED_PER_CONNECTION = 2**30
 logpipe.LINES_PER_SECOND = logpipe.READS_PER_SECOND = logpipe.MAX_LINE = 2**30
+# on a busy machine many pages take longer than an operator waits
+commands.STATUS_SECONDS = 60.0
 # no line is made safe, none is labelled
 logpipe._printable = lambda line: line.decode("latin-1")
 logpipe.LogPipe._emit = lambda self, text, record=None: self._write(text, record)
@@ -37,8 +39,9 @@ logpipe.LogPipe._emit = lambda self, text, record=None: self._write(text, record
 epoch._leads_back = lambda asked, answer: False
 """,
 )
-PATIENCE = 1.0
-"""Within which everybody else is served."""
+PATIENCE = 5.0
+"""Within which everybody else is served: a part of a second, but for a machine that is busy with other things. Who
+is held up is so until a deadline, and those are longer."""
 MEGABYTE = 1 << 20
 
 

@@ -13,11 +13,16 @@ Row = tuple[str, str, str]
 ROWS = pytest.StashKey[list[Row]]()
 
 
+def worker_number() -> int:
+    """Which of those that run tests beside one another this is: users of two worlds are never the same."""
+    return int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+
+
 @pytest.fixture(scope="session")
 def worlds(tmp_path_factory) -> Iterator[Callable[[Plan], World]]:
     """The world of a plan: started when it is first asked for. One that a scenario has broken is started anew."""
     running: dict[Plan, tuple[World, Iterator]] = {}
-    users, names = count(64100, 20), count()
+    users, names = count(64100 + 200 * worker_number(), 20), count()
 
     def end(plan: Plan) -> None:
         world, network = running.pop(plan)

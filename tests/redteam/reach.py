@@ -34,7 +34,7 @@ entry.begin = lambda: None
 entry.become_user = entry.lock_down = lambda confinement: None
 """
 TRUSTING_MONITOR = """
-import monitor.authorize, monitor.service, monitor.userspace.client
+import monitor.authorize, monitor.userspace.client, privsep.rate
 from monitor.supervisor import Supervisor
 from privsep.channel import Channel
 
@@ -45,7 +45,7 @@ def unless_violated(method):
     return lambda self, reason: None if "violation" in reason else method(self, reason)
 
 monitor.authorize.CHECKS, monitor.authorize.find_child = (), find_child
-monitor.service.LOGGED_PER_SECOND, monitor.userspace.client.TRAP_SECONDS = 10**9, 0.0
+privsep.rate.LINES_PER_SECOND, monitor.userspace.client.TRAP_SECONDS = 10**9, 0.0
 Supervisor.end_epoch = unless_violated(Supervisor.end_epoch)
 Channel.close = unless_violated(Channel.close)
 """

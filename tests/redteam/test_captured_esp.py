@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass
 
 import pytest
+from bounds import PATIENCE
 from lab import RIGHT_HOST, Wiretap, run, wait_for
 from load import Load
 from memory import open_session, search, traffic_keys, turn
@@ -270,8 +271,8 @@ pour()
 """
 
 
-def flooded(world: World, seconds: float) -> tuple[int, str, float]:
-    """How many reports were sent, the log, the usual wait for a status meanwhile."""
+def flooded(world: World, seconds: float) -> tuple[int, str, float, float]:
+    """How many reports were sent, the log, the usual wait for a status meanwhile, the seconds that the log is of."""
     mark, began, waits = world.mark(), time.monotonic(), []
     world.in_esp(FLOOD, seconds=seconds)
     while time.monotonic() - began < seconds:
@@ -279,20 +280,21 @@ def flooded(world: World, seconds: float) -> tuple[int, str, float]:
         ask(str(world.victim.run_dir), {"command": "status"}, seconds=10)
         waits.append(time.monotonic() - asked)
     time.sleep(1)
-    return world.in_esp("result = me.sent"), world.log_since(mark), statistics.median(waits)
+    sent, log = world.in_esp("result = me.sent"), world.log_since(mark)
+    return sent, log, statistics.median(waits), time.monotonic() - began
 
 
 def test_a_flood_of_reports_fills_no_log_ends_no_epoch_and_does_not_hold_up_the_operator(worlds, record):
     world = worlds(SHIPPED)
     policies, installed = world.in_esp("result = [len(me.database._policies), len(me.database._by_spi)]")
-    sent, log, wait = flooded(world, 3.0)
+    sent, log, wait, lasted = flooded(world, 3.0)
     assert sent > 10000
     # twice a second for each policy, once for each pair
-    assert policies <= log.count("info acquire") <= policies * 2 * 5
+    assert policies <= log.count("info acquire") <= policies * 2 * (lasted + 1)
     assert log.count("info expires") == installed
     assert "epoch-ends" not in log
-    assert wait < 1
+    assert wait < PATIENCE
     assert world.bystander_works()
-    sent, log, _ = flooded(worlds(TRUSTING), 0.3)
+    sent, log, *_ = flooded(worlds(TRUSTING), 0.3)
     assert log.count("info acquire") > 1000
     record("a report counts once in a while", f"no rate: {log.count('info acquire')} lines in 0.3 s")

@@ -219,8 +219,7 @@ octets = ctypes.create_string_buffer(frame, len(frame))
 message, free = ctypes.create_string_buffer(64), ctypes.cast(libc.umask, ctypes.c_void_p)
 libzmq.zmq_msg_init_data(message, octets, ctypes.c_size_t(len(frame)), free, None)
 libzmq.zmq_msg_send(message, ctypes.c_void_p(me.shell._keyd._sock.underlying), 1)
-time.sleep(0.5)
-result = libc.umask(0) == ctypes.addressof(octets) & 0o777
+result = any(libc.umask(0) == ctypes.addressof(octets) & 0o777 or time.sleep(0.01) for _ in range(1000))
 """
 
 

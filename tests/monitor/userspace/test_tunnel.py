@@ -2,9 +2,9 @@
 
 import json
 import shutil
-import time
 
 import pytest
+from lab import wait_for
 
 pytestmark = pytest.mark.root
 
@@ -147,7 +147,7 @@ def test_tcp_gets_through_at_a_rate_worth_having(cable, suite, capsys):
     install(left, right)
     server = right.start("iperf3", "-s", "-1", "-B", "10.2.0.1")
     try:
-        time.sleep(0.5)
+        assert wait_for(lambda: ":5201" in right.run("ss", "-Hltn"))
         report = json.loads(left.run("iperf3", "-c", "10.2.0.1", "-t", "3", "-J"))
     finally:
         server.kill()

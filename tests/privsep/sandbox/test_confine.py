@@ -270,7 +270,7 @@ if inner == 0:
 os.waitpid(inner, 0)
 """.replace("CONFINED", confined)
     )
-    for _ in range(100):
+    for _ in range(1000):
         if not _runs(int(printed)):
             return
         signal.sigtimedwait([], 0.02)
@@ -282,7 +282,7 @@ def _runs(pid: int) -> bool:
     try:
         with open(f"/proc/{pid}/stat") as stat:
             return stat.read().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return False
 
 
