@@ -70,7 +70,7 @@ def main() -> int:
     os.umask(0o117)
     wire = Wire()
     wire.bind(ENDPOINT, gateway.users.worker[0])
-    monitor.send(keymat.Ready())
+    monitor.send(keymat.Ready(same_secret=service.same_secret()))
     if not wire.await_handshake(WORKER_SECONDS):
         event(Level.ERROR, "worker-absent", seconds=WORKER_SECONDS)
         return 1

@@ -1,5 +1,6 @@
 """Everything keyd answers, as one table. Sans-IO: requests in, replies out; time and chance are arguments."""
 
+import struct
 from collections.abc import Callable
 from typing import Any
 
@@ -45,6 +46,8 @@ class Service:
         random: Callable[[int], bytes],
     ) -> None:
         """`clock` is monotonic seconds; `random(n)` gives n octets from the system's generator."""
+        self._gateway = gateway
+        self._credentials = credentials
         self._registry = Registry(clock, random)
         self._pool = Pool(_groups(gateway))
         context = Context(
@@ -87,6 +90,15 @@ class Service:
     def redeem(self, request: Redeem) -> Redeemed | NotRedeemable:
         """The answer to the monitor."""
         return self._redeem(request)
+
+    def same_secret(self) -> bytes:
+        """For `Ready`: of each connection, the place of the first one that has the same secret."""
+        first: dict[bytes, int] = {}
+        places = []
+        for place, connection in enumerate(self._gateway.connections):
+            secret = self._credentials.psk_for(connection)
+            places.append(place if secret is None else first.setdefault(bytes(secret), place))
+        return struct.pack(f">{len(places)}H", *places)
 
     def idle(self) -> bool:
         """A little of the work that can wait; False when there is none."""

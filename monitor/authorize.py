@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from monitor.dataplane import Cpis, Pair
-from monitor.sadb import Claims, Policies, Sadb, fixed
+from monitor.sadb import Claim, Claims, Policies, Sadb, fixed
 from privsep.config.model import Child, Connection, Encap, Gateway, Remote, RemoteAny
 from privsep.iana import ProtocolId
 from privsep.schema.install import Denial, Install
@@ -275,7 +275,7 @@ def _is_host(selector: TrafficSelector, address: Address) -> bool:
 
 
 def _no_overlap(case: Plan) -> Verdict:
-    """No installed pair of another identity carries traffic of these selectors in a lane that meets the child's."""
+    """No installed pair of another claimant carries traffic of these selectors in a lane that meets the child's."""
     return Denial.OVERLAP if _taken(case, case.sadb.claims) else PASSED
 
 
@@ -286,9 +286,15 @@ def _not_reserved(case: Plan) -> Verdict:
     return Denial.OVERLAP if _taken(case, case.policies.reserved) else PASSED
 
 
+def _same_claimant(case: Plan, claim: Claim) -> bool:
+    """Where any identity is accepted, whoever has that connection's secret may say a name that another one proves."""
+    shared = case.sadb.claimants.share_secret(claim.connection, case.connection.name)
+    return shared and claim.identity == case.identity
+
+
 def _taken(case: Plan, claims: Claims) -> bool:
     return any(
-        claim.identity != case.identity
+        not _same_claimant(case, claim)
         and any(each.overlaps(case.remote_ts) for each in claim.remote_ts)
         and any(each.overlaps(case.local_ts) for each in claim.local_ts)
         for claim in claims.touching(case.remote_ts.network, case.child.kernel.lane)

@@ -189,7 +189,7 @@ class Daemon:
         ]
         child = self._spawn("keyd", "keyd", arguments, {CHANNEL_FD: theirs.fileno(), CONFIG_FD: self._config_fd})
         theirs.close()
-        self._redeemer = Redeemer(self._to_keyd, self._supervisor.keyd_ready)
+        self._redeemer = Redeemer(self._to_keyd, self._keyd_ready)
         self._keyd = Channel(
             ours,
             self.loop,
@@ -199,6 +199,10 @@ class Daemon:
             self._channel_closed("keyd"),
         )
         return child
+
+    def _keyd_ready(self, ready: keymat.Ready) -> None:
+        self._service.keyd_ready(ready)
+        self._supervisor.keyd_ready()
 
     def _start_worker(self) -> Child:
         ours, theirs = pair()

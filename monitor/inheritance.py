@@ -188,7 +188,7 @@ class Inheritance:
             connection=record.connection,
             child=record.child,
             identity=record.identity,
-            claim=Claim(record.identity, pair.local_ts, pair.remote_ts, pair.policy.kernel.lane),
+            claim=Claim(record.connection, record.identity, pair.local_ts, pair.remote_ts, pair.policy.kernel.lane),
             pair=pair,
             since=record.since_ms / 1000,
             phase=Phase.INSTALLED,

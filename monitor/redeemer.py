@@ -11,9 +11,9 @@ from privsep.tasks import Future
 class Redeemer:
     """`send` puts a request on the channel; `on_ready` is called when keyd serves, which it says once and first."""
 
-    def __init__(self, send: Callable[[Redeem, int], None], on_ready: Callable[[], None]) -> None:
+    def __init__(self, send: Callable[[Redeem, int], None], on_ready: Callable[[Ready], None]) -> None:
         self._send = send
-        self._on_ready: Callable[[], None] | None = on_ready
+        self._on_ready: Callable[[Ready], None] | None = on_ready
         self._sequence = count(1)
         self._waiting: dict[int, Future[Reply]] = {}
 
@@ -35,7 +35,7 @@ class Redeemer:
             on_ready, self._on_ready = self._on_ready, None
             if on_ready is None or sequence != 0:
                 raise Violation("keyd says twice that it is ready")
-            on_ready()
+            on_ready(message)
             return
         future = self._waiting.pop(sequence, None)
         if future is None:

@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 
+from monitor.claimants import Claimants
 from monitor.dataplane import Pair, Policy
 from monitor.numbers import MAX_POLICY_NUMBER, Numbers
 from privsep.config.lanes import Lane
@@ -54,8 +55,12 @@ class Allocation:
 
 @dataclass(slots=True, frozen=True)
 class Claim:
-    """Traffic that an identity holds. Pairs of one child, before and after rekeying, make the same claim."""
+    """Traffic that an identity holds, as it was proved under a connection (`claimants.py`).
 
+    Pairs of one child, before and after rekeying, make the same claim.
+    """
+
+    connection: str
     identity: Identity | None
     """None for a peer of fixed address that may prove any: nobody else's."""
     local_ts: Selectors
@@ -179,7 +184,9 @@ class Policies:
                     remote_ts=child.remote_ts,
                     kernel=child.kernel,
                 )
-                self.reserved.add(Claim(connection.remote_id, child.local_ts, child.remote_ts, child.kernel.lane))
+                self.reserved.add(
+                    Claim(connection.name, connection.remote_id, child.local_ts, child.remote_ts, child.kernel.lane)
+                )
 
     def static(self) -> tuple[Policy, ...]:
         """Those that are installed at start."""
@@ -282,6 +289,7 @@ class Sadb:
 
     def __init__(self) -> None:
         self.claims = Claims()
+        self.claimants = Claimants()
         self._allocated: dict[Spi, Allocation] = {}
         self._entries: dict[Spi, Entry] = {}
         self._by_policy: defaultdict[int, dict[Spi, Entry]] = defaultdict(dict)

@@ -106,6 +106,10 @@ class Service:
         """
         return begin(self._installer.start())
 
+    def keyd_ready(self, ready: Ready) -> None:
+        """A new keyd has read the secrets. Violation if it tells of them what cannot be."""
+        self.sadb.claimants.learn(self.gateway, ready.same_secret)
+
     def epoch_began(self) -> None:
         """A new worker runs: tell it what is installed."""
         self._epoch = Epoch(self._send)
@@ -250,7 +254,7 @@ class Service:
             connection=redeemed.connection,
             child=redeemed.child,
             identity=redeemed.identity,
-            claim=Claim(redeemed.identity, pair.local_ts, pair.remote_ts, pair.policy.kernel.lane),
+            claim=Claim(redeemed.connection, redeemed.identity, pair.local_ts, pair.remote_ts, pair.policy.kernel.lane),
             pair=_without_keys(pair),
             since=self._clock.now(),
         )

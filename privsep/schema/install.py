@@ -42,7 +42,7 @@ class Denial(Enum):
     IPCOMP = "IPComp is not configured for the child"
     SPI = "the inbound SPI was not allocated for this child"
     SELECTORS = "the selectors are not inside the child's"
-    OVERLAP = "the selectors overlap those of another identity"
+    OVERLAP = "the selectors overlap those of another identity, or of one proved with another secret"
     EXISTS = "an outbound SA of this SPI exists"
     DATAPLANE = "the kernel or the ESP process refused"
     UNKNOWN_SA = "no such SA is installed for this connection"

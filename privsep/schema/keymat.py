@@ -8,12 +8,17 @@ from privsep.schema.codec import U32, CpiField, Handle, Length, Name, SpiField, 
 from privsep.schema.levels import SetLevel
 from privsep.types import Identity, Mode, Role, TrafficSelector
 
+Places = Annotated[bytes, Length(0, 32768)]
+"""Numbers of two octets each, for more connections than the loader takes."""
 Key = Annotated[bytes, Length(0, 128)]
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
 class Ready:
     """keyd -> monitor, once: the endpoint is bound, the worker may be started; sent as the first frame."""
+
+    same_secret: Places
+    """Of each connection, in the order of the configuration: the place of the first one that has the same secret."""
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
 """The second opinion: one lie for each check, denied for its reason, let through if that check alone were missing."""
 
 import ipaddress
+import struct
 from dataclasses import replace
 
 import pytest
@@ -45,11 +46,28 @@ class Scene:
         self.redeem(connection=connection, child=child, mode=mode)
         self.allocated |= {"connection": connection, "child": child}
 
-    def resident(self, identity, spi_out, **selectors):
+    def plan(self):
+        """What the checks of whose traffic it is look at."""
+        redeemed, request = self.redeemed, self.request
+        connection = self.gateway.connection(redeemed.connection)
+        return authorize_module.Plan(
+            gateway=self.gateway,
+            connection=connection,
+            child=connection.child(redeemed.child),
+            identity=redeemed.identity,
+            local=request.local,
+            remote=request.remote,
+            local_ts=redeemed.local_ts,
+            remote_ts=redeemed.remote_ts,
+            sadb=self.sadb,
+            policies=self.policies,
+        )
+
+    def resident(self, identity, spi_out, *, connection="road", **selectors):
         """A pair that is installed already."""
         pair = authorize_pair(self.kit, spi_out, **selectors)
-        claim = Claim(self.kit.identity(identity), pair.local_ts, pair.remote_ts, pair.policy.kernel.lane)
-        entry = Entry(connection="road", child="lan", identity=claim.identity, claim=claim, pair=pair, since=0.0)
+        claim = Claim(connection, self.kit.identity(identity), pair.local_ts, pair.remote_ts, pair.policy.kernel.lane)
+        entry = Entry(connection=connection, child="lan", identity=claim.identity, claim=claim, pair=pair, since=0.0)
         self.sadb.reserve(entry)
 
     def judge(self):
@@ -534,6 +552,35 @@ def test_the_same_identity_may_rekey_its_own_selectors(scene):
     assert isinstance(scene.judge(), Pair)
 
 
+def secrets(scene, *same: str):
+    """keyd tells which connections have one secret, all if none is named; every other has its own."""
+    names = [connection.name for connection in scene.gateway.connections]
+    same = same or tuple(names)
+    first = min(map(names.index, same))
+    places = [first if name in same else place for place, name in enumerate(names)]
+    scene.sadb.claimants.learn(scene.gateway, struct.pack(f">{len(places)}H", *places))
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_the_same_name_proved_with_another_secret_is_another_claimant_of_what_is_up(scene, shared):
+    """Two connections with different keys both accept the name; who has one key may say it, and has not the other."""
+    wanderer(scene)
+    scene.resident("gw2.example.org", 0x7777, connection="paris")
+    scene.redeem(identity=scene.kit.identity("gw2.example.org"))
+    scene.install(remote_ts=scene.kit.selectors("10.2.5.0/24"))
+    secrets(scene, *(() if shared else ("paris",)))
+    assert authorize_module._no_overlap(scene.plan()) is (authorize_module.PASSED if shared else Denial.OVERLAP)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_the_same_name_proved_with_another_secret_is_another_claimant_of_what_is_reserved(scene, shared):
+    wanderer(scene)
+    scene.redeem(identity=scene.kit.identity("gw2.example.org"))
+    scene.install(remote_ts=scene.kit.selectors("10.2.5.0/24"))
+    secrets(scene, *(() if shared else ("paris",)))
+    assert authorize_module._not_reserved(scene.plan()) is (authorize_module.PASSED if shared else Denial.OVERLAP)
+
+
 def test_another_identity_with_other_local_selectors_or_protocol_does_not_overlap(scene):
     scene.resident("gw9.example.org", 0x7777, local_ts=scene.kit.selectors("10.9.0.0/16"))
     tcp = TrafficSelector(ipaddress.ip_network("10.2.0.0/16"), 6, 0)
@@ -605,7 +652,7 @@ class Hub(Scene):
         pair = self.judge()
         assert isinstance(pair, Pair)
         identity = self.redeemed.identity
-        claim = Claim(identity, pair.local_ts, pair.remote_ts, pair.policy.kernel.lane)
+        claim = Claim(name, identity, pair.local_ts, pair.remote_ts, pair.policy.kernel.lane)
         self.sadb.reserve(Entry(connection=name, child="lan", identity=identity, claim=claim, pair=pair, since=0.0))
         return pair
 

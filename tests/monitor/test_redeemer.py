@@ -15,7 +15,7 @@ def keyd():
             self.ready = 0
             self.redeemer = Redeemer(lambda message, sequence: self.sent.append(sequence), self.on_ready)
 
-        def on_ready(self):
+        def on_ready(self, ready):
             self.ready += 1
 
         def redeem(self):
@@ -42,16 +42,16 @@ def test_an_answer_to_nothing_or_a_second_one_is_a_violation(keyd):
 
 
 def test_ready_is_said_once_and_as_no_answer(keyd):
-    keyd.redeemer.handle(Ready(), 0)
+    keyd.redeemer.handle(Ready(same_secret=b""), 0)
     assert keyd.ready == 1
     with pytest.raises(Violation):
-        keyd.redeemer.handle(Ready(), 0)
+        keyd.redeemer.handle(Ready(same_secret=b""), 0)
 
 
 def test_ready_as_an_answer_is_a_violation(keyd):
     keyd.redeem()
     with pytest.raises(Violation):
-        keyd.redeemer.handle(Ready(), keyd.sent[0])
+        keyd.redeemer.handle(Ready(same_secret=b""), keyd.sent[0])
     assert keyd.ready == 0
 
 

@@ -13,7 +13,7 @@ from privsep.iana import ProtocolId
 
 
 def claim(kit, name, *remote, lane=OPEN):
-    return Claim(kit.identity(name), kit.selectors("10.1.0.0/16"), kit.selectors(*remote), lane)
+    return Claim("paris", kit.identity(name), kit.selectors("10.1.0.0/16"), kit.selectors(*remote), lane)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_a_forgotten_pair_leaves_no_trace(bench, kit):
         connection="paris",
         child="lan",
         identity=kit.identity("a"),
-        claim=Claim(kit.identity("a"), pair.local_ts, pair.remote_ts, OPEN),
+        claim=Claim("paris", kit.identity("a"), pair.local_ts, pair.remote_ts, OPEN),
         pair=pair,
         since=0,
     )

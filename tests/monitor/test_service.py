@@ -393,7 +393,7 @@ def test_a_keymat_handle_that_keyd_does_not_honour_is_denied(bench, kit):
 def test_an_answer_of_keyd_of_another_kind_is_a_violation(bench, kit):
     bench.ask(kit.install())
     with pytest.raises(Violation):
-        bench.redemptions[-1].set_result(Ready())
+        bench.redemptions[-1].set_result(Ready(same_secret=b""))
 
 
 @pytest.mark.parametrize(

@@ -17,10 +17,10 @@ from world import ATTACKER, IKE, SECOND, SECOND_PSK, Plan, World
 
 from keyd.service import Service
 from privsep.algorithms import IkeSuite
-from privsep.iana import IdType
+from privsep.config.identities import parse_identity
 from privsep.schema import install, keyd
 from privsep.schema.install import Denial
-from privsep.types import Endpoint, Identity, TrafficSelector
+from privsep.types import Endpoint, TrafficSelector
 
 EVERYONE = ("worker", "keyd", "monitor.userspace")
 """keyd and the ESP process are honest until a control tells them otherwise; the latter says what it has."""
@@ -206,7 +206,7 @@ class Attacker:
 
 def pretend(peer: Peer, name: str) -> None:
     """Claim another identity than the address, with the right secret."""
-    peer.connection = replace(peer.connection, local_id=Identity(IdType.FQDN, name.encode()))
+    peer.connection = replace(peer.connection, local_id=parse_identity(name))
     gateway = replace(GATEWAY, connections=(peer.connection,))
     peer.service = Service(gateway, peer, time.monotonic, os.urandom)
 
@@ -374,6 +374,13 @@ LIES = {
     ),
     "the traffic of a peer that is down": lax(
         layers=(*INSIDE, ("_not_reserved", D.OVERLAP)), **OUTSIDE, local_ts="10.1.0.0/24", remote_ts="10.4.0.128/25"
+    ),
+    "the traffic of a peer that is down, in its name but by another secret": lax(
+        layers=(*INSIDE, ("_not_reserved", D.OVERLAP)),
+        **OUTSIDE,
+        identity=SECOND,
+        local_ts="10.1.0.0/24",
+        remote_ts="10.4.0.128/25",
     ),
     "more pairs than the quota": Lie(layers=(("_quota", D.QUOTA),), spis=after_two_more, scaled=True),
 }

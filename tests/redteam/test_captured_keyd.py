@@ -169,7 +169,7 @@ result = [bytes(context.credentials.psk_for(each)).decode() for each in context.
 
 FRAMES = {
     "an answer to nothing": ("keymat.REPLIES.encode(keymat.NotRedeemable(), 7)", "keyd answers what nobody asked"),
-    "a second Ready": ("keymat.REPLIES.encode(keymat.Ready(), 0)", "keyd says twice that it is ready"),
+    "a second Ready": ('keymat.REPLIES.encode(keymat.Ready(same_secret=b""), 0)', "keyd says twice that it is ready"),
     "a message of another table": ("ops.REPLIES.encode(ops.Sealed(ciphertext=b''), 1)", "no such operation on this"),
     "an oversize frame": ("bytes(70000)", "frame too long"),
     "no msgpack": ("b'\\xc1' * 64", "not one msgpack value"),
