@@ -40,6 +40,19 @@ def test_modp_secret_is_the_power_that_python_computes_and_as_long_as_the_prime_
     assert pair.agree(inverse.to_bytes(group.public_octets, "big")) == expected
 
 
+def test_exponents_of_group_2_have_twice_the_bits_of_its_strength_rfc2412_appendix_e():
+    """At least 180 bits are recommended there for every exponent; random ones, of which none comes twice."""
+    exponents = [generate(Group.MODP_1024)._exponent for _ in range(50)]
+    assert min(exponent.bit_length() for exponent in exponents) >= 180
+    assert len(set(exponents)) == 50
+    # chance decides each bit but the highest
+    low, high = exponents[0], exponents[0]
+    for exponent in exponents:
+        low, high = low & exponent, high | exponent
+    assert low.bit_count() == 1
+    assert high.bit_count() == high.bit_length()
+
+
 def test_modp_secret_keeps_its_leading_zeros():
     group = Group.MODP_1536
     shared = [generate(group).agree(generate(group).public) for _ in range(40)]

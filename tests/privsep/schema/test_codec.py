@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from privsep.algorithms import ChildSuite, Group, IkeSuite
 from privsep.iana import IdType, ProtocolId
 from privsep.schema import esp, install, keyd, keymat
-from privsep.schema.codec import MAX_FRAME, MAX_SEQUENCE, SchemaError, Table
+from privsep.schema.codec import MAX_FRAME, MAX_ITEMS, MAX_SEQUENCE, Blob, SchemaError, Table
 from privsep.types import Endpoint, Identity, TrafficSelector
 
 DROP = keyd.Drop(handle=b"h" * 16)
@@ -172,6 +172,61 @@ def test_a_field_of_another_type_or_size_is_refused(stranger):
 def test_bombs_and_strangers_are_refused(bomb):
     with pytest.raises(SchemaError):
         keyd.REQUESTS.decode(bomb)
+
+
+def test_arrays_are_bounded_before_they_are_built():
+    """In any place, also where no field would take one: half a megabyte of tuples for a frame of zeros."""
+    most, more = (0,) * MAX_ITEMS, (0,) * (MAX_ITEMS + 1)
+    for values, problem in (
+        ([14, 1, most], "field handle"),
+        ([14, 1, more], "within limits"),
+        ([14, 1, *most[2:]], "wrong number of fields"),
+        ([14, 1, *more], "within limits"),
+        ([14, 1, [[more]]], "within limits"),
+    ):
+        with pytest.raises(SchemaError, match=problem):
+            keyd.REQUESTS.decode(msgpack.packb(values))
+
+
+@dataclasses.dataclass(frozen=True)
+class Long:
+    """A message that may be longer than a frame."""
+
+    one: Blob
+    other: Blob
+
+
+def test_a_frame_too_long_is_refused_whatever_is_in_it():
+    table = Table({1: Long})
+    around = len(table.encode(Long(b"x" * 50000, b"y" * 10000), 1)) - 60000
+    fits = Long(b"x" * 50000, b"y" * (MAX_FRAME - 50000 - around))
+    frame = table.encode(fits, 1)
+    assert len(frame) == MAX_FRAME
+    assert table.decode(frame) == (fits, 1)
+    longer = dataclasses.replace(fits, other=fits.other + b"z")
+    with pytest.raises(SchemaError, match="frame too long"):
+        table.encode(longer, 1)
+    with pytest.raises(SchemaError, match="frame too long"):
+        table.decode(msgpack.packb([1, 1, longer.one, longer.other]))
+
+
+@pytest.mark.parametrize(
+    ("kind", "octets", "taken"),
+    [
+        *((IdType.IPV4_ADDR, octets, octets == 4) for octets in (1, 3, 4, 5, 8, 16)),
+        *((IdType.IPV6_ADDR, octets, octets == 16) for octets in (4, 15, 16, 17, 32)),
+        *((IdType.FQDN, octets, 1 <= octets <= 1024) for octets in (0, 1, 4, 1024, 1025)),
+    ],
+)
+def test_an_identity_that_is_an_address_is_as_long_as_one_rfc2407_4_6_2(kind, octets, taken):
+    values = frame_of(keyd.REPLIES, AUTHENTICATED)
+    values[3] = [int(kind), b"\x0a" * octets]
+    frame = msgpack.packb(values)
+    if taken:
+        assert keyd.REPLIES.decode(frame)[0].identity == Identity(kind, b"\x0a" * octets)
+    else:
+        with pytest.raises(SchemaError, match="field identity"):
+            keyd.REPLIES.decode(frame)
 
 
 @given(st.binary(max_size=400))
