@@ -15,6 +15,7 @@ from privsep.iana import NotifyType, PayloadType
 from privsep.isakmp.association import SecurityAssociation, encode_association, parse_association
 from privsep.isakmp.child_proposals import (
     accepted_child,
+    describe_child,
     encapsulation_mode,
     notified_lifetime,
     offer_child,
@@ -30,6 +31,8 @@ from privsep.types import Cpi, Mode, Spi, TrafficSelector
 
 MAX_SA_OCTETS = 16384
 """Of a peer's offer, which waits for the worker's choice; as many transforms as an offer may hold fit."""
+MAX_NAMED = 8
+"""Transforms that are written out in a refusal."""
 MAX_ID_OCTETS = 64
 """Of a client identity: two IPv6 addresses and what stands before them are 36."""
 
@@ -107,7 +110,13 @@ def offer(child: Child, request: QuickOffer) -> Offer:
 
 def accepted(ours: Offer, answer: Payloads) -> Agreement:
     """Message 2 of the peer's: one of our transforms, our identities or none, perhaps a shorter lifetime. PeerError."""
-    selection = accepted_child(ours.sa, parse_association(_association(answer)))
+    theirs = parse_association(_association(answer))
+    try:
+        selection = accepted_child(ours.sa, theirs)
+    except PeerError as error:
+        raise PeerError(
+            f"{error.reason}: {_described(ours.sa)} was offered, it answers {_described(theirs)}", error.notify
+        ) from None
     ids = [_selector(body) for body in _identities(answer)]
     if ids and ids != [ours.local_ts, ours.remote_ts]:
         idci, idcr = ids
@@ -134,6 +143,11 @@ def accepted(ours: Offer, answer: Payloads) -> Agreement:
         remote_ts=ours.remote_ts,
         lifetime=lifetime,
     )
+
+
+def _described(sa: SecurityAssociation) -> str:
+    """The first few transforms, for people."""
+    return ", ".join(dict.fromkeys(describe_child(sa)[:MAX_NAMED]))
 
 
 def question(payloads: Payloads) -> Question:

@@ -17,7 +17,7 @@ from keyd.secret import Secret
 from privsep.algorithms import IkeSuite
 from privsep.config.model import Connection
 from privsep.errors import PeerError, Violation
-from privsep.iana import PayloadType
+from privsep.iana import NotifyType, PayloadType
 from privsep.payloads import join_chain, only, split_chain
 from privsep.schema.keyd import (
     Authenticated,
@@ -42,6 +42,8 @@ HALF_OPEN = Quota(4096)
 """Of strangers and our own, twice as many as the worker keeps of strangers. Owners are the remote addresses."""
 HALF_OPEN_LIFETIME = 300.0
 """Seconds; longer than any peer retransmits."""
+MAX_NAMED = 4
+"""Connections that are looked at to say who was expected."""
 LIFETIME_MARGIN = 120.0
 """Seconds that an IKE SA outlives its configured lifetime, so that an honest worker can still say DELETE."""
 
@@ -233,17 +235,33 @@ class Phase1:
         chain.accept(request.ciphertext)
         try:
             identity = identity_of(body)
-        except PeerError:
-            raise self._context.registry.reject(sa, AuthOpen, Refusal.UNKNOWN_IDENTITY) from None
+        except PeerError as error:
+            raise self._unknown(sa, f"the peer's identity is not usable: {error.reason}") from None
         connection = self._select(sa, main, identity)
         if connection is None:
-            raise self._context.registry.reject(sa, AuthOpen, Refusal.UNKNOWN_IDENTITY)
+            raise self._unknown(sa, f"the peer proved to be {identity}, {self._expected(sa, main)}")
         sa.identity, sa.connection = identity, connection
         next_payload, rest = join_chain(
             (kind, each) for kind, each in payloads if kind not in (PayloadType.ID, PayloadType.HASH)
         )
         self._advance(sa, AuthOpen)
         return Authenticated(connection=connection.name, identity=identity, next_payload=next_payload, payloads=rest)
+
+    def _unknown(self, sa: IkeSa, reason: str) -> Refuse:
+        """Nobody whom the configuration accepts, though it has the secret."""
+        fault = PeerError(reason, NotifyType.INVALID_ID_INFORMATION)
+        return self._context.registry.reject(sa, AuthOpen, Refusal.UNKNOWN_IDENTITY, fault)
+
+    def _expected(self, sa: IkeSa, main: MainMode) -> str:
+        """Whom the connections of these addresses, this suite and this secret accept, for people."""
+        candidates = self._context.gateway.candidates(main.local, main.remote)
+        likely = [main.claimed] if main.claimed is not None else candidates
+        accepted = [
+            f"{each.name} expects {each.remote_id or 'anybody whom no other connection names'}"
+            for each in likely[:MAX_NAMED]
+            if sa.suite in each.suites and self._has_psk(each, main.psk)
+        ]
+        return ", ".join(accepted) or "whom no connection expects"
 
     def _wrong(self, sa: IkeSa, main: MainMode, ciphertext: bytes) -> Refuse:
         """A guess, or junk on the way. From a network that guesses already one is enough: it may have many SAs open."""

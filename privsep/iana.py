@@ -40,6 +40,8 @@ class ExchangeType(IntEnum):
     AUTHENTICATION_ONLY = 3
     AGGRESSIVE_MODE = 4
     INFORMATIONAL = 5
+    TRANSACTION = 6
+    """draft-dukes-ike-mode-cfg: XAUTH and Mode Config."""
     QUICK_MODE = 32
     NEW_GROUP_MODE = 33
 

@@ -83,6 +83,7 @@ Code = Literal[
     "moved",
     "not-adopted",
     "not-migrated",
+    "not-spoken",
     "notification-unsent",
     "notified",
     "notified-in-clear",

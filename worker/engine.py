@@ -25,6 +25,7 @@ from privsep.schema.install import (
 )
 from privsep.schema.levels import SetLevel
 from privsep.types import Endpoint, Spi, hex_spi
+from worker import unspoken
 from worker.child import ChildSa
 from worker.codec.header import ZERO_COOKIE, parse_header
 from worker.context import Context
@@ -75,6 +76,8 @@ class Engine:
         try:
             self._dispatch(Received(parse_header(data), data, local, remote))
         except PeerError as error:
+            if error.notify is NotifyType.INVALID_MAJOR_VERSION:
+                unspoken.refuse_version_2(self._context, data, local, remote)
             self._context.log_rarely(Level.DEBUG, "datagram-dropped", remote=remote, reason=error.reason)
 
     def unsent(self, datagram: Send, error: int, now: float) -> None:
@@ -152,6 +155,10 @@ class Engine:
 
     def _dispatch(self, received: Received) -> None:
         sa = self._context.sas.find(received.data[:16])
+        what = unspoken.wanted(received)
+        if what:
+            unspoken.refuse(self._context, sa, received, what)
+            return
         match received.header.exchange:
             case ExchangeType.MAIN_MODE:
                 self._main_mode(sa, received)

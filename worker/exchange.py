@@ -27,6 +27,9 @@ MAX_INBOX = 4
 MAX_WAITING_OCTETS = 2048
 """Of each: messages 5 and 6 of Main Mode, 2 and 3 of Quick Mode are shorter. Others come again."""
 
+MAX_REASON = 400
+"""Characters of why a message was not taken; proposals of the peer's may be named in it."""
+
 T = TypeVar("T")
 
 
@@ -53,6 +56,7 @@ class Exchange:
 
     __slots__ = (
         "_aborted",
+        "_fault",
         "_inbox",
         "_last",
         "_timer",
@@ -65,8 +69,10 @@ class Exchange:
         "kind",
         "message_id",
         "ours",
+        "proposals",
         "protocol",
         "sa",
+        "selectors",
         "subject",
         "suspicion",
         "theirs",
@@ -96,6 +102,10 @@ class Exchange:
         """What somebody told or something showed about why this will fail."""
         self.suspicion = ""
         """What silence means here, and an encrypted notification that we cannot read."""
+        self._fault = ""
+        """Why the last message that came was not taken."""
+        self.proposals = self.selectors = ""
+        """What we have offered, for people."""
         self._inbox: list[Received] = []
         self._last = LastReply()
         self._last.accepted(first)
@@ -125,6 +135,7 @@ class Exchange:
         return await self._converse(b"", accept, HALF_OPEN, what)
 
     async def _converse(self, message: bytes, accept: Accept[T], waits: Iterable[float], what: str) -> T:
+        self._fault = ""
         for number, wait in enumerate(waits):
             if number and not self._unsent:
                 self.report(f"   no answer to {what} yet, sending it again" + self._because(self.suspicion))
@@ -132,16 +143,28 @@ class Exchange:
                 self.transmit(message)
             deadline = self.context.now + wait
             while (received := await self._next(deadline)) is not None:
+                before = self.hint
                 try:
                     value = await accept(received)
                 except PeerError as error:
                     self.context.log_rarely(Level.DEBUG, "message-ignored", **self.sa.label, reason=error.reason)
+                    if self.hint == before and received.remote == self.sa.remote:
+                        self._found(
+                            f"{self.sa.remote.address} answers {what} unacceptably: {error.reason[:MAX_REASON]}"
+                        )
                     continue
                 self._last.accepted(received.data)
                 return value
         if self._unsent:
             raise Unsent(f"cannot send {what}: {self._unsent}")
-        raise TimedOut(f"{self.sa.remote.address} does not answer {what}" + self._because(self.hint or self.suspicion))
+        silent = f"{self.sa.remote.address} does not answer {what}"
+        raise TimedOut((self._fault or silent) + self._because(self.hint or self.suspicion))
+
+    def _found(self, fault: str) -> None:
+        """Remember and tell what is wrong with an answer. It may be a stranger's or a late one: nothing ends by it."""
+        if self._fault != fault:
+            self._fault = fault
+            self.report(f"   {fault}")
 
     @staticmethod
     def _because(reason: str) -> str:

@@ -35,9 +35,9 @@ def choose_ike(sa: SecurityAssociation, candidates: tuple[Connection, ...]) -> I
             return IkeChoice(connection, selection)
     if not candidates:
         raise PeerError("no connection is configured for these addresses", NotifyType.NO_PROPOSAL_CHOSEN)
-    configured = _listed(str(suite) for connection in candidates for suite in connection.suites)
+    configured = listed(str(suite) for connection in candidates for suite in connection.suites)
     raise PeerError(
-        f"no proposal in common: peer offers {_listed(describe_ike(sa))}; configured {configured}",
+        f"no proposal in common: peer offers {listed(describe_ike(sa))}; configured {configured}",
         NotifyType.NO_PROPOSAL_CHOSEN,
     )
 
@@ -67,7 +67,7 @@ def choose_child(
     fitting = [child for child in connection.children if child.covers(local, remote)]
     if not fitting:
         raise PeerError(
-            f"no child protects {local} with {remote}; configured {_listed(map(_selectors, connection.children))}",
+            f"no child protects {local} with {remote}; configured {listed(map(_selectors, connection.children))}",
             NotifyType.INVALID_ID_INFORMATION,
         )
     passing = [child for child in fitting if child.protocol is not ProtocolId.AH or passes_ah]
@@ -79,18 +79,18 @@ def choose_child(
         selection = select_child(sa, suites, encapsulation_mode(child.mode, udp=encap), ipcomp=child.ipcomp)
         if selection is not None:
             return ChildChoice(child, selection)
-    configured = _listed(f"{suite.described} {child.mode.value}" for child in passing for suite in child.suites)
+    configured = listed(f"{suite.described} {child.mode.value}" for child in passing for suite in child.suites)
     raise PeerError(
-        f"no proposal in common: peer offers {_listed(describe_child(sa))}; configured {configured}",
+        f"no proposal in common: peer offers {listed(describe_child(sa))}; configured {configured}",
         NotifyType.NO_PROPOSAL_CHOSEN,
     )
 
 
 def _selectors(child: Child) -> str:
-    return f"{child.name}: {_listed(map(str, child.local_ts))} with {_listed(map(str, child.remote_ts))}"
+    return f"{child.name}: {listed(map(str, child.local_ts))} with {listed(map(str, child.remote_ts))}"
 
 
-def _listed(texts: Iterable[str]) -> str:
+def listed(texts: Iterable[str]) -> str:
     """Texts in a row, each once, cut short where there are many."""
     unique = list(dict.fromkeys(texts))
     return ", ".join(unique[:MAX_NAMED]) + (", ..." if len(unique) > MAX_NAMED else "")

@@ -115,7 +115,8 @@ def test_a_wrong_psk_is_reported_as_such_when_we_initiate(network, ours, strongs
     ours.start(*SUITES[0])
     done = ours.cli("up", "peer/net", "--timeout", "20", check=False)
     assert done.returncode in (1, 5)
-    assert "pre-shared key for 192.0.2.2 probably differs" in done.stdout + done.stderr
+    # it answers under a key that we do not have
+    assert "the pre-shared key for 192.0.2.2 differs, or the peer does not accept our identity" in done.stderr
     assert ours.children() == []
 
 
@@ -132,7 +133,50 @@ def test_no_common_proposal_is_told_to_the_operator(network, ours, strongswan):
     ours.start(*SUITES[0])
     done = ours.cli("up", "peer/net", "--timeout", "20", check=False)
     assert done.returncode == 1
-    assert "NO_PROPOSAL_CHOSEN" in done.stdout + done.stderr or "no proposal" in (done.stdout + done.stderr).lower()
+    assert "NO_PROPOSAL_CHOSEN (not authenticated); we offered aes256-sha256-modp2048" in done.stderr
+
+
+def test_a_quick_mode_without_a_common_proposal_is_told_with_ours(network, ours, strongswan):
+    strongswan.start(SUITES[0][0], "aes128-sha1")
+    ours.start(*SUITES[0])
+    done = ours.cli("up", "peer/net", "--timeout", "20", check=False)
+    assert done.returncode == 1
+    assert "192.0.2.2 answers NO_PROPOSAL_CHOSEN; we offered aes256gcm16-modp2048" in done.stderr
+
+
+def test_an_identity_that_we_do_not_expect_is_named_with_the_one_that_we_do(network, ours, strongswan):
+    strongswan.start(*SUITES[0], ids=(LEFT, "other.example.org"))
+    ours.start(*SUITES[0])
+    done = ours.cli("up", "peer/net", "--timeout", "20", check=False)
+    assert done.returncode == 1
+    assert "the peer proved to be other.example.org, peer expects 192.0.2.2" in done.stderr
+
+
+def test_strongswans_identity_that_we_do_not_expect_is_told_once(network, ours, strongswan):
+    ours.start(*SUITES[0])
+    strongswan.start(*SUITES[0], ids=(LEFT, "other.example.org"))
+    strongswan.swanctl("--initiate", "--child", "net", "--timeout", "5", check=False)
+    assert network.wait_for(
+        lambda: re.search(r'authentication-failed .*"the peer proved to be other.example.org, peer exp', ours.text())
+    ), ours.text()
+    assert ours.text().count("authentication-failed") == 1
+    assert "main-mode-failed" not in ours.text()
+
+
+def test_an_identity_of_ours_that_strongswan_does_not_expect_is_not_blamed_on_the_key_alone(network, ours, strongswan):
+    strongswan.start(*SUITES[0], ids=("other.example.org", RIGHT))
+    ours.start(*SUITES[0])
+    done = ours.cli("up", "peer/net", "--timeout", "20", check=False)
+    assert done.returncode in (1, 5)
+    assert "or the peer does not accept our identity 192.0.2.1" in done.stderr
+
+
+def test_strongswan_understands_that_we_do_not_speak_ikev2_rfc7296_1_5(network, ours, strongswan):
+    ours.start(*SUITES[0])
+    strongswan.start(*SUITES[0], version=2)
+    done = strongswan.swanctl("--initiate", "--child", "net", "--timeout", "5", check=False)
+    assert "received INVALID_MAJOR_VERSION notify error" in done + strongswan.text()
+    assert "warning not-spoken connection=peer remote=192.0.2.2[500] wants=IKEv2" in ours.text()
 
 
 @pytest.mark.parametrize("begins", ["ours", "strongswan"])

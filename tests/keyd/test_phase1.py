@@ -11,7 +11,7 @@ from keyd.groups import generate
 from keyd.handles import Quota
 from privsep.algorithms import IkeSuite
 from privsep.errors import Violation
-from privsep.iana import IdType, PayloadType
+from privsep.iana import IdType, NotifyType, PayloadType
 from privsep.payloads import join_chain
 from privsep.schema import keyd as ops
 from privsep.schema.keyd import Refusal
@@ -227,7 +227,11 @@ def test_an_identity_that_no_connection_accepts_ends_the_ike_sa(world, build):
     imposter = Identity(IdType.FQDN, b"gw3.example.org")
     left = build.Side(build.gateway(build.connection(local_id=imposter)), build.Secrets(default=b"same"))
     reply, ike, _ = authenticate(left, world.right, world)
-    assert reply == refused(Refusal.UNKNOWN_IDENTITY)
+    assert reply == ops.Refused(
+        why=Refusal.UNKNOWN_IDENTITY,
+        detail="the peer proved to be gw3.example.org, paris expects gw1.example.org",
+        notify=NotifyType.INVALID_ID_INFORMATION,
+    )
     with pytest.raises(Violation):
         world.right.do(ops.AuthSeal(ike=ike, next_payload=0, payloads=b""))
     assert world.right.do(ops.Drop(handle=ike)) == ops.Done()
@@ -256,7 +260,7 @@ def test_ids_of_other_ports_types_or_lengths_are_an_error_rfc2407_4_6_2_rfc3947_
     monkeypatch.setattr(phase1, "id_body", lambda identity: body)
     fifth = seal_auth(world.left, ike.left)
     reply = world.right.do(ops.AuthOpen(ike=ike.right, ciphertext=fifth))
-    assert isinstance(reply, ops.Authenticated) if accepted else reply == refused(Refusal.UNKNOWN_IDENTITY)
+    assert isinstance(reply, ops.Authenticated) if accepted else reply.why is Refusal.UNKNOWN_IDENTITY
 
 
 def test_the_most_specific_connection_is_selected_whatever_the_order(world, build):
@@ -279,7 +283,7 @@ def test_a_connection_with_another_pre_shared_key_is_not_selected(world, build):
     outer = type(peers)(**values | {"name": "outer", "remote_id": Identity(IdType.FQDN, b"somebody")})
     right = build.Side(build.gateway(outer, peers), build.Secrets(default=b"unproved", outer=b"same"))
     reply, _, _ = authenticate(world.left, right, world)
-    assert reply == refused(Refusal.UNKNOWN_IDENTITY)
+    assert reply.why is Refusal.UNKNOWN_IDENTITY
 
 
 def test_a_connection_without_the_suite_is_not_selected(world, build):
@@ -290,7 +294,7 @@ def test_a_connection_without_the_suite_is_not_selected(world, build):
     strict = type(peers)(**values | {"suites": (IkeSuite.parse("aes256-sha512-ecp384"),)})
     right = build.Side(build.gateway(outer, strict), build.Secrets(default=b"same"))
     reply, _, _ = authenticate(world.left, right, world)
-    assert reply == refused(Refusal.UNKNOWN_IDENTITY)
+    assert reply.why is Refusal.UNKNOWN_IDENTITY
 
 
 def test_phase_1_leaves_nothing_behind_that_phase_2_does_not_need(world):
@@ -316,7 +320,7 @@ def test_the_initiator_refuses_a_peer_that_fits_another_connection_than_the_one_
     right = build.Side(build.gateway(type(peer)(**values | {"local_id": other_id})), build.Secrets(default=b"same"))
     _, theirs, ours = authenticate(left, right, world)
     sixth = seal_auth(right, theirs)
-    assert left.do(ops.AuthOpen(ike=ours, ciphertext=sixth)) == refused(Refusal.UNKNOWN_IDENTITY)
+    assert left.do(ops.AuthOpen(ike=ours, ciphertext=sixth)).why is Refusal.UNKNOWN_IDENTITY
 
 
 def test_of_connections_as_specific_the_initiator_keeps_the_one_it_named(world, build):

@@ -99,7 +99,7 @@ def test_it_cannot_join_two_handles_of_ours(shipped, without, record):
         return worker.keyd(ops.AuthOpen(ike=responder.ike, ciphertext=proof))
 
     assert attack(shipped) == ops.Refused(why=Refusal.BAD_PUBLIC_VALUE)
-    assert attack(without(OPEN)) == ops.Refused(why=Refusal.UNKNOWN_IDENTITY)
+    assert attack(without(OPEN)).why is Refusal.UNKNOWN_IDENTITY
     joined = attack(without(FREE))
     assert (joined.connection, joined.identity) == ("lax", Identity.of_address(ipaddress.ip_address(LEFT)))
     record("our own value is no peer's, behind it our own identity", "both off: authenticated as lax")
@@ -287,7 +287,7 @@ def test_it_cannot_ask_a_strict_peer_as_a_laxer_connection(shipped, without, rec
             reply if isinstance(reply, ops.Refused) else s.keyed(worker.allocate("lax", RIGHT), **narrow("10.8.0.0/24"))
         )
 
-    assert attack(shipped) == ops.Refused(why=Refusal.UNKNOWN_IDENTITY)
+    assert attack(shipped).why is Refusal.UNKNOWN_IDENTITY
     half, bare = without(FREE), without(FREE_MONITOR)
     assert half.denied(attack(half), at=RIGHT) is Denial.IDENTITY
     assert isinstance(bare.installed(attack(bare), at=RIGHT), install.Installed)

@@ -26,7 +26,7 @@ swanctl {{ load = pem pkcs1 x509 openssl random }}
 
 SWANCTL_CONF = """\
 connections {{ peer {{
-  version = 1
+  version = {version}
   proposals = {ike}
   local_addrs = {local}
   remote_addrs = {remote}
@@ -102,7 +102,9 @@ class StrongSwan(Daemon):
         self._plugins = f"{esp} kernel-netlink socket-default vici updown"
         self._environment["STRONGSWAN_CONF"] = str(site.directory / "strongswan.conf")
 
-    def start(self, ike: str, esp: str, *, psk: str = PSK, ids: tuple[str, str] = (LEFT, RIGHT)) -> None:
+    def start(
+        self, ike: str, esp: str, *, psk: str = PSK, ids: tuple[str, str] = (LEFT, RIGHT), version: int = 1
+    ) -> None:
         """With one connection between the two sites of a `lab.Network`; `ids` are the left's and the right's."""
         here, there = (LEFT, LEFT_HOST, ids[0]), (RIGHT, RIGHT_HOST, ids[1])
         if self.site.outer == RIGHT:
@@ -110,6 +112,7 @@ class StrongSwan(Daemon):
         (local, inner, local_id), (remote, other, remote_id) = here, there
         self.launch(
             SWANCTL_CONF.format(
+                version=version,
                 ike=ike,
                 esp=esp,
                 local=local,

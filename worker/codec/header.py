@@ -48,6 +48,13 @@ class Header:
 _LAYOUT = Layout(Header)
 
 
+def read_header(data: bytes) -> Header:
+    """The fields of whatever claims to be a header, of any version; MalformedError if it is too short."""
+    if len(data) < HEADER_OCTETS:
+        raise MalformedError("shorter than an ISAKMP header")
+    return _LAYOUT.parse(data[:HEADER_OCTETS])
+
+
 def parse_header(data: bytes) -> Header:
     """The header of a datagram that holds exactly one message of ISAKMP 1.0.
 
@@ -55,11 +62,9 @@ def parse_header(data: bytes) -> Header:
     rejected. Section 3.1: a greater minor version SHOULD never be accepted. Section 5.2: the other fields are checked
     against the exchange (`rules.check_header`).
     """
-    if len(data) < HEADER_OCTETS:
-        raise MalformedError("shorter than an ISAKMP header")
     if len(data) > MAX_MESSAGE:
         raise PeerError("message is too long", NotifyType.UNEQUAL_PAYLOAD_LENGTHS)
-    header = _LAYOUT.parse(data[:HEADER_OCTETS])
+    header = read_header(data)
     if header.version >> 4 != VERSION >> 4:
         raise PeerError("ISAKMP major version is not 1", NotifyType.INVALID_MAJOR_VERSION)
     if header.version != VERSION:
@@ -72,13 +77,22 @@ def parse_header(data: bytes) -> Header:
 
 
 def encode_message(
-    *, cky_i: Cookie, cky_r: Cookie, exchange: int, flags: int, message_id: MessageId, first: int, body: bytes
+    *,
+    cky_i: Cookie,
+    cky_r: Cookie,
+    version: int = VERSION,
+    exchange: int,
+    flags: int,
+    message_id: MessageId,
+    first: int,
+    body: bytes,
 ) -> bytes:
     """A whole message: header and `body`, whose first payload is of type `first`."""
     header = Header(
         cky_i=cky_i,
         cky_r=cky_r,
         next_payload=first,
+        version=version,
         exchange=exchange,
         flags=flags,
         message_id=message_id,

@@ -19,6 +19,7 @@ from worker.codec.header import encode_message
 from worker.context import Context
 from worker.errors import Failed, KeydRefused, SaClosed
 from worker.exchange import Received
+from worker.ikev1.diagnosis import notified, notify_name
 from worker.isakmp_sa import IkeSa, IkeState, Peer
 from worker.moving import authenticated_from
 from worker.peers import count_message_id, forget_child, forget_ike, not_opened
@@ -34,7 +35,7 @@ DELETED = "the peer deleted it"
 
 
 def notify_in_clear(context: Context, received: Received, notify: NotifyType | None) -> None:
-    """Tell a stranger why its message is refused. Shorter than what it answers, and few in a second."""
+    """Tell a stranger why its message is refused. Never longer than what it answers, and few in a second."""
     if notify is None or not context.notifications.admit(context.now):
         return
     header = received.header
@@ -48,7 +49,8 @@ def notify_in_clear(context: Context, received: Received, notify: NotifyType | N
         first=first,
         body=body,
     )
-    context.send(received.local, received.remote, message)
+    if len(message) <= len(received.data):
+        context.send(received.local, received.remote, message)
 
 
 def receive_in_clear(context: Context, sa: IkeSa, received: Received) -> None:
@@ -61,24 +63,11 @@ def receive_in_clear(context: Context, sa: IkeSa, received: Received) -> None:
         return
     for payload in parse_chain(received.header.next_payload, received.body):
         if isinstance(payload, Notification):
-            name = _name(payload.type)
+            name = notify_name(payload.type)
             context.log_rarely(Level.INFO, "notified-in-clear", **sa.label, notify=name)
+            meaning = notified(exchange, payload.type)
             reason = f"{received.remote.address} answers {name} (not authenticated)"
-            # after message 5 only a differing key makes the peer say so
-            exchange.suspect(f"{reason}; {exchange.suspicion}" if exchange.suspicion else f"{reason}{_advice(payload)}")
-
-
-def _advice(payload: Notification) -> str:
-    if payload.type == NotifyType.NO_PROPOSAL_CHOSEN:
-        return ": none of our proposals suits it; compare ike of both gateways"
-    return ""
-
-
-def _name(number: int) -> str:
-    try:
-        return NotifyType(number).name
-    except ValueError:
-        return f"notification {number}"
+            exchange.suspect(f"{reason}; {meaning}" if meaning else reason)
 
 
 # under protection
@@ -145,7 +134,7 @@ async def _notified(context: Context, sa: IkeSa, notification: Notification) -> 
         case NotifyType.INITIAL_CONTACT if sa.peer is not None:
             honour_initial_contact(context, sa, sa.peer.connection, sa.peer.identity)
         case _:
-            context.log_rarely(Level.INFO, "notified", **sa.label, notify=_name(notification.type))
+            context.log_rarely(Level.INFO, "notified", **sa.label, notify=notify_name(notification.type))
             _told(sa, notification)
 
 
@@ -156,7 +145,10 @@ def _told(sa: IkeSa, notification: Notification) -> None:
     running = [each for each in sa.exchanges.values() if each.ours is not None and each.theirs is None]
     named = [each for each in running if each.ours == int.from_bytes(notification.spi, "big")]
     if named or len(running) == 1:
-        (named or running)[0].abort(lambda: Failed(f"{sa.peer_name} answers {_name(notification.type)}"))
+        exchange = (named or running)[0]
+        meaning = notified(exchange, notification.type)
+        reason = f"{sa.peer_name} answers {notify_name(notification.type)}"
+        exchange.abort(lambda: Failed(f"{reason}; {meaning}" if meaning else reason))
 
 
 async def _acknowledge(context: Context, sa: IkeSa, notification: Notification) -> None:

@@ -28,16 +28,18 @@ from privsep.schema.keyd import (
 from privsep.types import Endpoint, MessageId, Role
 from worker.codec import rules
 from worker.codec.header import ZERO_COOKIE
-from worker.codec.proposals import IkeSelection, accepted_ike, offer_ike
+from worker.codec.proposals import IkeSelection, accepted_ike, describe_ike, offer_ike
 from worker.context import Context
 from worker.demux import UNAUTHENTICATED_OCTETS
 from worker.errors import Failed, KeydRefused, SaClosed
 from worker.exchange import Exchange, Received
 from worker.half_open import HalfOpen, Offer
 from worker.ikev1 import informational
+from worker.ikev1.diagnosis import differs, silence
 from worker.ikev1.first_message import association, knows_nat_traversal, new_cookie, parse_message, vendor_ids
 from worker.isakmp_sa import IkeSa, IkeState
 from worker.nat import NATT_PORT, Nat, detect, nat_d
+from worker.negotiate import listed
 from worker.peers import first_contact, forget_ike, join
 
 PHASE_1 = MessageId(0)
@@ -83,7 +85,8 @@ class _Initiator:
     async def run(self) -> None:
         context, exchange, sa, connection = self._context, self._exchange, self._sa, self._connection
         peer = sa.remote.address
-        exchange.report(f"-> {peer} Main Mode 1/6: offering {', '.join(map(str, connection.suites))}")
+        exchange.proposals = listed(map(str, connection.suites))
+        exchange.report(f"-> {peer} Main Mode 1/6: offering {exchange.proposals}")
         first = exchange.message([self._offer, *vendor_ids(nat_traversal=connection.encap is not Encap.OFF)])
         chosen = await exchange.ask(first, self._message_2, "Main Mode 1/6")
         suite = chosen.selection.suite
@@ -124,7 +127,7 @@ class _Initiator:
         sealed = await context.ask(AuthSeal(ike=sa.handle, next_payload=next_payload, payloads=payloads), Sealed)
         exchange.report(f"-> {peer} Main Mode 5/6: who we are ({connection.local_id}) and proof, encrypted")
         fifth = exchange.sealed(PayloadType.ID, sealed.ciphertext)
-        proven = await exchange.ask(fifth, self._message_6, "Main Mode 5/6", suspicion=_differs(sa))
+        proven = await exchange.ask(fifth, self._message_6, "Main Mode 5/6", suspicion=silence(sa))
         exchange.report(f"<- {peer} Main Mode 6/6: {proven.identity} proved that it has the pre-shared key")
         _establish(context, sa, connection, proven, chosen.selection.lifetime)
 
@@ -135,7 +138,12 @@ class _Initiator:
         payloads = parse_message(received, 2)
         if cky_r == ZERO_COOKIE:
             raise PeerError("responder cookie is zero", NotifyType.INVALID_COOKIE)
-        selection = accepted_ike(self._offer, association(payloads))
+        answer = association(payloads)
+        try:
+            selection = accepted_ike(self._offer, answer)
+        except PeerError as error:
+            offered = f"we offered {self._exchange.proposals}, it answers {listed(describe_ike(answer))}"
+            raise PeerError(f"{error.reason}: {offered}", error.notify) from None
         self._context.sas.complete(sa, cky_r)
         # bound to all addresses we learn only now which one this peer sees
         sa.local = received.local
@@ -159,7 +167,7 @@ class _Initiator:
             return await self._context.ask(AuthOpen(ike=self._sa.handle, ciphertext=received.body), Authenticated)
         except KeydRefused as refused:
             if refused.why is Refusal.AUTHENTICATION_FAILED:
-                self._exchange.suspect(_differs(self._sa))
+                self._exchange.suspect(differs(self._sa.peer_name))
             raise _ignored_for(refused, Refusal.AUTHENTICATION_FAILED, NotifyType.AUTHENTICATION_FAILED) from None
 
 
@@ -182,10 +190,14 @@ async def respond(context: Context, record: HalfOpen, third: Received) -> None:
         for each in tuple(evicted.exchanges.values()):
             each.abort(lambda: SaClosed("too many half-open IKE SAs"))
     exchange = Exchange(context, sa, ExchangeType.MAIN_MODE, PHASE_1)
+    responder = _Responder(context, offer, exchange)
     try:
-        await _Responder(context, offer, exchange).run(third)
-    except BaseException:
+        await responder.run(third)
+    except BaseException as error:
         forget_ike(context, sa)
+        if isinstance(error, Failed) and responder.refused:
+            # the log has it already
+            return
         raise
     exchange.linger()
 
@@ -203,6 +215,8 @@ class _Responder:
         self._offer = offer
         self._exchange = exchange
         self._sa = exchange.sa
+        self.refused = False
+        """Whether the log and the peer were told why this fails."""
         self._wrong: set[int] = set()
         """Messages 5 that did not decrypt, by their hash in Python: for a count, not for a decision."""
 
@@ -265,7 +279,8 @@ class _Responder:
             match refused.why:
                 case Refusal.AUTHENTICATION_FAILED | Refusal.WRONG_TOO_OFTEN:
                     self._wrong.add(hash(received.body))
-                    self._refuse(received, _differs(sa, self._offer.connection), NotifyType.AUTHENTICATION_FAILED)
+                    expected = self._offer.connection.remote_id or sa.peer_name
+                    self._refuse(received, differs(expected), NotifyType.AUTHENTICATION_FAILED)
                 case Refusal.UNKNOWN_IDENTITY:
                     self._refuse(received, refused.reason, NotifyType.INVALID_ID_INFORMATION)
             raise _ignored_for(refused, Refusal.AUTHENTICATION_FAILED, NotifyType.AUTHENTICATION_FAILED) from None
@@ -280,8 +295,9 @@ class _Responder:
 
     def _refuse(self, received: Received, reason: str, notify: NotifyType) -> None:
         """Say so once, here and to the peer. Of a wrong HASH nothing else follows: anybody can send one."""
-        if self._exchange.hint:
+        if self.refused:
             return
+        self.refused = True
         self._exchange.hint = reason
         label = self._sa.label | {"connection": self._offer.connection.name}
         self._context.log_rarely(Level.WARNING, "authentication-failed", **label, reason=reason)
@@ -344,11 +360,6 @@ def _nat_ds(context: Context, sa: IkeSa, hash_: Hash, encap: Encap) -> tuple[Nat
 def _traverse(sa: IkeSa, suite: IkeSuite, encap: Encap, nat_ds: tuple[NatDiscovery, ...]) -> None:
     sa.nat = detect(suite.hash, sa.cky_i, sa.cky_r, sa.local, sa.remote, nat_ds)
     sa.encap = sa.nat is not Nat.NONE or encap is Encap.FORCE
-
-
-def _differs(sa: IkeSa, connection: Connection | None = None) -> str:
-    expected = connection.remote_id if connection is not None else None
-    return f"peer's message does not decrypt: pre-shared key for {expected or sa.peer_name} probably differs"
 
 
 def _establish(

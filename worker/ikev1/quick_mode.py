@@ -44,7 +44,7 @@ from worker.exchange import Exchange, Received
 from worker.ikev1 import informational
 from worker.isakmp_sa import IkeSa, IkeState, Peer
 from worker.moving import authenticated_from
-from worker.negotiate import AH_AND_NAT, choose_child
+from worker.negotiate import AH_AND_NAT, choose_child, listed
 from worker.peers import add_child, count_message_id, not_opened
 
 
@@ -102,11 +102,13 @@ class _Initiator:
         _admit(sa)
         exchange = Exchange(context, sa, ExchangeType.QUICK_MODE, MessageId(offered.message_id), subject=child.name)
         exchange.protocol, exchange.ours = child.protocol, spi
+        exchange.selectors = f"{flow.local_ts} with {flow.remote_ts}"
+        exchange.proposals = listed(suite.described for suite in child.suites if suite.group is group) + (
+            " with or without IPComp" if self._cpi is not None else ""
+        )
         try:
             exchange.report(
-                f"-> {peer} Quick Mode 1/3 for {child.name}: {flow.local_ts} with {flow.remote_ts}, offering "
-                + ", ".join(suite.described for suite in child.suites if suite.group is group)
-                + (" with or without IPComp" if self._cpi is not None else "")
+                f"-> {peer} Quick Mode 1/3 for {child.name}: {exchange.selectors}, offering {exchange.proposals}"
             )
             message = exchange.sealed(PayloadType.HASH, offered.ciphertext)
             agreed = await exchange.ask(message, self._message_2, f"Quick Mode 1/3 for {child.name}")
