@@ -45,7 +45,7 @@ def main() -> int:
     gateway = handover.receive(arguments.config_fd, arguments.config)
     log.configure(*gateway.levels, most=log.FOLLOWED)
     uid, gid = gateway.users.worker
-    confinement = sandbox.confinement(uid, gid, arguments.root, gateway.absent)
+    confinement = sandbox.confinement(uid, gid, arguments.root, gateway.absent, arguments.udp)
     become_user(confinement, arguments.workplace)
 
     wire = Wire()

@@ -6,19 +6,18 @@ process or sends a signal.
 """
 
 import resource
+from collections.abc import Iterable
 
 from privsep.config.model import Layer
 from privsep.sandbox.confine import Confinement, Grant
-from privsep.sandbox.policy import EVENT_LOOP, INTERPRETER, SOFT_REFUSALS, ZEROMQ
-from privsep.sandbox.seccomp import KILL, Rule, allow
+from privsep.sandbox.policy import EVENT_LOOP, INTERPRETER, SOFT_REFUSALS, ZEROMQ, on_packets
+from privsep.sandbox.seccomp import KILL, Rule
 
 SYSCALLS: tuple[Rule, ...] = (
     *INTERPRETER,
     *EVENT_LOOP,
     *ZEROMQ,
     *SOFT_REFUSALS,
-    allow("recvmsg"),  # UDP with IP_PKTINFO: which of our addresses was meant
-    allow("sendmsg"),  # UDP with IP_PKTINFO: answer from that address
 )
 
 RLIMITS = {
@@ -31,8 +30,8 @@ RLIMITS = {
 }
 
 
-def confinement(uid: int, gid: int, root: str, absent: frozenset[Layer]) -> Confinement:
-    """The worker's, without the layers that the configuration names as absent on this machine."""
+def confinement(uid: int, gid: int, root: str, absent: frozenset[Layer], sockets: Iterable[int] = ()) -> Confinement:
+    """The worker's, with these UDP sockets, without the layers that the configuration names as absent here."""
     return Confinement(
         name="ike-worker",
         uid=uid,
@@ -43,6 +42,6 @@ def confinement(uid: int, gid: int, root: str, absent: frozenset[Layer]) -> Conf
         permitted=frozenset(),
         effective=frozenset(),
         rlimits=RLIMITS,
-        syscalls=SYSCALLS,
+        syscalls=(*SYSCALLS, *on_packets("recvmsg", sockets), *on_packets("sendmsg", sockets)),
         otherwise=KILL,
     )

@@ -37,7 +37,8 @@ def main(arguments: Sequence[str]) -> int:
         loop.stop()
 
     forwarder.attach(socket.socket(fileno=options.channel), closed)
-    confined = confinement(options.uid, options.gid, options.root, frozenset(map(Layer, options.absent)))
+    absent = frozenset(map(Layer, options.absent))
+    confined = confinement(options.uid, options.gid, options.root, absent, (*options.udp, *options.raw))
     become_user(confined)
     lock_down(confined)
     loop.run()

@@ -4,22 +4,21 @@ It holds traffic keys, so its memory is locked as keyd's is.
 """
 
 import resource
+from collections.abc import Iterable
 
 import cryptography.hazmat.backends.openssl.backend  # noqa: F401  cryptography imports it on first use
 import prctl
 
 from privsep.config.model import Layer
 from privsep.sandbox.confine import Confinement, Grant
-from privsep.sandbox.policy import EVENT_LOOP, INTERPRETER, SOFT_REFUSALS
-from privsep.sandbox.seccomp import KILL, Rule, allow
+from privsep.sandbox.policy import EVENT_LOOP, INTERPRETER, SOFT_REFUSALS, on_packets
+from privsep.sandbox.seccomp import KILL, Rule
 
 SYSCALLS: tuple[Rule, ...] = (
     # read and write in it also serve the TUN device
     *INTERPRETER,
     *EVENT_LOOP,
     *SOFT_REFUSALS,
-    allow("recvmsg"),  # raw and UDP sockets with IP_PKTINFO: which of our addresses was meant
-    allow("sendmsg"),  # raw and UDP sockets with IP_PKTINFO: send from that address
 )
 
 RLIMITS = {
@@ -31,8 +30,8 @@ RLIMITS = {
 }
 
 
-def confinement(uid: int, gid: int, root: str, absent: frozenset[Layer]) -> Confinement:
-    """The ESP process's, without the layers that the configuration names as absent on this machine."""
+def confinement(uid: int, gid: int, root: str, absent: frozenset[Layer], sockets: Iterable[int] = ()) -> Confinement:
+    """The ESP process's, with these UDP and raw sockets, without the layers that the configuration names as absent."""
     layers = frozenset({Layer.NETNS, Layer.LANDLOCK, Layer.MLOCK}) - absent
     # memory that is allocated later is locked as well, whatever RLIMIT_MEMLOCK root was started with
     capabilities = frozenset({prctl.CAP_IPC_LOCK}) if Layer.MLOCK in layers else frozenset[int]()
@@ -46,6 +45,6 @@ def confinement(uid: int, gid: int, root: str, absent: frozenset[Layer]) -> Conf
         permitted=capabilities,
         effective=capabilities,
         rlimits=RLIMITS,
-        syscalls=SYSCALLS,
+        syscalls=(*SYSCALLS, *on_packets("sendmsg", sockets)),
         otherwise=KILL,
     )

@@ -5,6 +5,8 @@ What a process needs beyond them stands in its own `sandbox.py`. None opens, cre
 
 import errno
 import mmap
+import socket
+from collections.abc import Iterable
 
 from privsep.sandbox.seccomp import Rule, allow, equals, only, refuse
 
@@ -23,6 +25,10 @@ _FUTEX = tuple(
     for private in (0, _FUTEX_PRIVATE)
     for clock in ((0, _FUTEX_CLOCK_REALTIME) if operation == _FUTEX_WAIT_BITSET else (0,))
 )
+
+HARMLESS = int(socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+"""Flags of what is sent and received: our sockets never wait, and Python has SIGPIPE ignored. We use none, but another
+release of libzmq may. What is out of band, on the error queue or only looked at is nobody's."""
 
 INTERPRETER: tuple[Rule, ...] = (
     allow("brk"),  # malloc grows and trims the heap
@@ -56,9 +62,19 @@ EVENT_LOOP: tuple[Rule, ...] = (
     allow("epoll_wait"),  # Loop.run, libzmq's threads
     allow("epoll_pwait"),  # the same, where glibc or the architecture prefers it
     allow("epoll_ctl"),  # Loop.on_readable and on_writable, libzmq's threads
-    allow("recvfrom"),  # sockets: recv and recvfrom
-    allow("sendto"),  # sockets: send and sendto
+    allow("recvfrom", only(3, HARMLESS)),  # sockets: recv and recvfrom
+    allow("sendto", only(3, HARMLESS)),  # sockets: send and sendto
 )
+
+
+def on_packets(call: str, sockets: Iterable[int]) -> tuple[Rule, ...]:
+    """`sendmsg` or `recvmsg`: in the header of a message UDP and raw sockets tell which of our addresses is meant.
+
+    No filter sees that header, and on a unix socket it carries descriptors (SCM_RIGHTS). So the call is for these
+    sockets alone. A number that was closed is nobody else's later, as nothing in the filters makes a descriptor.
+    """
+    return tuple(allow(call, equals(0, number), only(2, HARMLESS)) for number in sockets)
+
 
 ZEROMQ: tuple[Rule, ...] = (
     allow("poll"),  # an application thread waits for its mailbox

@@ -50,7 +50,7 @@ def equals(index: int, value: int) -> Argument:
 
 
 def only(index: int, bits: int) -> Argument:
-    """The argument has no bits but those."""
+    """The argument has no bits but those. No enum, whose complement has only the bits that it knows."""
     return Argument(index, _WORD & ~bits, 0)
 
 

@@ -79,7 +79,7 @@ for each in (ours, peer, monitor, channel):
     each.setblocking(False)
 
 confine.begin()
-confined = worker.sandbox.confinement(WORKER, WORKER, ROOT, frozenset())
+confined = worker.sandbox.confinement(WORKER, WORKER, ROOT, frozenset(), [ours.fileno()])
 confine.become_user(confined, WORKPLACE)
 wire = zmq.Context().socket(zmq.PAIR)
 wire.linger, wire.rcvtimeo = 0, 8000

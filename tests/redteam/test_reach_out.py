@@ -5,7 +5,9 @@ stands behind it stops it (another user, an empty root, an empty network, limits
 confined, it succeeds, or the kernel itself answers: the attempt is a real one.
 """
 
+import errno
 import re
+import socket
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,7 +148,36 @@ OPTIONS = {
     "share its port": Attempt("udp().setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)", DONE),
 }
 
-ATTEMPTS = FILES | PROGRAMS | SOCKETS | PROCESSES | SURROUNDINGS | MEMORY | OPTIONS
+
+def out_of_band() -> str:
+    """What this kernel says to an octet out of band on a unix stream: it may lack CONFIG_AF_UNIX_OOB."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        try:
+            ours.send(b"x", socket.MSG_OOB)
+        except OSError as error:
+            return errno.errorcode[error.errno]
+    return DONE
+
+
+CHANNELS = {
+    "an octet out of band to keyd": Attempt(
+        "call(44, stream, b'x', 1, socket.MSG_OOB, 0, 0)", out_of_band(), out_of_band()
+    ),
+    "a descriptor for the monitor": Attempt(
+        "number = 2**41\n"
+        "frame = install.FROM_WORKER.encode(install.Remove(spi_in=4711), number)\n"
+        "rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, struct.pack('i', 0))]\n"
+        "me.shell._monitor._sock.sendmsg([frame], rights)\nme.wait(number, me._turn)",
+        DONE,
+    ),
+    "a descriptor from keyd": Attempt("call(47, stream, ctypes.create_string_buffer(56), 0)", "EAGAIN", "EAGAIN"),
+    "a look at what keyd has sent": Attempt(
+        "call(45, stream, ctypes.create_string_buffer(9), 9, socket.MSG_PEEK, 0, 0)", "EAGAIN", "EAGAIN"
+    ),
+}
+
+ATTEMPTS = FILES | PROGRAMS | SOCKETS | PROCESSES | SURROUNDINGS | MEMORY | OPTIONS | CHANNELS
 
 ANYWHERE = """
 DONE = "succeeded"
@@ -178,6 +209,10 @@ def fd():
 )
 
 
+HIGHEST_INHERITED = 8
+"""Of the worker's descriptors: the monitor's channel, and UDP 500 and 4500 of both IP versions."""
+
+
 def facts(world) -> dict[str, object]:
     """What an attacker may know: names of files, numbers of processes, an address in keyd that is mapped."""
     keyd = world.pid("keyd")
@@ -192,6 +227,11 @@ def facts(world) -> dict[str, object]:
         "config": str(world.victim.config),
         "directory": str(planted),
         "peer": world.honest.site.outer,
+        "stream": min(
+            number
+            for number, target in open_descriptors(world.pid("worker")).items()
+            if target.startswith("socket:") and number > HIGHEST_INHERITED
+        ),
     }
 
 

@@ -27,10 +27,10 @@ POLICIES = {
     "esp": monitor.userspace.sandbox.confinement,
 }
 
-def policy(name, absent=frozenset()):
+def policy(name, absent=frozenset(), *sockets):
     if name == "monitor":
         return monitor.sandbox.confinement(0, 0, "/", absent)
-    return POLICIES[name](USER, USER, ROOT, absent)
+    return POLICIES[name](USER, USER, ROOT, absent, *sockets)
 
 def call(number, *arguments):
     return libc.syscall(ctypes.c_long(number), *(ctypes.c_ulong(a) if isinstance(a, int) else a for a in arguments))
@@ -39,12 +39,12 @@ def become(name, workplace=None):
     confine.begin()
     confine.become_user(policy(name), workplace)
 
-def lock(name):
-    confine.lock_down(policy(name))
+def lock(name, *sockets):
+    confine.lock_down(policy(name, frozenset(), *sockets))
 
-def confine_as(name):
+def confine_as(name, *sockets):
     become(name)
-    lock(name)
+    lock(name, *sockets)
 """
 
 

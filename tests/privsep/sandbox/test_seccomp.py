@@ -100,11 +100,72 @@ def test_the_other_children_are_filtered_alike(sandbox, process, name):
     assert result.returncode == -signal.SIGSYS, result.stderr
 
 
-def test_keyd_cannot_talk_to_addresses_by_message(sandbox):
-    """Only the two packet processes have recvmsg and sendmsg."""
-    code = "a, b = socket.socketpair()\n{}\na.sendmsg([b'x'])\nprint(b.recv(1))"
-    assert sandbox.output(code.format("confine_as('worker')")) == "b'x'"
-    assert sandbox.run(code.format("confine_as('keyd')")).returncode == -signal.SIGSYS
+MESSAGES = """
+udp, other = (socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2))
+for each in (udp, other):
+    each.bind(("127.0.0.1", 0))
+    each.setblocking(False)
+channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+channel.setblocking(False)
+at, to = udp.getsockname(), other.getsockname()
+other.sendto(b"x", at)
+theirs.send(b"x")
+passed = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, (0).to_bytes(4, sys.byteorder))]
+"""
+PACKETS = {"sendmsg": "udp.sendmsg([b'x'], [], 0, to)", "recvmsg": "udp.recvmsg(9, 99)"}
+HAVE = {"worker": {"sendmsg", "recvmsg"}, "esp": {"sendmsg"}, "keyd": set()}
+
+
+@pytest.mark.parametrize("process", HAVE)
+@pytest.mark.parametrize("call", PACKETS)
+def test_messages_with_a_header_are_for_the_packet_sockets_of_those_who_need_them(sandbox, process, call):
+    sockets = ", [udp.fileno()]" if HAVE[process] else ""
+    code = f"{MESSAGES}confine_as({process!r}{sockets})\n{{}}\nprint('done')"
+    admitted = sandbox.run(code.format(PACKETS[call]))
+    assert (admitted.returncode == 0) is (call in HAVE[process])
+    for name in ("other", "channel"):
+        refused = sandbox.run(code.format(PACKETS[call].replace("udp", name).replace(", [], 0, to", "")))
+        assert refused.returncode == -signal.SIGSYS, name
+
+
+@pytest.mark.parametrize("process", ["worker", "esp"])
+def test_no_descriptor_goes_to_the_monitor(sandbox, process):
+    code = f"{MESSAGES}{{}}\nchannel.sendmsg([b'x'], passed)\nprint(len(socket.recv_fds(theirs, 9, 1)[1]))"
+    assert sandbox.output(code.format("")) == "1"
+    assert sandbox.run(code.format(f"confine_as({process!r}, [udp.fileno()])")).returncode == -signal.SIGSYS
+
+
+HARMLESS = ["0", "socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL"]
+HARMFUL = ["socket.MSG_OOB", "socket.MSG_PEEK", "socket.MSG_ERRQUEUE", "0x4000000", "0x20000000", "1 << 32"]
+"""<linux/socket.h>; 0x4000000 is MSG_ZEROCOPY, 0x20000000 MSG_FASTOPEN."""
+FLAGGED = {
+    "sendto": "call(44, {fd}, b'x', 1, {flags}, 0, 0)",
+    "recvfrom": "call(45, {fd}, ctypes.create_string_buffer(9), 9, {flags}, 0, 0)",
+    "sendmsg": "call(46, {fd}, ctypes.create_string_buffer(56), {flags})",
+    "recvmsg": "call(47, {fd}, ctypes.create_string_buffer(56), {flags})",
+}
+
+
+@pytest.mark.parametrize("process", HAVE)
+@pytest.mark.parametrize("name", FLAGGED)
+def test_flags_that_nobody_needs_end_whoever_uses_them(sandbox, process, name):
+    if "msg" in name and name not in HAVE[process]:
+        pytest.skip("it has not even the call without flags")
+    sockets = ", [udp.fileno()]" if HAVE[process] else ""
+    fd = "udp.fileno()" if "msg" in name else "channel.fileno()"
+    attempts = [FLAGGED[name].format(fd=fd, flags=flags) for flags in (*HARMLESS, *HARMFUL)]
+    code = f"""{MESSAGES}
+attempts = [compile(text, "x", "exec") for text in {attempts!r}]
+confine.begin()
+for attempt in attempts:
+    if os.fork() == 0:
+        confine_as({process!r}{sockets})
+        exec(attempt)
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.wait()[1]))
+"""
+    ends = [int(line) for line in sandbox.output(code).splitlines()]
+    assert ends == [0] * len(HARMLESS) + [-signal.SIGSYS] * len(HARMFUL)
 
 
 INT_80 = """
