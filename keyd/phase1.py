@@ -35,9 +35,9 @@ from privsep.types import Address, Auth, Identity, Role
 
 IKE_SAS = Quota(65536)
 """About 100 MB: 1.3 KB each. Owners are the connections."""
-OF_ONE_IDENTITY = Quota(each=16)
+OF_ONE_IDENTITY = Quota(each=32)
 """A peer has one, two while it renews it, and a few that it has forgotten. A worker keeps half as many, so that it is
-this worker that lets go of one and tells the peer (`worker/demux.py`)."""
+this worker that lets go of one and tells the peer (`worker/established.py`)."""
 HALF_OPEN = Quota(4096)
 """Of strangers and our own, twice as many as the worker keeps of strangers. Owners are the remote addresses."""
 HALF_OPEN_LIFETIME = 300.0

@@ -5,9 +5,10 @@ from worker.isakmp_sa import IkeSa
 
 MAX_ESTABLISHED = 49152
 """In all, of whichever connection has most when there is no room: three quarters of what keyd keeps."""
-MAX_OF_ONE_IDENTITY = 8
+MAX_OF_ONE_IDENTITY = 16
 """Under one connection: half of what keyd keeps. A peer needs one, and two while it renews it or both ends begin at
-once; one that has lost its memory a few times in the lifetime of an IKE SA leaves some more."""
+once. One that has lost its memory a few times in the lifetime of an IKE SA leaves some more, and one that has several
+connections with the same names may have an IKE SA for each."""
 
 
 class Established:

@@ -87,14 +87,14 @@ def test_half_open_ike_sas_are_bounded_and_the_oldest_of_an_address_goes(world, 
     assert world.left.do(ops.Drop(handle=established.left)) == ops.Done()
 
 
-def test_an_identity_has_sixteen_ike_sas_and_the_one_unused_for_longest_goes(world):
+def test_an_identity_has_32_ike_sas_and_the_one_unused_for_longest_goes(world):
     """One authenticated peer opened IKE SAs until nobody else got in."""
-    handles = [world.main_mode() for _ in range(16)]
+    handles = [world.main_mode() for _ in range(32)]
     info = {"next_payload": 0, "payloads": b""}
     assert isinstance(world.right.do(ops.InfoSeal(ike=handles[0].right, **info)), ops.SealedNew)
     handles.append(world.main_mode())
     kept = [world.right.service._registry.get(each.right) is not None for each in handles]
-    assert kept == [True, False] + 15 * [True]
+    assert kept == [True, False] + 31 * [True]
 
 
 def test_a_connection_whose_peers_take_all_leaves_room_for_others(build, world, monkeypatch):
