@@ -14,6 +14,7 @@ from monitor.inheritance import policy_record, shunt_record
 from monitor.installer import Installer, Leave
 from monitor.journal import Journal
 from monitor.plane import leave_kernel
+from monitor.sockets import Plane, open_listeners
 from monitor.waiting import begin
 from monitor.xfrm.bypass import bypass, udp_encap
 from monitor.xfrm.client import KernelDataplane
@@ -318,6 +319,24 @@ def test_a_socket_with_bypass_sends_in_clear_and_another_does_not(kit, bench):
         assert _left_in_clear(far, b"in clear")
         plain.sendto(b"protected", ("192.0.2.2", 500))
         assert not _left_in_clear(far, b"protected")
+
+
+@pytest.mark.parametrize("plane", Plane)
+def test_ike_gets_past_a_policy_for_everything_with_either_data_plane_rfc4301_4_4_1(kit, bench, plane):
+    bench.ip("neigh", "add", "192.0.2.2", "lladdr", "02:00:00:00:00:01", "dev", "under")
+    everything = kit.policy(local_ts=kit.selectors("192.0.2.0/24"), remote_ts=kit.selectors("0.0.0.0/0"))
+    kit.result(bench.plane.add_policy(everything))
+    listeners = open_listeners((kit.endpoint("192.0.2.1").address,), plane, 62001)
+    try:
+        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL)) as far:
+            far.bind(("far", 0))
+            # ESP's own packets too, where they are not the kernel's
+            for sock in (*listeners.ike, *listeners.natt, *listeners.esp_udp, *listeners.esp_raw):
+                octets = b"from %d" % sock.fileno()
+                sock.sendto(octets, ("192.0.2.2", 4500))
+                assert _left_in_clear(far, octets), sock
+    finally:
+        listeners.close()
 
 
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
