@@ -19,6 +19,10 @@ class TimedOut(Failed):
     """The peer did not answer."""
 
 
+class NoneChosen(Failed):
+    """The peer takes none of the proposals (NO-PROPOSAL-CHOSEN)."""
+
+
 class Unsent(Failed):
     """Our own machine did not let the message out."""
 

@@ -4,7 +4,6 @@ import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 
-from privsep.algorithms import ChildSuite
 from privsep.config import kernel, userspace
 from privsep.config.lanes import MAX_U32
 from privsep.config.model import Child, Connection, DataplaneChoice, Encap, Gateway
@@ -16,16 +15,6 @@ MAX_POLICIES = 65535
 """Children of all connections; each has a number of 16 bits (`monitor.dataplane.Policy`)."""
 
 _Remote = tuple[TrafficSelector, Connection, Child]
-
-
-def check_groups(section: Section, key: str, suites: tuple[ChildSuite, ...]) -> None:
-    """RFC 2409 section 5.5: a Quick Mode has one KE, so what is offered together has one group.
-
-    Proposals without a group may stand beside: they are accepted from a peer that offers no KE.
-    """
-    groups = sorted({suite.group.keyword for suite in suites if suite.group is not None})
-    if len(groups) > 1:
-        section.problem(key, f"one Quick Mode has one group, not {' and '.join(groups)}; one of them would be right")
 
 
 def check_selectors(

@@ -45,8 +45,18 @@ MAX_SELECTORS = 16
 MAX_PROPOSALS = 32
 MAX_LISTEN = 64
 
-DEFAULT_IKE = ("aes256-sha256-curve25519", "aes256-sha256-modp2048", "aes128-sha256-modp2048")
-DEFAULT_ESP = ("aes256gcm16-modp2048", "aes128gcm16-modp2048", "aes256-sha256-modp2048")
+DEFAULT_IKE = tuple(
+    f"{cipher}-sha256-{group}"
+    for cipher in ("aes256", "aes128")
+    for group in ("curve25519", "ecp256", "modp3072", "modp2048")
+)
+"""Others' defaults name few of them, and not the same (docs/configuration.md)."""
+DEFAULT_ESP = tuple(
+    cipher + group
+    for group in ("-curve25519", "-modp2048", "")
+    for cipher in ("aes256gcm16", "aes128gcm16", "aes256-sha256", "aes128-sha256")
+)
+"""With perfect forward secrecy where the peer has it, without where it has none."""
 DEFAULT_IKE_LIFETIME = 8 * 3600
 DEFAULT_CHILD_LIFETIME = 3600
 DEFAULT_USERS = {
@@ -296,9 +306,7 @@ def _child_suites(section: Section) -> tuple[ChildSuite, ...]:
     if has_esp and has_ah:
         section.problem("ah", "a child has esp or ah, not both; esp alone protects and encrypts")
     key = "ah" if has_ah else "esp"
-    suites = _proposals(section, key, DEFAULT_ESP, _esp_suite if key == "esp" else _ah_suite)
-    checks.check_groups(section, key, suites)
-    return suites
+    return _proposals(section, key, DEFAULT_ESP, _esp_suite if key == "esp" else _ah_suite)
 
 
 def _esp_suite(text: str) -> ChildSuite:

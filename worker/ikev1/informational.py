@@ -17,7 +17,7 @@ from privsep.types import Identity, MessageId, Role, Spi
 from worker.codec import rules
 from worker.codec.header import encode_message
 from worker.context import Context
-from worker.errors import Failed, KeydRefused, SaClosed
+from worker.errors import Failed, KeydRefused, NoneChosen, SaClosed
 from worker.exchange import Received
 from worker.ikev1.diagnosis import notified, notify_name
 from worker.isakmp_sa import IkeSa, IkeState, Peer
@@ -148,7 +148,8 @@ def _told(sa: IkeSa, notification: Notification) -> None:
         exchange = (named or running)[0]
         meaning = notified(exchange, notification.type)
         reason = f"{sa.peer_name} answers {notify_name(notification.type)}"
-        exchange.abort(lambda: Failed(f"{reason}; {meaning}" if meaning else reason))
+        kind = NoneChosen if notification.type == NotifyType.NO_PROPOSAL_CHOSEN else Failed
+        exchange.abort(lambda: kind(f"{reason}; {meaning}" if meaning else reason))
 
 
 async def _acknowledge(context: Context, sa: IkeSa, notification: Notification) -> None:

@@ -4,9 +4,10 @@ keyd makes HASH, nonce, KE and KEYMAT, and gives KEYMAT to the monitor, which co
 installs before it sends message 3, so that nothing that the peer sends then is lost; the responder installs on it.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
-from privsep.algorithms import ChildSuite
+from privsep.algorithms import ChildSuite, Group
 from privsep.config.model import Child
 from privsep.errors import PeerError
 from privsep.iana import ExchangeType, NotifyType, PayloadType, ProtocolId
@@ -39,22 +40,46 @@ from privsep.types import Address, Cpi, MessageId, Mode, Role, Spi, TrafficSelec
 from worker.child import ChildSa, Flow
 from worker.codec import rules
 from worker.context import Context
-from worker.errors import Failed, KeydRefused, SaClosed
+from worker.errors import Failed, KeydRefused, NoneChosen, SaClosed
 from worker.exchange import Exchange, Received
 from worker.ikev1 import informational
 from worker.isakmp_sa import IkeSa, IkeState, Peer
 from worker.moving import authenticated_from
 from worker.negotiate import AH_AND_NAT, choose_child, listed
-from worker.peers import add_child, count_message_id, not_opened
+from worker.peers import add_child, count_message_id, not_opened, serving
 
 
 async def initiate(context: Context, sa: IkeSa, flow: Flow) -> ChildSa:
-    """An installed child SA pair for that flow; Failed says why not."""
+    """An installed child SA pair for that flow; Failed says why not.
+
+    A Quick Mode has one group or none (RFC 2409 section 5.5): where the peer takes no proposal, the next group follows.
+    """
+    *others, last = _groups(sa, flow)
+    refused: list[Group | None] = []
+    for group in others:
+        try:
+            return await _initiate(context, sa, flow, group, refused)
+        except NoneChosen:
+            refused.append(group)
+    return await _initiate(context, sa, flow, last, refused)
+
+
+def _groups(sa: IkeSa, flow: Flow) -> list[Group | None]:
+    """As configured, but first what the peer agreed to for the pair in place, which it takes again."""
+    configured = dict.fromkeys(suite.group for suite in flow.child.suites)
+    pair = serving(sa.peer, flow) if sa.peer is not None else None
+    return sorted(configured, key=lambda group: pair is None or group is not pair.suite.group)
+
+
+async def _initiate(
+    context: Context, sa: IkeSa, flow: Flow, group: Group | None, refused: Collection[Group | None]
+) -> ChildSa:
+    """With the proposals of one group; the peer has refused those of some before."""
     allocated = await context.allocate(
         AllocateSpi(connection=flow.connection.name, child=flow.child.name, local=sa.local, remote=sa.remote)
     )
     try:
-        return await _Initiator(context, sa, flow, allocated).run()
+        return await _Initiator(context, sa, flow, (group, refused), allocated).run()
     except BaseException:
         context.release(Spi(allocated.spi))
         raise
@@ -68,10 +93,19 @@ class _Initiator:
     HDR*, HASH(3) -->
     """
 
-    def __init__(self, context: Context, sa: IkeSa, flow: Flow, allocated: Allocated) -> None:
+    def __init__(
+        self,
+        context: Context,
+        sa: IkeSa,
+        flow: Flow,
+        groups: tuple[Group | None, Collection[Group | None]],
+        allocated: Allocated,
+    ) -> None:
+        """`groups`: that of the proposals, and those whose proposals were refused."""
         self._context = context
         self._sa = sa
         self._flow = flow
+        self._group, self._refused = groups
         self._spi = Spi(allocated.spi)
         self._cpi = _cpi(allocated)
         self._quick = b""
@@ -81,7 +115,7 @@ class _Initiator:
         child, peer = flow.child, sa.remote.address
         if child.protocol is ProtocolId.AH and not sa.passes_ah:
             raise Failed(AH_AND_NAT)
-        group = child.suites[0].group
+        group = self._group
         _admit(sa)
         offered = await context.ask(
             QuickOffer(
@@ -103,13 +137,12 @@ class _Initiator:
         exchange = Exchange(context, sa, ExchangeType.QUICK_MODE, MessageId(offered.message_id), subject=child.name)
         exchange.protocol, exchange.ours = child.protocol, spi
         exchange.selectors = f"{flow.local_ts} with {flow.remote_ts}"
-        exchange.proposals = listed(suite.described for suite in child.suites if suite.group is group) + (
-            " with or without IPComp" if self._cpi is not None else ""
-        )
+        compression = " with or without IPComp" if self._cpi is not None else ""
+        offering = listed(suite.described for suite in child.suites if suite.group is group) + compression
+        so_far = (*self._refused, group)
+        exchange.proposals = listed(suite.described for suite in child.suites if suite.group in so_far) + compression
         try:
-            exchange.report(
-                f"-> {peer} Quick Mode 1/3 for {child.name}: {exchange.selectors}, offering {exchange.proposals}"
-            )
+            exchange.report(f"-> {peer} Quick Mode 1/3 for {child.name}: {exchange.selectors}, offering {offering}")
             message = exchange.sealed(PayloadType.HASH, offered.ciphertext)
             agreed = await exchange.ask(message, self._message_2, f"Quick Mode 1/3 for {child.name}")
             _parse(2, agreed)
