@@ -7,14 +7,16 @@ A line that is an event as ours are is given on as one, too; it is that child's 
 
 import os
 from collections.abc import Callable
+from functools import partial
 
-from privsep.log import Record, parse
+from privsep.log import Level, Record, parse, render
 from privsep.loop import Loop, Timer
 from privsep.rate import Counted, Rate
 
 MAX_LINE = 2048
 """Octets of one line; the rest of a longer one is dropped."""
 LINES_PER_SECOND = 200
+"""Of each level."""
 READS_PER_SECOND = 50
 """Of READ_SIZE; after that the child has to wait, or to lose what it says."""
 READ_SIZE = 4096
@@ -35,7 +37,11 @@ class LogPipe:
         self._write = write
         self._line = bytearray()
         self._cut = 0
-        self._lines = Counted(LINES_PER_SECOND, loop.now, loop.after, self._dropped)
+        self._lines = {
+            level: Counted(LINES_PER_SECOND, loop.now, loop.after, partial(self._dropped, level))
+            for level in (*Level, None)
+        }
+        """By level, so that many notices hide no warning; of what is no event, None."""
         self._reads = Rate(READS_PER_SECOND)
         self._pause: Timer | None = None
         loop.on_readable(fd, self._readable)
@@ -84,12 +90,19 @@ class LogPipe:
         line, cut = bytes(self._line), self._cut
         self._line.clear()
         self._cut = 0
-        if line and self._lines.admit():
-            text = _printable(line) + (f"... ({cut} octets more)" if cut else "")
-            self._emit(text, None if cut else parse(text))
+        if not line:
+            return
+        text = _printable(line) + (f"... ({cut} octets more)" if cut else "")
+        record = None if cut else parse(text)
+        if self._lines[record.level if record is not None else None].admit():
+            self._emit(text, record)
 
-    def _dropped(self, lines: int) -> None:
-        self._emit(f"({lines} lines dropped)")
+    def _dropped(self, level: Level | None, lines: int) -> None:
+        if level is None:
+            self._emit(f"({lines} lines dropped)")
+        else:
+            fields = {"lines": str(lines), "why": "more than are taken in a second"}
+            self._emit(render(level, "left-out", fields), Record(level, "left-out", fields))
 
     def _emit(self, text: str, record: Record | None = None) -> None:
         self._write(f"{self._name}: {text}", record)
@@ -97,7 +110,8 @@ class LogPipe:
     def _end(self) -> None:
         if self._line:
             self._flush()
-        self._lines.told()
+        for budget in self._lines.values():
+            budget.told()
         if self._pause is not None:
             self._pause.cancel()
         self._loop.on_readable(self._fd, None)

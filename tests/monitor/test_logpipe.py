@@ -81,7 +81,7 @@ def test_a_long_line_is_cut_and_the_next_one_is_whole(child, loop):
 
 def test_a_flood_is_dropped_and_counted(child, loop, monkeypatch):
     times = [100.0]
-    for clock, name in ((loop, "now"), (child.pipe._lines, "_now")):
+    for clock, name in ((loop, "now"), *((budget, "_now") for budget in child.pipe._lines.values())):
         monkeypatch.setattr(clock, name, lambda: times[-1])
     child.say(b"flood\n" * 800)
     child.pipe._readable()
@@ -94,6 +94,20 @@ def test_a_flood_is_dropped_and_counted(child, loop, monkeypatch):
     times.append(100.0 + TELL_SECONDS)
     loop._run_timers()
     assert child.lines[-1] == f"worker: ({(4096 // 6) - LINES_PER_SECOND} lines dropped)"
+
+
+def test_many_notices_hide_no_warning_and_are_counted(child, loop, monkeypatch):
+    monkeypatch.setattr(child.pipe._lines[Level.NOTICE], "_now", lambda: 100.0)
+    notices = b"".join(b"notice removed n=%d\n" % number for number in range(LINES_PER_SECOND))
+    child.say(notices)
+    loop.until(lambda: len(child.lines) == LINES_PER_SECOND)
+    child.say(b"notice removed n=last\nwarning denied\n")
+    loop.until(lambda: len(child.lines) == LINES_PER_SECOND + 1)
+    assert child.lines[-1] == "worker: warning denied"
+    child.end()
+    loop.until(lambda: len(child.lines) == LINES_PER_SECOND + 2)
+    assert child.lines[-1].startswith("worker: notice left-out lines=1 ")
+    assert (child.records[-1].code, child.records[-1].fields["lines"]) == ("left-out", "1")
 
 
 def test_what_is_an_event_is_given_on_as_one(child, loop):
