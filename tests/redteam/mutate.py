@@ -3,7 +3,7 @@
     make mutants                                  # every file of TARGETS; hours
     .venv/bin/python tests/redteam/mutate.py monitor/authorize.py [--list] [--only 3,17]
 
-Each mutant is one edit of one file, in a copy of the checkout with a copy of the virtual environment, so that children
+Each mutant is one edit of one file, in a copy of the checkout with a virtual environment of its own, so that children
 that are started with `python -I` run it too. Stages of tests run from the fast to the real ones until one fails. What
 no stage notices is printed at the end: each survivor is a check that could be removed unseen.
 """
@@ -22,6 +22,7 @@ from pathlib import Path
 
 CHECKOUT = Path(__file__).parents[2]
 STAGE_SECONDS = 600
+PACKAGES = ("privsep", "monitor", "worker", "keyd")
 ADMIT = 0x7FFF0000
 """SECCOMP_RET_ALLOW."""
 KEYD = (
@@ -202,20 +203,35 @@ def mutants(text: str) -> Iterator[Mutant]:
 
 
 def workshop(parent: Path) -> Path:
-    """A copy of the checkout and of the environment that runs it."""
+    """A copy of the checkout, with an environment that finds our packages there and everybody else's where they are.
+
+    Children are started with `python -I`, which takes no path from whoever starts it: only what belongs to the
+    interpreter counts, so the copy has an interpreter of its own.
+    """
     place, here = parent / "checkout", CHECKOUT / ".venv"
     shutil.copytree(CHECKOUT, place, symlinks=True, ignore=shutil.ignore_patterns(".git", ".venv", ".*_cache"))
-    shutil.copytree(here, place / ".venv", symlinks=True, ignore=shutil.ignore_patterns("kernel", "libreswan"))
-    for finder in (place / ".venv").glob("lib/*/site-packages/__editable__*"):
-        finder.write_text(finder.read_text().replace(str(CHECKOUT), str(place)))
+    (place / ".venv/bin").mkdir(parents=True)
+    (place / ".venv/bin/python").symlink_to((here / "bin/python").resolve())
+    shutil.copy(here / "pyvenv.cfg", place / ".venv")
+    for name in ("kernel", "libreswan"):
+        (place / ".venv" / name).symlink_to(here / name)
+    (packages,) = here.glob("lib/python3*/site-packages")
+    own = place / ".venv" / packages.relative_to(here)
+    own.mkdir(parents=True)
+    # lines of a .pth are directories; the finder that leads to the checkout is one in `packages`, and is not read
+    (own / "workshop.pth").write_text(f"{place}\n{packages}\n")
     parent.chmod(0o755)
+    for package in PACKAGES:
+        words = [".venv/bin/python", "-I", "-c", f"import {package}; print({package}.__file__)"]
+        found = subprocess.run(words, cwd=place, capture_output=True, text=True, check=True).stdout.strip()
+        assert Path(found).is_relative_to(place), f"isolated children would run {found}"
     return place
 
 
 def noticed(place: Path, stages: tuple[str, ...]) -> str | None:
     """The first test that failed, or None."""
     for stage in stages:
-        files = [word for word in stage.split() if (place / word).exists()]
+        files = [word for word in stage.split() if (place / word.partition("::")[0]).exists()]
         words = [".venv/bin/python", "-m", "pytest", "-x", "-q", "--no-header", "-p", "no:cacheprovider", *files]
         try:
             done = subprocess.run(words, cwd=place, capture_output=True, text=True, timeout=STAGE_SECONDS, check=False)
