@@ -382,3 +382,37 @@ def test_any_transform_is_selected_passed_over_or_refused_and_can_be_described(a
     except PeerError:
         return
     assert selection is None or selection.suite in (CBC, NO_PFS)
+
+
+@pytest.mark.parametrize(
+    ("place", "right"), enumerate([4, 128, 5, 14]), ids=["mode", "key length", "integrity", "group"]
+)
+def test_no_number_of_65536_is_taken_for_what_is_not_configured(place, right):
+    """Class 25 (CVE-2014-9221): attributes in the order of CBC_ATTRIBUTES."""
+    mode = EncapsulationMode.UDP_TUNNEL if place == 0 else TUNNEL
+    right = int(mode) if place == 0 else right
+
+    def taken(number):
+        attributes = list(CBC_ATTRIBUTES)
+        attributes[0] = Attribute(4, int(mode))
+        attributes[place] = Attribute(attributes[place].type, number)
+        try:
+            return select_child(offered(proposal(cbc(*attributes, *LIFE))), [CBC], mode) is not None
+        except PeerError:
+            return False
+
+    assert {number for number in range(0x10000) if taken(number)} == {right}
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4])
+def test_no_transform_id_of_256_is_taken_for_another(protocol):
+    """Class 25: ESP's 12 is AES-CBC (RFC 3602), AH's 5 is SHA2-256."""
+
+    def taken(number):
+        sa = offered(proposal(cbc(transform_id=number), protocol=protocol))
+        try:
+            return select_child(sa, [CBC], TUNNEL) is not None
+        except PeerError:
+            return False
+
+    assert {number for number in range(256) if taken(number)} == ({12} if protocol == 3 else set())

@@ -133,6 +133,7 @@ def test_a_transform_with_anything_that_we_do_not_know_is_passed_over(sa):
 
 
 def test_no_group_number_of_65536_is_taken_for_another_cve_2014_9221():
+    """Class 25: internal numbers are never reached from outside."""
     suites = [IkeSuite(IkeCipher.AES_128, Hash.SHA2_256, group) for group in Group]
     taken = {
         number: selection.suite.group
@@ -140,6 +141,28 @@ def test_no_group_number_of_65536_is_taken_for_another_cve_2014_9221():
         if (selection := select_ike(changed(4, Attribute(4, number)), suites, Auth.PSK))
     }
     assert taken == {group.number: group for group in Group}
+
+
+@pytest.mark.parametrize(
+    ("attribute", "right"),
+    [
+        (IkeAttribute.ENCRYPTION_ALGORITHM, 7),
+        (IkeAttribute.HASH_ALGORITHM, 4),
+        (IkeAttribute.AUTHENTICATION_METHOD, 1),
+        (IkeAttribute.KEY_LENGTH, 128),
+    ],
+)
+def test_no_number_of_65536_is_taken_for_an_algorithm_that_is_not_configured(attribute, right):
+    """Class 25 (CVE-2014-9221)."""
+
+    def taken(number):
+        others = [each for each in USUAL_ATTRIBUTES if each.type != attribute]
+        try:
+            return select_ike(offered(*others, Attribute(attribute, number), *LIFE), [USUAL], Auth.PSK) is not None
+        except PeerError:
+            return False
+
+    assert {number for number in range(0x10000) if taken(number)} == {right}
 
 
 @pytest.mark.parametrize(
