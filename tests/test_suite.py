@@ -53,3 +53,13 @@ def test_children_of_tests_can_be_interrupted_where_a_shell_started_them_in_the_
         "tests/privsep/cli/test_commands.py", "-k", "until_interrupted", "--timeout=60", before="trap '' INT; "
     )
     assert "1 passed" in printed, printed
+
+
+def test_each_class_of_vulnerabilities_has_its_line_and_each_test_that_is_named_there_exists():
+    lines = re.findall(r"^\| (\d+) \| (.+?) \| (.+) \|$", (ROOT / "docs/vulnerabilities.md").read_text(), re.M)
+    assert [int(number) for number, _, _ in lines] == list(range(1, 45))
+    for number, _, tests in lines:
+        named = re.findall(r"`([\w/]+\.py)::(\w+)`", tests)
+        assert named, number
+        for file, name in named:
+            assert re.search(rf"^def {name}\(", (ROOT / "tests" / file).read_text(), re.M), f"class {number}: {name}"
