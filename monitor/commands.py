@@ -4,7 +4,7 @@ Codes of results: 0 done, 1 failed, 2 not a request that we know, 5 timed out.
 """
 
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +28,8 @@ ORDER_SECONDS = 60
 MAX_ORDER_SECONDS = 600
 """Under the control socket's total deadline."""
 MAX_NAME = 64
+MAX_NAMED = 20
+"""Connections or children that are told to whoever names none of them."""
 MAX_FOLLOWERS = 8
 """Of events: half the places that the control socket has, as a follower may stay for ever."""
 
@@ -135,11 +137,11 @@ class Commands:
             return ""
         connection = self._gateway.connection(request.connection)
         if connection is None:
-            names = ", ".join(each.name for each in self._gateway.connections)
-            return f"no connection {escape(request.connection)!r} is configured; there is {names or 'none'}"
+            names = _named(each.name for each in self._gateway.connections)
+            return f"no connection {escape(request.connection)!r} is configured; there is {names}"
         if request.child and connection.child(request.child) is None:
-            names = ", ".join(each.name for each in connection.children)
-            return f"{connection.name} has no child {escape(request.child)!r}; there is {names or 'none'}"
+            names = _named(each.name for each in connection.children)
+            return f"{connection.name} has no child {escape(request.child)!r}; there is {names}"
         return ""
 
     async def _status(self, request: _Request, client: Client) -> None:
@@ -230,6 +232,13 @@ class Commands:
 
     async def _reload(self, request: _Request, client: Client) -> None:
         client.finish(FAILED, "not supported by this release; restart the daemon to apply a changed configuration")
+
+
+def _named(names: Iterable[str]) -> str:
+    """The first of them, and how many more there are."""
+    all_names = list(names)
+    more = len(all_names) - MAX_NAMED
+    return ", ".join(all_names[:MAX_NAMED]) + (f" and {more} more" if more > 0 else "") or "none"
 
 
 def _event(process: str, level: Level, code: Code, fields: Mapping[str, object]) -> Document:

@@ -4,6 +4,7 @@ The worker's word decides nothing here: algorithms, selectors and SPIs of an ins
 table where it has one; a child that the monitor did not install is shown as the worker tells it, without counters.
 """
 
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
@@ -56,11 +57,7 @@ def document(facts: Facts, connection: str | None = None) -> Document:
         "dataplane": facts.dataplane,
         "dataplane_reason": facts.dataplane_reason,
         "worker": facts.worker.value,
-        "connections": [
-            _connection(each, ike_sas, entries.values())
-            for each in facts.gateway.connections
-            if connection is None or each.name == connection
-        ],
+        "connections": _connections(facts.gateway, connection, ike_sas, entries.values()),
         "shunts": [_shunt(each) for each in facts.gateway.shunts if connection is None],
         "ike_sas": [_ike_sa(sa, facts, entries) for sa in ike_sas],
         # installed by an earlier worker; no IKE SA of the present one stands behind them
@@ -72,9 +69,23 @@ def document(facts: Facts, connection: str | None = None) -> Document:
     }
 
 
-def _connection(connection: Connection, ike_sas: Iterable[IkeStatus], entries: Iterable[Entry]) -> Document:
-    states = [sa.state for sa in ike_sas if sa.connection == connection.name]
-    installed = {entry.child for entry in entries if entry.connection == connection.name}
+def _connections(
+    gateway: Gateway, only: str | None, ike_sas: Iterable[IkeStatus], entries: Iterable[Entry]
+) -> list[Document]:
+    states: defaultdict[str, list[str]] = defaultdict(list)
+    for sa in ike_sas:
+        states[sa.connection].append(sa.state)
+    installed: defaultdict[str, set[str]] = defaultdict(set)
+    for entry in entries:
+        installed[entry.connection].add(entry.child)
+    return [
+        _connection(each, states[each.name], installed[each.name])
+        for each in gateway.connections
+        if only is None or each.name == only
+    ]
+
+
+def _connection(connection: Connection, states: list[str], installed: set[str]) -> Document:
     return {
         "name": connection.name,
         "state": "established" if "established" in states else states[0] if states else "down",

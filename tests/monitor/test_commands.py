@@ -2,7 +2,7 @@
 
 import pytest
 
-from monitor.commands import MAX_FOLLOWERS, MAX_ORDER_SECONDS, STATUS_SECONDS, Commands
+from monitor.commands import MAX_FOLLOWERS, MAX_NAMED, MAX_ORDER_SECONDS, STATUS_SECONDS, Commands
 from privsep.log import Level, Record
 from privsep.schema.install import Completed, Describe, Described, Down, Outcome, Progress, Up
 
@@ -90,6 +90,13 @@ def test_an_unknown_connection_fails_and_names_those_that_exist(operator, bench,
     assert "paris" in result["text"]
     assert "\n" not in result["text"]
     assert bench.sent == []
+
+
+def test_of_thousands_of_connections_a_few_are_named(operator, bench, kit):
+    many = tuple(kit.connection(name=f"c{number}") for number in range(MAX_NAMED + 3))
+    operator.commands._gateway = kit.replace(bench.gateway, connections=many)
+    text = operator(command="up", connection="rome").result["text"]
+    assert text.endswith(f", c{MAX_NAMED - 1} and 3 more")
 
 
 def test_an_unknown_child_fails_and_names_those_that_exist(operator):

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
+from effort import instructions
 
 from monitor.dataplane import Traffic
 from monitor.sadb import Entry
@@ -183,3 +184,16 @@ def test_shunts_are_told_with_the_whole_and_not_with_a_connection(kit, facts):
         }
     ]
     assert document(told, "paris")["shunts"] == []
+
+
+def test_four_times_as_many_tunnels_take_about_four_times_as_long(facts, kit):
+    def cost(size):
+        connections = tuple(kit.connection(name=f"c{number}") for number in range(size))
+        sas = tuple(ike_status(kit, connection=each.name) for each in connections)
+        entries = tuple(kit.replace(facts.entries[0], connection=each.name) for each in connections)
+        changed = kit.replace(
+            facts, gateway=kit.replace(facts.gateway, connections=connections), ike_sas=sas, entries=entries
+        )
+        return instructions(lambda: document(changed))
+
+    assert cost(160) < 5 * cost(40)
