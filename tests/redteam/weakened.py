@@ -131,8 +131,9 @@ phase1.Phase1._agree = lambda self, pair, peer: Secret(AGREE[type(pair)](pair, p
 """
 
 NO_CHOICE_OF_CONNECTION = """
-from privsep.config.model import Gateway
+from privsep.config.model import Connection, Gateway
 
+Connection.describes = lambda self, local, remote: True
 select, candidates = phase1.Phase1._select, Gateway.candidates
 phase1.Phase1._select = lambda self, sa, main, identity: (
     select(self, sa, main, identity) or main.claimed or self._context.gateway.connection("lax")
