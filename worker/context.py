@@ -154,7 +154,9 @@ class Context:
         """A configured tunnel that fails is a warning; what strangers cause is none, and what we gave up ourselves."""
         strange = label.get("connection", NOBODY) == NOBODY
         harmless = strange or isinstance(error, Withdrawn) or code == "notification-unsent"
-        self.log_rarely(Level.INFO if harmless else Level.WARNING, code, **label, reason=error.reason)
+        told = error.told if isinstance(error, Failed) else ""
+        reason = f"there is no IKE SA, {told} says why" if told else error.reason
+        self.log_rarely(Level.INFO if harmless else Level.WARNING, code, **label, reason=reason)
 
     # tasks
 

@@ -9,6 +9,9 @@ from privsep.schema.keyd import Refused
 class Failed(PrivsepError):
     """`reason` is for people: what went wrong and what to look at. `notify` is what the peer was or should be told."""
 
+    told = ""
+    """The event that has said why, where the log has it already."""
+
     def __init__(self, reason: str, notify: NotifyType | None = None) -> None:
         super().__init__(reason)
         self.reason = reason

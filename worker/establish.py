@@ -81,8 +81,9 @@ class Establisher:
             resolve = _giver(sa)
             return sa
         except Failed as error:
-            resolve = _refuser(error.reason, error.notify)
+            resolve = _refuser(error.reason, error.notify, "ike-failed")
             self._context.failed("ike-failed", error, {"connection": connection.name, "remote": remote})
+            error.told = "ike-failed"
             raise
         finally:
             del self._running[key]
@@ -94,8 +95,13 @@ def _giver(sa: IkeSa) -> Callable[[Future[IkeSa]], None]:
     return lambda future: future.set_result(sa)
 
 
-def _refuser(reason: str, notify: NotifyType | None) -> Callable[[Future[IkeSa]], None]:
-    return lambda future: future.set_error(lambda: Failed(reason, notify))
+def _refuser(reason: str, notify: NotifyType | None, told: str = "") -> Callable[[Future[IkeSa]], None]:
+    def fail() -> Failed:
+        error = Failed(reason, notify)
+        error.told = told
+        return error
+
+    return lambda future: future.set_error(fail)
 
 
 def configured_ends(gateway: Gateway, connection: Connection) -> Ends | None:

@@ -30,6 +30,8 @@ def test_a_configured_tunnel_that_fails_is_a_warning_at_both_ends(make):
     world.run(200.0)
     assert levels(world.left, "ike-failed") == levels(world.left, "child-failed") == [Level.WARNING]
     assert world.left.logged("ike-failed")[0]["connection"] == "paris"
+    assert "does not answer" in world.left.logged("ike-failed")[0]["reason"]
+    assert world.left.logged("child-failed")[0]["reason"] == "there is no IKE SA, ike-failed says why"
     assert set(levels(world.right, "main-mode-failed")) == {Level.WARNING}
     assert world.right.logged("main-mode-failed")[0]["connection"] == "paris"
 

@@ -64,7 +64,7 @@ def test_it_is_a_warning_and_logged_once_an_exchange(make):
     warned = [(code, fields["reason"]) for level, code, fields in world.left.log if level is Level.WARNING]
     assert warned.count(("cannot-send", NO_ROUTE)) == 1
     assert len(world.left.sent) == 6
-    (failed,) = world.left.logged("child-failed")
+    (failed,) = world.left.logged("ike-failed")
     assert failed["reason"] == f"cannot send Main Mode 1/6: {NO_ROUTE}"
 
 
@@ -84,7 +84,7 @@ def test_a_peer_that_does_not_answer_what_got_out_is_not_said_to_be_out_of_reach
     world.fate = lambda site, send: []
     world.left.up()
     world.run(60.0)
-    (failed,) = world.left.logged("child-failed")
+    (failed,) = world.left.logged("ike-failed")
     assert failed["reason"] == "192.0.2.2 does not answer Main Mode 1/6"
 
 

@@ -41,6 +41,8 @@ def test_events_have_a_tunnels_life_as_the_worker_tells_it(ours, theirs):
     ours.start(IKE, ESP)
     theirs.start(IKE, ESP, uid=62011)
     with followed(ours) as ours_events, followed(theirs) as theirs_events:
+        # what is followed is not what is shown
+        ours.cli("log", "error")
         ours.up(theirs)
         ours.cli("down", "peer")
         assert wait_for(lambda: told(theirs_events(), "worker", "ike-closed"), 20)
