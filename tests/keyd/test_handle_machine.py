@@ -35,7 +35,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from keyd import guesses, handles, ikev1
+from keyd import guesses, handles, ikev1, phase1
 from keyd.handles import State
 from keyd.messages import put_hash
 from keyd.phase1 import HALF_OPEN_LIFETIME, LIFETIME_MARGIN
@@ -583,7 +583,8 @@ class HandleMachine(RuleBasedStateMachine):
 def test_keyd_and_the_table_walk_together(build, monkeypatch):
     """RFC 2409 sections 5.4, 5.5 and 5.7 in any order, with every handle in every state."""
     monkeypatch.setattr(handles, "MAX_CHILDREN", MAX_CHILDREN)
-    # tests/keyd/test_guesses.py holds networks off
+    # test_guesses.py holds networks off, test_phase1.py has one of many IKE SAs give way
+    monkeypatch.setattr(phase1, "OF_ONE_IDENTITY", handles.Quota())
     monkeypatch.setattr(guesses, "_MEASURES", {4: (), 6: ()})
     HandleMachine.build = build
     run_state_machine_as_test(
