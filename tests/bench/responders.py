@@ -112,6 +112,7 @@ class Responder(ABC):
 
 class Ours(Responder):
     name = "privsep-ike"
+    remote = LEFT
 
     def missing(self) -> str | None:
         return None
@@ -126,7 +127,7 @@ users = {{ worker = 63001, keyd = 63002, userspace = 63003 }}
 [connection.bench]
 version = "ikev1"
 local = "{RIGHT}"
-remote = "{LEFT}"
+remote = "{self.remote}"
 local_id = "{RIGHT}"
 remote_id = "{LEFT}"
 auth = "psk"
