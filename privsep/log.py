@@ -89,6 +89,7 @@ Code = Literal[
     "notified-in-clear",
     "operator-refused",
     "order-failed",
+    "overloaded",
     "peer-followed",
     "peer-moved",
     "process-ended",

@@ -7,6 +7,7 @@ import argparse
 import os
 import socket
 import sys
+from collections.abc import Callable
 from typing import assert_never
 
 from privsep import log
@@ -15,6 +16,7 @@ from privsep.config import handover
 from privsep.errors import GONE
 from privsep.log import Level, event
 from privsep.loop import Loop, Timer
+from privsep.rate import Counted
 from privsep.rpc import ENDPOINT, Peer, Wire, run_in_batches
 from privsep.sandbox.confine import become_user, begin, lock_down
 from privsep.schema import install, keyd
@@ -23,6 +25,7 @@ from privsep.types import Endpoint
 from worker import sandbox
 from worker.effects import AskKeyd, AskMonitor, Send, TellMonitor
 from worker.engine import Engine
+from worker.intake import SERVED_AT_ONCE, Intake, Stray
 from worker.sockets import Sockets
 
 KEYD_SECONDS = 10.0
@@ -67,7 +70,12 @@ class Shell:
     def __init__(self, engine: Engine, loop: Loop) -> None:
         self._engine = engine
         self._loop = loop
+        self._intake = Intake(loop.now())
+        self._dropped = Counted(0, loop.now, loop.after, _tell_overload)
         self._timer: Timer | None = None
+        """For the engine."""
+        self._strangers: Timer | None = None
+        """For the round in which strangers may be served again."""
         self.status = 0
 
     def attach(self, wire: Wire, monitor: socket.socket, udp: tuple[int, ...]) -> None:
@@ -83,7 +91,22 @@ class Shell:
         loop.before_poll(self._round)
 
     def _received(self, data: bytes, local: Endpoint, remote: Endpoint) -> None:
-        self._engine.datagram(data, local, remote, self._loop.now())
+        if self._engine.knows(data, local):
+            self._engine.datagram(data, local, remote, self._loop.now())
+        elif not self._intake.put(Stray(data, local, remote)):
+            self._dropped.admit()
+
+    def _serve_strangers(self) -> None:
+        """Some of those who wait, as long as their share of our time lasts."""
+        loop, intake, now = self._loop, self._intake, self._loop.now()
+        for _ in range(SERVED_AT_ONCE):
+            if not intake.ready(now):
+                return
+            stray = intake.take()
+            self._engine.datagram(stray.data, stray.local, stray.remote, now)
+            self._carry_out()
+            began, now = now, loop.now()
+            intake.spend(now - began)
 
     def _from_keyd(self, reply: keyd.Reply, sequence: int) -> None:
         self._engine.keyd_reply(sequence, reply, self._loop.now())
@@ -94,6 +117,15 @@ class Shell:
     def _round(self) -> bool:
         """Once a round: take keyd's answers, carry out what the engine wants, know when to wake it."""
         self._keyd.pump()
+        self._carry_out()
+        self._serve_strangers()
+        self._timer = self._timed(self._timer, self._engine.next_deadline(), self._wake)
+        if self._intake.ready(self._loop.now()):
+            return True
+        self._strangers = self._timed(self._strangers, self._intake.ready_at(), _nothing)
+        return self._keyd.unread
+
+    def _carry_out(self) -> None:
         for effect in self._engine.take_effects():
             match effect:
                 case Send():
@@ -106,17 +138,14 @@ class Shell:
                     self._monitor.send(effect.message, effect.sequence)
                 case _:
                     assert_never(effect)
-        self._set_timer(self._engine.next_deadline())
-        return self._keyd.unread
 
-    def _set_timer(self, deadline: float | None) -> None:
-        if self._timer is not None:
-            if self._timer.when == deadline and self._timer.callback is not None:
-                return
-            self._timer.cancel()
-            self._timer = None
-        if deadline is not None:
-            self._timer = self._loop.at(deadline, self._wake)
+    def _timed(self, timer: Timer | None, deadline: float | None, callback: Callable[[], None]) -> Timer | None:
+        """That timer, or another one in its place where it is for another time."""
+        if timer is not None:
+            if timer.when == deadline and timer.callback is not None:
+                return timer
+            timer.cancel()
+        return self._loop.at(deadline, callback) if deadline is not None else None
 
     def _wake(self) -> None:
         self._timer = None
@@ -128,6 +157,14 @@ class Shell:
         event(Level.INFO if reason == GONE else Level.ERROR, "channel-lost", reason=reason)
         self.status = 1
         self._loop.stop()
+
+
+def _nothing() -> None:
+    """The round itself is what is due."""
+
+
+def _tell_overload(datagrams: int) -> None:
+    event(Level.WARNING, "overloaded", dropped=datagrams)
 
 
 if __name__ == "__main__":

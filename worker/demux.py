@@ -14,7 +14,7 @@ MAX_UNAUTHENTICATED = 1536
 MAX_UNAUTHENTICATED_PER_ORIGIN = 256
 """Of one origin; many gateways may stand behind one NAT."""
 MAX_UNAUTHENTICATED_OCTETS = 12 << 20
-UNAUTHENTICATED_OCTETS = 7168
+UNAUTHENTICATED_OCTETS = 7680
 """Of an SA with its exchange, task and timer, besides SAi_b (measured: tests/exchanges/test_floods.py)."""
 _ORIGIN_BITS = 64
 """Of an IPv6 address: whoever has one address has as many as the prefix has (RFC 4291 section 2.5.4)."""

@@ -80,6 +80,12 @@ class Engine:
                 unspoken.refuse_version_2(self._context, data, local, remote)
             self._context.log_rarely(Level.DEBUG, "datagram-dropped", remote=remote, reason=error.reason)
 
+    def knows(self, data: bytes, local: Endpoint) -> bool:
+        """Whether a datagram carries a cookie of ours, which a stranger's first does not; by its header alone."""
+        start = len(NON_ESP_MARKER) if local.port == NATT_PORT else 0
+        cookies = data[start : start + 16]
+        return self._context.sas.find(cookies) is not None or self._context.half_open.gave(cookies[8:])
+
     def unsent(self, datagram: Send, error: int, now: float) -> None:
         """The kernel did not take a datagram, for the reason that `error`, an errno, stands for. Never raises."""
         context = self._context

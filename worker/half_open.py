@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain
+from typing import NewType
 
 from privsep.algorithms import IkeSuite
 from privsep.config.model import Connection
@@ -28,11 +29,11 @@ PARTS = 8
 """Generations that a budget is divided into; so an eighth of it goes at once."""
 
 ORDINARY_OCTETS = 12 << 20
-"""Some 28,000 records of peers that offer alike: a flood of 5,000 a second needs five seconds to push one out."""
+"""Some 40,000 records of peers that offer alike: a flood of 5,000 a second needs seven seconds to push one out."""
 LARGE_SAI_B = 2048
 """Octets; fifty transforms have fewer. Offers beyond have a budget of their own, lest they push out ordinary ones."""
 LARGE_OCTETS = 4 << 20
-RECORD_OCTETS = 448
+RECORD_OCTETS = 300
 """Of a record with its places in the tables and the addresses in it (measured: tests/exchanges/test_floods.py)."""
 VERDICT_OCTETS = 400
 """Of a verdict with its place in the table, besides SAi_b and the answer."""
@@ -41,10 +42,15 @@ _DIGEST_OCTETS = 16
 _COOKIE_OCTETS = 8
 
 
+Key = NewType("Key", bytes)
+"""Digest of what a verdict depends on: a message without its sender's cookie, the connections of its addresses."""
+
+
 @dataclass(slots=True, frozen=True, kw_only=True, eq=False)
 class Offer:
     """An acceptable first message, all but its cookie, and what follows from it."""
 
+    key: Key
     connection: Connection
     suite: IkeSuite
     lifetime: int
@@ -75,22 +81,23 @@ class Unacceptable:
 
 
 Verdict = Offer | Unacceptable
-Key = tuple[bytes, tuple[str, ...]]
-"""What a verdict depends on: the message's digest, and the connections of its addresses by name."""
 
 
 class HalfOpen(Resends):
-    """A first message that was answered."""
+    """A first message that was answered.
 
-    __slots__ = ("cky_r", "key", "local", "offer", "whose")
+    Octets, numbers and what is shared, nothing else: of floats and tuples the interpreter keeps some that are free,
+    and a few of them, spread over what a flood has left, would keep all of its memory.
+    """
 
-    def __init__(self, whose: bytes, cky_r: Cookie, local: Endpoint, key: Key, offer: Offer) -> None:
+    __slots__ = ("cky_r", "local", "offer", "whose")
+
+    def __init__(self, whose: bytes, cky_r: Cookie, local: Endpoint, offer: Offer) -> None:
         """`whose` is what `whose` gives of its cookie and its sender."""
         super().__init__()
         self.whose = whose
         self.cky_r = cky_r
         self.local = local
-        self.key = key
         self.offer = offer
 
     @property
@@ -168,9 +175,12 @@ class HalfOpenTable:
         """What all of it takes."""
         return self._ordinary.octets + self._large.octets
 
-    def digest(self, first: bytes) -> bytes:
-        """Of a first message without its sender's cookie: equal ones deserve the same verdict."""
-        return hashlib.blake2b(first[_COOKIE_OCTETS:], digest_size=_DIGEST_OCTETS, key=self._secret).digest()
+    def key(self, first: bytes, candidates: tuple[Connection, ...]) -> Key:
+        """Of a first message from addresses that these connections describe."""
+        digest = hashlib.blake2b(first[_COOKIE_OCTETS:], digest_size=_DIGEST_OCTETS, key=self._secret)
+        for connection in candidates:
+            digest.update(f"{len(connection.name)}:{connection.name}".encode())
+        return Key(digest.digest())
 
     def verdict(self, key: Key) -> Verdict | None:
         """What was found about an equal message, if that is still known."""
@@ -188,9 +198,9 @@ class HalfOpenTable:
         """A first message is answered."""
         record.begin(self._now())
         generation = self._room(record.offer, RECORD_OCTETS)
-        if record.key not in generation.verdicts:
+        if record.offer.key not in generation.verdicts:
             # it is older than the generation, and lives as long now
-            generation.verdicts[record.key] = record.offer
+            generation.verdicts[record.offer.key] = record.offer
             generation.octets += record.offer.octets
         generation.by_cky_r[record.cky_r] = record
         generation.by_whose[record.whose] = record
@@ -210,6 +220,10 @@ class HalfOpenTable:
             if found is not None:
                 return found if found.whose == whose else None
         return None
+
+    def gave(self, cky_r: bytes) -> bool:
+        """Whether that is a cookie which somebody got from us and has not brought back."""
+        return any(cky_r in generation.by_cky_r for generation in self._generations())
 
     def remove(self, record: HalfOpen) -> None:
         """It is more than half open now. Its octets count until its generation goes."""

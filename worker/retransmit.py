@@ -38,19 +38,20 @@ class Resends:
 
     def __init__(self) -> None:
         self._left = 0
-        self._not_before = 0.0
+        self._not_before = 0
+        """In milliseconds."""
 
     def begin(self, now: float) -> None:
         """The reply has just been sent."""
         self._left = MAX_RESENDS
-        self._not_before = now + RESEND_INTERVAL
+        self._not_before = _milliseconds(now + RESEND_INTERVAL)
 
     def admit(self, now: float) -> bool:
         """Whether a duplicate of the request gets the reply now; not when there were many just before."""
-        if not self._left or now < self._not_before:
+        if not self._left or _milliseconds(now) < self._not_before:
             return False
         self._left -= 1
-        self._not_before = now + RESEND_INTERVAL
+        self._not_before = _milliseconds(now + RESEND_INTERVAL)
         return True
 
 
@@ -80,6 +81,10 @@ class LastReply:
     def again(self, now: float) -> bytes:
         """What a duplicate of the request is answered with now, or nothing."""
         return self._reply if self._reply and self._resends.admit(now) else b""
+
+
+def _milliseconds(seconds: float) -> int:
+    return int(seconds * 1000)
 
 
 def _digest(message: bytes) -> bytes:

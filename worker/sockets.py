@@ -17,7 +17,7 @@ MAX_DATAGRAM = 65535
 BATCH = 32
 """Datagrams taken from one socket in one round, so that timers and channels get their turn."""
 MAX_CACHED = 4096
-"""Endpoints kept as objects; a flood of spoofed addresses empties the cache, not the memory."""
+"""Local endpoints that are kept as objects."""
 
 _IP_PKTINFO = 8
 _IN_PKTINFO = struct.Struct("=I4s4s")
@@ -36,7 +36,7 @@ class Sockets:
         self._received = received
         self._by_local: dict[tuple[bytes, int], socket.socket] = {}
         self._wildcards: dict[tuple[int, int], socket.socket] = {}
-        self._endpoints: dict[tuple[bytes | str, int], Endpoint] = {}
+        self._locals: dict[tuple[bytes, int], Endpoint] = {}
         for descriptor in descriptors:
             self._add(socket.socket(fileno=descriptor), loop)
 
@@ -62,17 +62,15 @@ class Sockets:
                 continue
             packed = local.packed if local is not None else _destination(ancillary)
             if packed is not None:
-                self._received(data, self._endpoint(packed, port), self._endpoint(source[0], source[1]))
+                self._received(data, self._local(packed, port), _remote(source))
 
-    def _endpoint(self, address: bytes | str, port: int) -> Endpoint:
+    def _local(self, address: bytes, port: int) -> Endpoint:
         key = (address, port)
-        found = self._endpoints.get(key)
+        found = self._locals.get(key)
         if found is None:
-            if len(self._endpoints) >= MAX_CACHED:
-                self._endpoints.clear()
-            # a link-local address carries its interface behind a percent sign
-            plain = address.partition("%")[0] if isinstance(address, str) else address
-            found = self._endpoints[key] = Endpoint(ipaddress.ip_address(plain), port)
+            if len(self._locals) >= MAX_CACHED:
+                self._locals.clear()
+            found = self._locals[key] = Endpoint(ipaddress.ip_address(address), port)
         return found
 
     def send(self, data: bytes, local: Endpoint, remote: Endpoint) -> int:
@@ -90,6 +88,12 @@ class Sockets:
         except OSError as error:
             return error.errno or errno.EIO
         return 0
+
+
+def _remote(source: tuple[str, int]) -> Endpoint:
+    """Made anew for each datagram: strangers have any number of addresses, and none is worth keeping."""
+    # a link-local address carries its interface behind a percent sign
+    return Endpoint(ipaddress.ip_address(source[0].partition("%")[0]), source[1])
 
 
 def _destination(ancillary: list[tuple[int, int, bytes]]) -> bytes | None:

@@ -184,7 +184,7 @@ def test_the_memory_of_a_flood_is_bounded_and_given_back(make, octets):
     tracemalloc.start()
     try:
         before = tracemalloc.get_traced_memory()[0]
-        for number in range({0: 28_000, 1900: 5000, 14000: 350}[octets]):
+        for number in range({0: 42_000, 1900: 5000, 14000: 350}[octets]):
             flood.body = lambda number: with_attributes(flood.template, number, octets) if octets else flood.template
             flood.send()
         table = half_open(world.right)

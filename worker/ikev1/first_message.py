@@ -18,7 +18,7 @@ from worker.codec.header import ZERO_COOKIE, encode_message
 from worker.codec.vendor import Vendor
 from worker.context import Context
 from worker.exchange import Received
-from worker.half_open import HalfOpen, Offer, Unacceptable, Verdict, whose
+from worker.half_open import HalfOpen, Key, Offer, Unacceptable, Verdict, whose
 from worker.ikev1 import informational
 from worker.negotiate import choose_ike
 
@@ -35,18 +35,18 @@ def answer(context: Context, first: Received) -> None:
     began = whose(first.header.cky_i, first.remote)
     known = table.begun(began)
     candidates = context.gateway.candidates(first.local.address, first.remote.address)
-    key = table.digest(first.data), tuple(connection.name for connection in candidates)
+    key = table.key(first.data, candidates)
     if known is not None:
-        if known.key == key and known.admit(context.now):
+        if known.offer.key == key and known.admit(context.now):
             _send(context, first, known)
         return
     verdict = table.verdict(key)
     if verdict is None:
-        verdict = _judge(first, candidates)
+        verdict = _judge(first, candidates, key)
         table.remember(key, verdict)
     match verdict:
         case Offer():
-            record = HalfOpen(began, new_cookie(context), first.local, key, verdict)
+            record = HalfOpen(began, new_cookie(context), first.local, verdict)
             table.add(record)
             _send(context, first, record)
         case Unacceptable():
@@ -54,7 +54,7 @@ def answer(context: Context, first: Received) -> None:
             raise PeerError(verdict.reason, verdict.notify)
 
 
-def _judge(first: Received, candidates: tuple[Connection, ...]) -> Verdict:
+def _judge(first: Received, candidates: tuple[Connection, ...], key: Key) -> Verdict:
     try:
         payloads = parse_message(first, 1)
     except PeerError as error:
@@ -66,6 +66,7 @@ def _judge(first: Received, candidates: tuple[Connection, ...]) -> Verdict:
         return Unacceptable(error.reason, error.notify)
     traversal = knows_nat_traversal(payloads) and choice.connection.encap is not Encap.OFF
     return Offer(
+        key=key,
         connection=choice.connection,
         suite=choice.selection.suite,
         lifetime=choice.selection.lifetime,
