@@ -171,12 +171,34 @@ def test_an_identity_of_ours_that_strongswan_does_not_expect_is_not_blamed_on_th
     assert "or the peer does not accept our identity 192.0.2.1" in done.stderr
 
 
+def test_a_strongswan_that_wants_xauth_is_not_blamed_on_the_key_alone(network, ours, strongswan):
+    strongswan.start(*SUITES[0], more="remote-xauth { auth = xauth-generic }")
+    ours.start(*SUITES[0])
+    done = ours.cli("up", "peer/net", "--timeout", "20", check=False)
+    assert done.returncode in (1, 5)
+    assert "or it wants more than a pre-shared key (XAUTH)" in done.stderr
+    assert "none allows pre-shared key authentication using Main Mode" in strongswan.text()
+    assert ours.children() == []
+
+
+def test_strongswan_is_told_that_we_do_not_speak_aggressive_mode_rfc2408_5_2(network, ours, strongswan):
+    ours.start(*SUITES[0])
+    strongswan.start(*SUITES[0], more="aggressive = yes")
+    strongswan.swanctl("--initiate", "--child", "net", "--timeout", "5", check=False)
+    # UNSUPPORTED-EXCHANGE-TYPE, for which charon has no name
+    assert network.wait_for(lambda: "received (29) error notify" in strongswan.text()), strongswan.text()
+    line = 'warning not-spoken connection=peer remote=192.0.2.2[500] wants="Aggressive Mode"'
+    assert network.wait_for(lambda: line in ours.text()), ours.text()
+
+
 def test_strongswan_understands_that_we_do_not_speak_ikev2_rfc7296_1_5(network, ours, strongswan):
     ours.start(*SUITES[0])
     strongswan.start(*SUITES[0], version=2)
-    done = strongswan.swanctl("--initiate", "--child", "net", "--timeout", "5", check=False)
-    assert "received INVALID_MAJOR_VERSION notify error" in done + strongswan.text()
-    assert "warning not-spoken connection=peer remote=192.0.2.2[500] wants=IKEv2" in ours.text()
+    strongswan.swanctl("--initiate", "--child", "net", "--timeout", "5", check=False)
+    understood = "received INVALID_MAJOR_VERSION notify error"
+    assert network.wait_for(lambda: understood in strongswan.text()), strongswan.text()
+    line = "warning not-spoken connection=peer remote=192.0.2.2[500] wants=IKEv2"
+    assert network.wait_for(lambda: line in ours.text()), ours.text()
 
 
 @pytest.mark.parametrize("begins", ["ours", "strongswan"])

@@ -27,6 +27,7 @@ swanctl {{ load = pem pkcs1 x509 openssl random }}
 SWANCTL_CONF = """\
 connections {{ peer {{
   version = {version}
+  {more}
   proposals = {ike}
   local_addrs = {local}
   remote_addrs = {remote}
@@ -103,9 +104,19 @@ class StrongSwan(Daemon):
         self._environment["STRONGSWAN_CONF"] = str(site.directory / "strongswan.conf")
 
     def start(
-        self, ike: str, esp: str, *, psk: str = PSK, ids: tuple[str, str] = (LEFT, RIGHT), version: int = 1
+        self,
+        ike: str,
+        esp: str,
+        *,
+        psk: str = PSK,
+        ids: tuple[str, str] = (LEFT, RIGHT),
+        version: int = 1,
+        more: str = "",
     ) -> None:
-        """With one connection between the two sites of a `lab.Network`; `ids` are the left's and the right's."""
+        """With one connection between the two sites of a `lab.Network`; `ids` are the left's and the right's.
+
+        `more` are settings of it.
+        """
         here, there = (LEFT, LEFT_HOST, ids[0]), (RIGHT, RIGHT_HOST, ids[1])
         if self.site.outer == RIGHT:
             here, there = there, here
@@ -113,6 +124,7 @@ class StrongSwan(Daemon):
         self.launch(
             SWANCTL_CONF.format(
                 version=version,
+                more=more,
                 ike=ike,
                 esp=esp,
                 local=local,
