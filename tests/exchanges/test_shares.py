@@ -7,7 +7,7 @@ import pytest
 from keyd import message_ids
 from keyd.message_ids import MAX_MESSAGE_IDS
 from privsep.iana import IdType
-from privsep.isakmp.payloads import Notification
+from privsep.isakmp.payloads import Delete, Notification
 from privsep.schema.install import Outcome
 from privsep.types import Identity
 from worker import established, peers
@@ -103,6 +103,23 @@ def test_an_ike_sa_is_replaced_before_its_message_ids_are_used_up_rfc2408_3_1(ma
     assert world.right.logged("message-ignored") == []
     assert world.mirror() == 1
     world.settled()
+
+
+def test_what_cannot_be_answered_does_not_keep_a_delete_from_being_heard(make, monkeypatch):
+    """Dead peer detection asks under an IKE SA without message ids for an answer, and a Delete stands behind it."""
+    world = make.Pair()
+    world.up()
+    (sa,) = world.left.engine._context.sas.all()
+    (spi,) = world.left.pairs
+    ask = Notification(protocol=1, type=36136, spi=sa.cky_i + sa.cky_r, data=bytes(4))
+    gone = Delete(protocol=3, spis=(spi.to_bytes(4, "big"),))
+    world.left.engine._context.spawn(informational.send(world.left.engine._context, sa, [ask, gone]), "x", dict)
+    world.run(0.001)
+    (theirs,) = world.right.engine._context.sas.all()
+    used = len(world.right.keyd._registry.get(theirs.handle).message_ids)
+    monkeypatch.setattr(message_ids, "MAX_MESSAGE_IDS", used + 1)
+    world.run(1.0)
+    assert world.right.pairs == {}
 
 
 @pytest.mark.parametrize("message", ["informational", "quick mode"])

@@ -115,7 +115,7 @@ async def receive(context: Context, sa: IkeSa, received: Received) -> None:
         # libreswan has a notification behind a Delete that is of no form: what is well said is heard
         try:
             await _obey(context, sa, parse_payload(kind, body))
-        except PeerError as error:
+        except (PeerError, Failed) as error:
             context.log_rarely(Level.INFO, "message-ignored", **sa.label, reason=error.reason)
 
 
