@@ -119,15 +119,15 @@ for _ in range(5):
 """
 
 
-def test_it_cannot_exhaust_keyd_with_a_hundred_thousand_requests(worlds, record):
+def test_it_cannot_exhaust_keyd_with_twenty_thousand_requests(worlds, record):
     world = worlds(SHIPPED)
     world.attempt("os._exit(0)")
     pid, answers, began = world.pid("keyd"), Counter(), time.monotonic()
     with others_are_served(world), growth(pid) as sizes:
-        for _ in range(10):
+        for _ in range(2):
             answers.update(world.attack(OFFERS))
     seconds = time.monotonic() - began
-    assert answers == {"IkeKeys": 100_000}
+    assert answers == {"IkeKeys": 20_000}
     swollen = max(sizes) - sizes[0]
     assert swollen < 64 * MEGABYTE
     held = world.in_keyd(HELD, kind="IkeSa")
