@@ -1,7 +1,9 @@
 """The monitor's orders on behalf of operators (Up, Down, Stop), and what we tell about ourselves (Describe)."""
 
+import bisect
 import functools
 import ipaddress
+import itertools
 from collections.abc import Coroutine
 from typing import Any
 
@@ -37,6 +39,7 @@ MAX_CHILDREN = 64
 """Child SAs of a page: with identities of the greatest length it still fits into one frame."""
 HINT_PATIENCE = 4.0
 """Seconds that an operator waits on once somebody said, unauthenticated, why it will fail. The exchange goes on."""
+STOPPING = "the daemon stops"
 ORDERED_DOWN = "the operator ordered it down"
 NOT_CONFIGURED = "no such connection or child is configured"
 _NONE = Endpoint(ipaddress.IPv4Address(0), 0)
@@ -60,6 +63,8 @@ class Control:
         self._keeper = keeper
         self._renewal = renewal
         self._orders: dict[str, list[Order]] = {}
+        self._listed: list[tuple[int, IkeSa | Goal]] = []
+        """What is described, by age, as it was when a first page was asked for; nothing once a last page was given."""
 
     def _reply(self, sequence: int, message: WorkerReply) -> None:
         self._context.outbox.append(TellMonitor(sequence, message))
@@ -140,6 +145,7 @@ class Control:
         self._run(self._stop(), Order(0, ""), sequence)
 
     async def _stop(self) -> str:
+        self._renewal.abandon(STOPPING)
         closing = [self._closing(connection) for connection in tuple(self._context.peers)]
         for done in closing:
             await done
@@ -150,7 +156,7 @@ class Control:
 
         async def close() -> None:
             try:
-                await self._renewal.close(connection, "the daemon stops")
+                await self._renewal.leave(connection, STOPPING)
             finally:
                 done.set_result(None)
 
@@ -179,10 +185,15 @@ class Control:
 
     def describe(self, message: Describe, sequence: int) -> None:
         """IKE SAs and waiting goals by age, a page of them after the cursor."""
+        if not message.cursor or not self._listed:
+            self._listed = self._entries()
         page: list[IkeStatus] = []
         children = 0
         cursor = 0
-        for serial, entry in self._entries(message.cursor):
+        begin = bisect.bisect_right(self._listed, message.cursor, key=lambda each: each[0])
+        for serial, entry in itertools.islice(self._listed, begin, None):
+            if not _is_there(entry):
+                continue
             status = self._waiting(entry) if isinstance(entry, Goal) else self._ike(entry)
             children += len(status.children)
             if page and (len(page) == MAX_PAGE or children > MAX_CHILDREN):
@@ -191,9 +202,10 @@ class Control:
             cursor = serial
         else:
             cursor = 0
+            self._listed = []
         self._reply(sequence, Described(cursor=cursor, ike_sas=tuple(page)))
 
-    def _entries(self, after: int) -> list[tuple[int, IkeSa | Goal]]:
+    def _entries(self) -> list[tuple[int, IkeSa | Goal]]:
         """Strangers' half-open SAs are not worth a line each; a connection that waits is."""
         sas = [sa for sa in self._context.sas.all() if sa.connection is not None]
         alive = {sa.connection.name for sa in sas if sa.connection is not None}
@@ -202,7 +214,7 @@ class Control:
             if goal.retry is not None and goal.connection.name not in alive:
                 waiting.setdefault(goal.connection.name, goal)
         entries: list[IkeSa | Goal] = [*sas, *waiting.values()]
-        return sorted(((each.serial, each) for each in entries if each.serial > after), key=lambda pair: pair[0])
+        return sorted(((each.serial, each) for each in entries), key=lambda pair: pair[0])
 
     def _ike(self, sa: IkeSa) -> IkeStatus:
         now, peer = self._context.now, sa.peer
@@ -260,3 +272,8 @@ class Control:
             rekey_in_s=0,
             children=(),
         )
+
+
+def _is_there(entry: IkeSa | Goal) -> bool:
+    """Whether it is still what it was when it was listed."""
+    return entry.retry is not None if isinstance(entry, Goal) else entry.state is not IkeState.CLOSED

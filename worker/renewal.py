@@ -155,12 +155,21 @@ class Renewal:
                     self.renew_child(child)
 
     async def close(self, connection: str, reason: str) -> None:
-        """Delete all that we have with the peers of a connection: child SAs first, while there is who says it."""
-        context = self._context
-        for sa in context.sas.all():
-            if sa.state is IkeState.NEGOTIATING and sa.connection is not None and sa.connection.name == connection:
+        """End all that we have, or begin to have, with the peers of a connection."""
+        self.abandon(reason, connection)
+        await self.leave(connection, reason)
+
+    def abandon(self, reason: str, connection: str | None = None) -> None:
+        """End the IKE SAs that are being negotiated, of one connection or of all."""
+        for sa in self._context.sas.all():
+            name = sa.connection.name if sa.connection is not None else None
+            if sa.state is IkeState.NEGOTIATING and name is not None and connection in (None, name):
                 _abandon(sa, reason)
-                forget_ike(context, sa, reason)
+                forget_ike(self._context, sa, reason)
+
+    async def leave(self, connection: str, reason: str) -> None:
+        """Delete what its peers have with us: child SAs first, while there is who says it."""
+        context = self._context
         for peer in peers_of(context, connection):
             newest_sa = newest(peer)
             making = [

@@ -3,13 +3,14 @@
 import dataclasses
 
 import pytest
+from effort import instructions
 
 from keyd import agreement
 from privsep.config.model import Start
 from privsep.isakmp.child_proposals import notified_lifetime
 from privsep.isakmp.terms import agreed_lifetime
 from privsep.schema import keyd
-from privsep.schema.install import Acquire, Adopted, Expired, Moved, Outcome, Stop
+from privsep.schema.install import Acquire, Adopted, Describe, Expired, Moved, Outcome, Stop
 from privsep.types import Endpoint
 from worker.renewal import GRACE, PEERS_GRACE
 
@@ -388,6 +389,45 @@ def test_status_comes_in_pages(make):
     status = site.status()
     assert {each.connection for each in status} == {each.name for each in connections}
     assert all("next attempt in" in each.state or each.state == "negotiating" for each in status)
+
+
+def waiting_site(make, size):
+    """A gateway with connections that wait for their next attempt."""
+    connections = [make.connection(name=f"c{n}", remote=make.address("198.18.0.0") + n) for n in range(1, size + 1)]
+    site = make.World().add("left", make.gateway(*connections), make.LEFT)
+    for goal in site.engine._keeper.goals.values():
+        goal.retry = site.engine._context.after(1000.0, lambda: None)
+    return site
+
+
+def test_four_times_as_many_pages_of_status_cost_about_four_times_as_much(make):
+    def cost(size):
+        site = waiting_site(make, size)
+        return instructions(site.status)
+
+    assert cost(1600) < 5 * cost(400)
+
+
+def test_two_who_ask_for_status_at_once_both_get_all(make):
+    site = waiting_site(make, 40)
+    first = site.monitor.described[site.order(Describe(cursor=0))]
+    assert len(site.status()) == 40
+    found, cursor = list(first.ike_sas), first.cursor
+    while cursor:
+        page = site.monitor.described[site.order(Describe(cursor=cursor))]
+        found, cursor = [*found, *page.ike_sas], page.cursor
+    assert [each.connection for each in found] == [f"c{n}" for n in range(1, 41)]
+
+
+def test_what_is_gone_when_its_page_comes_is_left_out(make):
+    site = waiting_site(make, 40)
+    first = site.monitor.described[site.order(Describe(cursor=0))]
+    site.engine._keeper.goals["c40", "lan"].retry = None
+    found, cursor = list(first.ike_sas), first.cursor
+    while cursor:
+        page = site.monitor.described[site.order(Describe(cursor=cursor))]
+        found, cursor = [*found, *page.ike_sas], page.cursor
+    assert len(found) == 39
 
 
 @pytest.mark.parametrize("moment", range(24))
