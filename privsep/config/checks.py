@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from privsep.config import kernel, userspace
 from privsep.config.lanes import MAX_U32
 from privsep.config.model import Child, Connection, DataplaneChoice, Encap, Gateway
+from privsep.config.problems import MAX_PROBLEMS
 from privsep.config.reader import Reader, Section
 from privsep.iana import ProtocolId
 from privsep.types import Mode, TrafficSelector, nested
@@ -113,6 +114,9 @@ def _check_nested(remotes: Iterable[_Remote], reader: Reader, reported: set[tupl
     """Networks nest or are disjoint, so those that contain one another meet on a stack in order of address."""
     stack: list[_Remote] = []
     for selector, connection, child in sorted(remotes, key=lambda entry: _order(entry[0])):
+        if len(reported) > MAX_PROBLEMS:
+            # thousands with the same selectors would be millions of pairs, of which nobody is told
+            return
         while stack and not nested(stack[-1][0].network, selector.network):
             stack.pop()
         for enclosing, other, others_child in stack:

@@ -623,6 +623,17 @@ def test_loading_four_times_as_many_connections_costs_about_four_times_as_much(r
     assert cost(160) < 5 * cost(40)
 
 
+def test_one_mistake_in_every_connection_costs_no_look_at_every_pair(problems):
+    """All have the same networks: each pair of them is a problem, and a hundred are told."""
+
+    def cost(size):
+        text = "".join(connection(f"c{n}", "any", "10.1.0.0/16", "10.2.0.0/16") for n in range(size))
+        assert "overlaps 10.2.0.0/16" in problems(text)[0][1]
+        return instructions(lambda: problems(text))
+
+    assert cost(160) < 5 * cost(40)
+
+
 def test_the_policy_numbers_bound_the_children_of_all_connections(problems, monkeypatch):
     monkeypatch.setattr("privsep.config.checks.MAX_POLICIES", 1)
     text = connection("a", "192.0.2.2", "10.1.0.0/16", "10.2.0.0/16") + connection(
