@@ -11,6 +11,7 @@ from privsep.rate import Rate, Sparing
 from privsep.schema import install, keyd
 from privsep.tasks import Task
 from privsep.types import Endpoint, Identity, Spi
+from worker.adoptions import Adoptions
 from worker.agreeing import Agreeing
 from worker.child import ChildSa
 from worker.demux import SaTable
@@ -73,8 +74,7 @@ class Context:
         """By the connection's name."""
         self.children: dict[Spi, ChildSa] = {}
         """By inbound SPI."""
-        self.adopted: dict[Spi, install.Adopted] = {}
-        """Pairs that an earlier worker had installed, by inbound SPI."""
+        self.adopted = Adoptions()
         self.serials = count(1)
         self.outbox: list[Effect] = []
         self.half_open = HalfOpenTable(lambda: self.now, self.after, random(DIGEST_SECRET_OCTETS))

@@ -131,10 +131,10 @@ class Keeper:
         """The operator wants it down, with what an earlier worker had for it."""
         goal.wanted = Wanted.ON_DEMAND
         goal.ends = None
-        for spi, adopted in tuple(self._context.adopted.items()):
-            if (adopted.connection, adopted.child) == (goal.connection.name, goal.child.name):
-                del self._context.adopted[spi]
-                self._context.release(spi)
+        for adopted in self._context.adopted.of(goal.connection.name):
+            if adopted.child == goal.child.name:
+                self._context.adopted.drop(Spi(adopted.spi_in))
+                self._context.release(Spi(adopted.spi_in))
         if goal.retry is not None:
             goal.retry.cancel()
             goal.retry = None
@@ -175,17 +175,16 @@ class Keeper:
         """A pair came up, whoever began: what an earlier worker had for the same is replaced by it."""
         context, connection = self._context, child.peer.connection
         replaced = [
-            spi
-            for spi, adopted in context.adopted.items()
-            if (adopted.connection, adopted.child) == (connection.name, child.child.name)
-            and adopted.identity == child.peer.identity
+            Spi(adopted.spi_in)
+            for adopted in context.adopted.of(connection.name)
+            if (adopted.child, adopted.identity) == (child.child.name, child.peer.identity)
         ]
         if replaced and all(serving(child.peer, flow) for flow in flows(connection, child.child)):
             context.after(GRACE, lambda: self._replace(child, replaced))
 
     def _replace(self, child: ChildSa, spis: list[Spi]) -> None:
         context = self._context
-        gone = [spi for spi in spis if context.adopted.pop(spi, None) is not None]
+        gone = [spi for spi in spis if context.adopted.drop(spi)]
         for spi in gone:
             context.release(spi)
         self._renewal.tell_deleted(child.peer, [(child.suite.protocol, spi) for spi in gone])
@@ -207,7 +206,7 @@ class Keeper:
         if goal is None:
             context.release(Spi(adopted.spi_in))
             return
-        context.adopted[Spi(adopted.spi_in)] = adopted
+        context.adopted.put(adopted)
         context.log(Level.INFO, "adopted", **goal.label(), spi_in=hex_spi(adopted.spi_in))
         if self.ends(goal) and not goal.running:
             goal.ends = (adopted.local, adopted.remote)
@@ -219,7 +218,7 @@ class Keeper:
         adopted = self._context.adopted.get(spi)
         if adopted is None:
             return
-        self._context.adopted[spi] = replace(adopted, remote=remote)
+        self._context.adopted.put(replace(adopted, remote=remote))
         goal = self.goals[adopted.connection, adopted.child]
         if goal.ends == (adopted.local, adopted.remote):
             goal.ends = (adopted.local, remote)
@@ -234,7 +233,7 @@ class Keeper:
         """The data plane ended a pair or wants it replaced."""
         context = self._context
         if hard:
-            context.adopted.pop(spi, None)
+            context.adopted.drop(spi)
         child = context.children.get(spi)
         adopted = context.adopted.get(spi)
         if adopted is not None:

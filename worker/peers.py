@@ -23,7 +23,7 @@ def peers_of(context: Context, connection: str) -> tuple[Peer, ...]:
 def first_contact(context: Context, connection: Connection) -> bool:
     """RFC 2407 section 4.6.3.3: whether we know of no SA with the peer, so that it may forget all that it knows of."""
     known = any(peer.ike_sas or peer.children for peer in peers_of(context, connection.name))
-    return not known and all(adopted.connection != connection.name for adopted in context.adopted.values())
+    return not known and not context.adopted.of(connection.name)
 
 
 def join(context: Context, sa: IkeSa, connection: Connection, identity: Identity) -> None:

@@ -93,7 +93,7 @@ class Load:
         """Begin one more."""
         tunnel = Tunnel(Engine(self.gateway, os.urandom, log=_silence, now=time.monotonic()))
         # every tunnel is between the same identities: INITIAL-CONTACT would have the responder delete the earlier ones
-        tunnel.engine._context.adopted[EARLIER.spi_in] = EARLIER
+        tunnel.engine._context.adopted.put(EARLIER)
         self.tunnels.append(tunnel)
         order = install.Up(order=1, connection="peer", child="net")
         tunnel.engine.monitor_message(order, 1, time.monotonic())

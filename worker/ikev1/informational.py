@@ -223,10 +223,10 @@ def honour_initial_contact(context: Context, sa: IkeSa, connection: Connection, 
         for each in tuple(peer.ike_sas):
             if each is not sa and each.established < sa.created:
                 forget_ike(context, each, "the peer has started anew")
-    for spi, adopted in tuple(context.adopted.items()):
-        if (adopted.connection, adopted.identity) == (connection.name, identity):
-            del context.adopted[spi]
-            context.release(spi)
+    for adopted in context.adopted.of(connection.name):
+        if adopted.identity == identity:
+            context.adopted.drop(Spi(adopted.spi_in))
+            context.release(Spi(adopted.spi_in))
 
 
 async def delete_spis(context: Context, sa: IkeSa, spis: Iterable[tuple[ProtocolId, Spi]]) -> None:
