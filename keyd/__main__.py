@@ -96,7 +96,7 @@ def _from_monitor(
     request: keymat.Request, sequence: int, service: Service, monitor: Channel[keymat.Request, keymat.Reply]
 ) -> None:
     match request:
-        case keymat.Redeem():
+        case keymat.RedeemInbound() | keymat.RedeemOutbound():
             monitor.send(service.redeem(request), sequence)
         case SetLevel():
             log.set_level(request.level, request.connection)

@@ -6,8 +6,8 @@
              responder:                      KEYED_R -AuthOpen-> PROVEN  -AuthSeal-> AUTHENTICATED
     Quick    initiator:  QUICK_OFFERED -QuickFinish-> QUICK_FINISHED -QuickAccept->  gone
              responder:  QUICK_OPENED  -QuickAnswer-> QUICK_ANSWERED -QuickConfirm-> gone
-    keymat               (QuickAnswer) DERIVED -QuickConfirm-> REDEEMABLE -Redeem-> gone
-                         (QuickAccept)                         REDEEMABLE -Redeem-> gone
+    keymat   initiator:  (QuickAccept) CONFIRMED               -RedeemInbound-> SENDABLE -RedeemOutbound-> gone
+             responder:  (QuickAnswer) DERIVED -RedeemInbound-> RECEIVING -QuickConfirm-> SENDABLE, and so on
 """
 
 from collections.abc import Callable, Hashable, Iterable
@@ -59,8 +59,10 @@ class State(Enum):
     QUICK_FINISHED = "Quick Mode, initiator: HASH(2) was right"
     QUICK_OPENED = "Quick Mode, responder: HASH(1) was right"
     QUICK_ANSWERED = "Quick Mode, responder: message 2 is out"
-    DERIVED = "keymat: the peer has not confirmed"
-    REDEEMABLE = "keymat: waits for the monitor"
+    DERIVED = "keymat: the peer has not confirmed; the inbound half waits for the monitor"
+    RECEIVING = "keymat: the monitor has the inbound half, the peer has not confirmed"
+    CONFIRMED = "keymat: the peer has confirmed; both halves wait for the monitor"
+    SENDABLE = "keymat: the peer has confirmed; the outbound half waits for the monitor"
     GONE = "wiped"
 
 
@@ -77,7 +79,8 @@ Operation = type[
     | QuickAnswer
     | QuickConfirm
     | Drop
-    | keymat.Redeem
+    | keymat.RedeemInbound
+    | keymat.RedeemOutbound
 ]
 
 TRANSITIONS: dict[tuple[State, Operation], State] = {
@@ -94,8 +97,10 @@ TRANSITIONS: dict[tuple[State, Operation], State] = {
     (State.QUICK_FINISHED, QuickAccept): State.GONE,
     (State.QUICK_OPENED, QuickAnswer): State.QUICK_ANSWERED,
     (State.QUICK_ANSWERED, QuickConfirm): State.GONE,
-    (State.DERIVED, QuickConfirm): State.REDEEMABLE,
-    (State.REDEEMABLE, keymat.Redeem): State.GONE,
+    (State.DERIVED, keymat.RedeemInbound): State.RECEIVING,
+    (State.RECEIVING, QuickConfirm): State.SENDABLE,
+    (State.CONFIRMED, keymat.RedeemInbound): State.SENDABLE,
+    (State.SENDABLE, keymat.RedeemOutbound): State.GONE,
 }
 TRANSITIONS |= {(state, Drop): State.GONE for state in State if state is not State.GONE}
 
@@ -152,6 +157,10 @@ class Entry:
 
     def wipe(self) -> None:
         """Overwrite the secrets."""
+
+    def admits(self, operation: Operation) -> bool:
+        """Whether its state does, by TRANSITIONS."""
+        return (self.state, operation) in TRANSITIONS
 
     def advance(self, operation: Operation) -> None:
         """Move on as TRANSITIONS says; Violation where it says nothing."""
@@ -226,7 +235,7 @@ class Registry:
             raise Refuse(Refusal.UNKNOWN_HANDLE)
         if not isinstance(entry, kind):
             raise Violation(f"{operation.__name__} with a handle of another kind")
-        if (entry.state, operation) not in TRANSITIONS:
+        if not entry.admits(operation):
             raise Violation(f"{operation.__name__} in state {entry.state.name}")
         if entry.expires <= self._clock():
             self.drop(entry)

@@ -23,6 +23,7 @@ from privsep.config.model import Child
 from privsep.errors import PeerError, Violation
 from privsep.iana import NotifyType, PayloadType
 from privsep.payloads import Chain, join_chain, split_chain
+from privsep.schema import keymat as keymat_schema
 from privsep.schema.keyd import (
     Done,
     InfoOpen,
@@ -41,7 +42,7 @@ from privsep.schema.keyd import (
     Refusal,
     SealedNew,
 )
-from privsep.schema.keymat import NotRedeemable, Redeem, Redeemed
+from privsep.schema.keymat import NotRedeemable, RedeemInbound
 from privsep.types import Role
 
 QUICK_LIFETIME = 300.0
@@ -121,7 +122,7 @@ class Phase2:
         quick = context.registry.find(request.quick, Quick, QuickAccept)
         if quick.agreement is None:
             raise Violation("nothing was agreed on")
-        keymat = self._derive(quick, Role.INITIATOR, State.REDEEMABLE, quick.agreement)
+        keymat = self._derive(quick, Role.INITIATOR, State.CONFIRMED, quick.agreement)
         keymat.expires = context.clock() + KEYMAT_LIFETIME
         value = _hash_3(quick)
         ciphertext = quick.chain.seal(put_hash(value, (PayloadType.NONE, b"")))
@@ -186,39 +187,20 @@ class Phase2:
         context.registry.drop(quick)
         return Done()
 
-    def redeem(self, request: Redeem) -> Redeemed | NotRedeemable:
-        """The monitor's only request. The monitor forwards what the worker named, so nothing here is its fault."""
+    def redeem(self, request: keymat_schema.Redemption) -> keymat_schema.Reply:
+        """The monitor's requests. It forwards what the worker named, so nothing here is its fault."""
         registry = self._context.registry
         keymat = registry.get(request.keymat)
-        if not isinstance(keymat, Keymat) or keymat.state is not State.REDEEMABLE:
+        if not isinstance(keymat, Keymat) or not keymat.admits(type(request)):
             return NotRedeemable()
         if keymat.expires <= self._context.clock():
             registry.drop(keymat)
             return NotRedeemable()
-        agreed = keymat.agreement
-        redeemed = Redeemed(
-            connection=keymat.connection,
-            child=agreed.child.name,
-            identity=keymat.identity,
-            role=keymat.role,
-            suite=agreed.suite,
-            mode=agreed.mode,
-            encap=agreed.encap,
-            spi_in=agreed.spi_in,
-            spi_out=agreed.spi_out,
-            cpi_in=agreed.cpi_in,
-            cpi_out=agreed.cpi_out,
-            local_ts=agreed.local_ts,
-            remote_ts=agreed.remote_ts,
-            lifetime=agreed.lifetime,
-            encryption_in=bytes(keymat.inbound.encryption),
-            integrity_in=bytes(keymat.inbound.integrity),
-            encryption_out=bytes(keymat.outbound.encryption),
-            integrity_out=bytes(keymat.outbound.integrity),
-        )
-        keymat.advance(Redeem)
-        registry.drop(keymat)
-        return redeemed
+        reply = keymat.inbound_half() if isinstance(request, RedeemInbound) else keymat.outbound_half()
+        keymat.advance(type(request))
+        if keymat.state is State.GONE:
+            registry.drop(keymat)
+        return reply
 
     def _derive(self, quick: Quick, role: Role, state: State, agreed: Agreement) -> Keymat:
         return Keymat(state, quick.expires, quick, role, agreed)

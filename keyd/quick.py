@@ -13,6 +13,7 @@ from keyd.phase1 import IkeSa
 from keyd.secret import Secret
 from privsep.algorithms import ChildSuite
 from privsep.errors import Violation
+from privsep.schema.keymat import Redeemed, RedeemedOutbound
 from privsep.types import Identity, Role
 
 
@@ -82,6 +83,38 @@ class Keymat(Entry):
     def owner(self) -> Hashable:
         """It outlives its Quick Mode."""
         return self.connection
+
+    def inbound_half(self) -> Redeemed:
+        """What the monitor gets of it first, and nobody after."""
+        agreed = self.agreement
+        redeemed = Redeemed(
+            connection=self.connection,
+            child=agreed.child.name,
+            identity=self.identity,
+            role=self.role,
+            suite=agreed.suite,
+            mode=agreed.mode,
+            encap=agreed.encap,
+            spi_in=agreed.spi_in,
+            spi_out=agreed.spi_out,
+            cpi_in=agreed.cpi_in,
+            cpi_out=agreed.cpi_out,
+            local_ts=agreed.local_ts,
+            remote_ts=agreed.remote_ts,
+            lifetime=agreed.lifetime,
+            encryption_in=bytes(self.inbound.encryption),
+            integrity_in=bytes(self.inbound.integrity),
+        )
+        self.inbound.wipe()
+        return redeemed
+
+    def outbound_half(self) -> RedeemedOutbound:
+        """What the monitor gets of it then."""
+        redeemed = RedeemedOutbound(
+            encryption_out=bytes(self.outbound.encryption), integrity_out=bytes(self.outbound.integrity)
+        )
+        self.outbound.wipe()
+        return redeemed
 
     def wipe(self) -> None:
         """Overwrite the keys."""

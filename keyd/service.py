@@ -11,6 +11,7 @@ from keyd.phase1 import Phase1
 from keyd.phase2 import Phase2
 from privsep.algorithms import Group
 from privsep.config.model import Gateway
+from privsep.schema import keymat
 from privsep.schema.codec import MAX_TEXT
 from privsep.schema.keyd import (
     AuthOpen,
@@ -32,7 +33,6 @@ from privsep.schema.keyd import (
     Reply,
     Request,
 )
-from privsep.schema.keymat import NotRedeemable, Redeem, Redeemed
 
 
 class Service:
@@ -87,7 +87,7 @@ class Service:
                 return Refused(why=refuse.why)
             return Refused(why=refuse.why, detail=fault.reason[:MAX_TEXT], notify=fault.notify)
 
-    def redeem(self, request: Redeem) -> Redeemed | NotRedeemable:
+    def redeem(self, request: keymat.Redemption) -> keymat.Reply:
         """The answer to the monitor."""
         return self._redeem(request)
 

@@ -1,21 +1,23 @@
 """The second opinion: may this pair be installed? Pure functions, one for each reason to say no.
 
-What keyd proved and the peer agreed to (`Redeemed`), and the two ends that the worker names (`Install`), are compared
-with the monitor's own configuration and with what it allocated and installed itself. Policy number, lane, lifetime and
-replay window come from the configuration alone. `Passed.PASSED` is the one value that lets a request through.
+What keyd proved and the peer agreed to (`Redeemed`), and the two ends that the worker names (`InstallInbound`), are
+compared with the monitor's own configuration and with what it allocated and installed itself. Policy number, lane,
+lifetime and replay window come from the configuration alone. `Passed.PASSED` is the one value that lets a request
+through.
 """
 
 import ipaddress
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from monitor.dataplane import Cpis, Pair
 from monitor.sadb import Claim, Claims, Policies, Sadb, fixed
+from privsep.algorithms import ChildSuite
 from privsep.config.model import Child, Connection, Encap, Gateway, Remote, RemoteAny
 from privsep.iana import ProtocolId
-from privsep.schema.install import Denial, Install
-from privsep.schema.keymat import Redeemed
+from privsep.schema.install import AllocateSpi, Denial, InstallInbound
+from privsep.schema.keymat import Redeemed, RedeemedOutbound
 from privsep.types import Address, Cpi, Endpoint, Identity, Mode, Spi, TrafficSelector
 
 IKE_PORT = 500
@@ -64,10 +66,12 @@ def authorize(
     sadb: Sadb,
     policies: Policies,
     redeemed: Redeemed,
-    install: Install,
+    install: InstallInbound,
     checks: Iterable[Check] | None = None,
 ) -> Pair | Denial:
     """The pair to install, built from the configuration and what keyd derived, or why not. Changes nothing.
+
+    It has what receives; `with_outbound` adds what sends.
 
     `checks` are all of `CHECKS`, or `READMISSION`.
     """
@@ -111,8 +115,8 @@ def authorize(
         suite=redeemed.suite.without_group(),
         encryption_in=redeemed.encryption_in,
         integrity_in=redeemed.integrity_in,
-        encryption_out=redeemed.encryption_out,
-        integrity_out=redeemed.integrity_out,
+        encryption_out=b"",
+        integrity_out=b"",
         local=case.local,
         remote=case.remote,
         encap=redeemed.encap,
@@ -123,6 +127,38 @@ def authorize(
         ipcomp=cpis,
         role=redeemed.role,
     )
+
+
+def with_outbound(pair: Pair, redeemed: RedeemedOutbound) -> Pair | Denial:
+    """The pair with the keys that send; their lengths are the suite's, as those of the other half."""
+    if not _lengths_fit(pair.suite, redeemed.encryption_out, redeemed.integrity_out):
+        return Denial.ALGORITHMS
+    return replace(pair, encryption_out=redeemed.encryption_out, integrity_out=redeemed.integrity_out)
+
+
+def foresee(gateway: Gateway, sadb: Sadb, policies: Policies, wish: AllocateSpi) -> Plan | Denial:
+    """Whether a pair for this traffic would be installed, as far as can be told before anything is negotiated.
+
+    What the worker says of the peer's identity is believed here, so nothing is installed on the strength of it.
+    """
+    named = find_child(gateway, wish.connection, wish.child)
+    if named is None:
+        return Denial.NO_SUCH_CHILD
+    connection, child = named
+    plan = Plan(
+        gateway=gateway,
+        connection=connection,
+        child=child,
+        identity=wish.identity,
+        local=wish.local,
+        remote=wish.remote,
+        local_ts=wish.local_ts,
+        remote_ts=wish.remote_ts,
+        sadb=sadb,
+        policies=policies,
+    )
+    verdicts = (check(plan) for check in FORESEEABLE)
+    return next((verdict for verdict in verdicts if verdict is not PASSED), plan)
 
 
 def _cpis(redeemed: Redeemed) -> Cpis | None:
@@ -193,12 +229,13 @@ def _mode(case: Case) -> Verdict:
 
 def _key_lengths(case: Case) -> Verdict:
     """The keys, salts and nonces are as long as the suite's, not a bit shorter (RFC 2409 section 5.5)."""
-    redeemed, suite = case.redeemed, case.redeemed.suite
-    exact = (
-        len(redeemed.encryption_in) == len(redeemed.encryption_out) == suite.encryption_octets
-        and len(redeemed.integrity_in) == len(redeemed.integrity_out) == suite.integrity_octets
-    )
+    redeemed = case.redeemed
+    exact = _lengths_fit(redeemed.suite, redeemed.encryption_in, redeemed.integrity_in)
     return PASSED if exact else Denial.ALGORITHMS
+
+
+def _lengths_fit(suite: ChildSuite, encryption: bytes, integrity: bytes) -> bool:
+    return (len(encryption), len(integrity)) == (suite.encryption_octets, suite.integrity_octets)
 
 
 def _spis_differ(case: Case) -> Verdict:
@@ -358,6 +395,19 @@ CHECKS: tuple[Check, ...] = (
     _quota,
 )
 """In the order in which a reason is reported."""
+
+FORESEEABLE: tuple[Callable[[Plan], Verdict], ...] = (
+    _outer_addresses,
+    _identity,
+    _most_specific,
+    _selectors_inside,
+    _families_agree,
+    _transport_selectors,
+    _no_overlap,
+    _not_reserved,
+    _quota,
+)
+"""Those that need no keys: told before the first message of ours, and judged again when it comes to installing."""
 
 _OF_THE_INSTALLATION = (_key_lengths, _spi_is_ours, _spi_addresses, _cpi_is_ours)
 READMISSION: tuple[Check, ...] = tuple(check for check in CHECKS if check not in _OF_THE_INSTALLATION)

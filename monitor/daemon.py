@@ -36,7 +36,6 @@ from privsep.log import Code, Level, Record
 from privsep.loop import Loop
 from privsep.schema import install, keymat
 from privsep.schema.install import MonitorReply, MonitorRequest, WorkerReply, WorkerRequest
-from privsep.schema.keymat import Redeem
 from privsep.schema.levels import SetLevel
 from privsep.spawn import Child, spawn
 from privsep.tasks import Future
@@ -283,12 +282,12 @@ class Daemon:
             self._log_event(Level.NOTICE, "level-set", to=level.value, about=connection or "all")
         return done
 
-    def _to_keyd(self, request: Redeem, sequence: int) -> None:
+    def _to_keyd(self, request: keymat.Redemption, sequence: int) -> None:
         if self._keyd is None:
             raise ChannelClosed
         self._keyd.send(request, sequence)
 
-    def _redeem(self, request: Redeem) -> Future[keymat.Reply]:
+    def _redeem(self, request: keymat.Redemption) -> Future[keymat.Reply]:
         if self._redeemer is None:
             future: Future[keymat.Reply] = Future()
             future.set_error(ChannelClosed)

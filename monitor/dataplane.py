@@ -127,10 +127,13 @@ class Dataplane(Protocol):
     def remove_shunt(self, shunt: Shunt) -> Future[None]:
         """Only at the end of the daemon."""
 
-    def install(self, pair: Pair) -> Future[None]:
-        """Both SAs or none. Never replaces an existing outbound SA.
+    def install_inbound(self, pair: Pair) -> Future[None]:
+        """What receives, with the keys for that; those that send are empty."""
 
-        An initiator's outbound SA may come later, as long as an earlier pair sends; should it fail, the pair expires.
+    def install_outbound(self, pair: Pair) -> Future[None]:
+        """What sends, after the other; only those keys are used. Never replaces an existing outbound SA.
+
+        An initiator's may take effect later, as long as an earlier pair sends; should it fail, the pair expires.
         """
 
     def remove(self, pair: Pair) -> Future[None]:

@@ -15,7 +15,7 @@ from monitor.sadb import Claim, Entry, Phase, Policies, Sadb
 from monitor.waiting import quietly
 from privsep.config.model import DataplaneChoice, Gateway, Shunt, Users
 from privsep.log import Level, Log
-from privsep.schema.install import Denial, Install
+from privsep.schema.install import Denial, InstallInbound
 from privsep.schema.keymat import Redeemed
 from privsep.types import HANDLE_OCTETS, Endpoint, Role, Spi, hex_spi
 
@@ -217,10 +217,8 @@ class Inheritance:
             lifetime=record.lifetime,
             encryption_in=b"",
             integrity_in=b"",
-            encryption_out=b"",
-            integrity_out=b"",
         )
-        install = Install(keymat=bytes(HANDLE_OCTETS), local=record.local, remote=record.remote)
+        install = InstallInbound(keymat=bytes(HANDLE_OCTETS), local=record.local, remote=record.remote)
         pair = authorize(self._gateway, self._sadb, self._policies, redeemed, install, READMISSION)
         if isinstance(pair, Denial):
             return pair.value

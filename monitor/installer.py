@@ -122,6 +122,14 @@ class Installer:
         if earlier is not None:
             self._journal.end(earlier)
 
+    def _stands_elsewhere(self, owner: tuple[str, str], policy: Policy) -> bool:
+        """Whether that policy is in place, be it for another address of the peer's or with other compression."""
+        there = self._placed.get(policy.number)
+        if there is None:
+            return False
+        same = dataclasses.replace(policy, local=there.local, remote=there.remote, ipcomp=there.ipcomp)
+        return self._records.get(policy.number) == policy_record(*owner, same)
+
     # SPIs
 
     def allocate(self, connection: Connection, child: Child, local: Endpoint, remote: Endpoint) -> Allocation:
@@ -163,22 +171,23 @@ class Installer:
 
     # pairs
 
-    async def install(self, entry: Entry, pair: Pair, record: PairRecord) -> None:
-        """Policy and both SAs. DataplaneError, and nothing of the pair is left, when that fails.
+    async def install_inbound(self, entry: Entry, pair: Pair, record: PairRecord) -> None:
+        """What receives, and a policy that lets it in. DataplaneError, and nothing of the pair is left, if that fails.
 
-        `pair` is the entry's, with its keys, which nobody has any more when this is done.
+        `pair` is the entry's, with its keys, which nobody has any more when this is done. A policy that is in place
+        stays as it is, elsewhere or otherwise compressed: it sends by another pair until the peer has confirmed this.
         """
         allocation = self.sadb.allocation(pair.spi_in)
         self.sadb.reserve(entry)
         self.policies.record(entry.connection, entry.child, pair.policy)
         try:
-            await self._migrate(entry)
-            await self._place((entry.connection, entry.child), pair.policy)
+            if not self._stands_elsewhere((entry.connection, entry.child), pair.policy):
+                await self._place((entry.connection, entry.child), pair.policy)
             if self.closed:
                 raise DataplaneError("the daemon is stopping")
             # first, so that nothing is installed that a successor would not find
             self._journal.add(record)
-            await self.dataplane.install(pair)
+            await self.dataplane.install_inbound(pair)
         except DataplaneError:
             self.forget(entry)
             if allocation is not None:
@@ -186,15 +195,41 @@ class Installer:
             raise
         if allocation is not None and pair.ipcomp is None:
             self._give_back_cpi(allocation)
+        entry.phase = Phase.RECEIVING
+
+    async def install_outbound(self, entry: Entry, pair: Pair) -> None:
+        """What sends: the policy goes where the peer is now. DataplaneError, and the pair is gone, if that fails."""
+        entry.phase = Phase.INSTALLING
+        try:
+            await self._migrate(entry)
+            await self._place((entry.connection, entry.child), pair.policy)
+            if self.closed:
+                raise DataplaneError("the daemon is stopping")
+            if not self._stands(entry):
+                raise DataplaneError("it ended meanwhile")
+            await self.dataplane.install_outbound(pair)
+        except DataplaneError:
+            entry.phase = Phase.RECEIVING
+            await self.withdraw(entry)
+            raise
         entry.phase = Phase.INSTALLED
+
+    async def withdraw(self, entry: Entry) -> None:
+        """A pair that only receives goes: nothing will become of it. What cannot be removed ends with its lifetime."""
+        if not self._stands(entry) or entry.phase is not Phase.RECEIVING:
+            return
+        try:
+            await self.remove(entry)
+        except DataplaneError as error:
+            self._log(Level.WARNING, "cleanup-failed", error=error)
 
     async def remove(self, entry: Entry) -> None:
         """Both SAs go, their policy stays: deleting never means clear text (RFC 4301 section 5.1). DataplaneError."""
-        entry.phase = Phase.REMOVING
+        before, entry.phase = entry.phase, Phase.REMOVING
         try:
             await self.dataplane.remove(entry.pair)
         except DataplaneError:
-            entry.phase = Phase.INSTALLED
+            entry.phase = before
             raise
         self.forget(entry)
 

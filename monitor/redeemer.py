@@ -1,24 +1,24 @@
-"""The monitor's end of the channel to keyd, for one epoch: the one question and its answers."""
+"""The monitor's end of the channel to keyd, for one epoch: its questions and their answers."""
 
 from collections.abc import Callable
 from itertools import count
 
 from privsep.errors import ChannelClosed, Violation
-from privsep.schema.keymat import Ready, Redeem, Reply
+from privsep.schema.keymat import Ready, Redemption, Reply
 from privsep.tasks import Future
 
 
 class Redeemer:
     """`send` puts a request on the channel; `on_ready` is called when keyd serves, which it says once and first."""
 
-    def __init__(self, send: Callable[[Redeem, int], None], on_ready: Callable[[Ready], None]) -> None:
+    def __init__(self, send: Callable[[Redemption, int], None], on_ready: Callable[[Ready], None]) -> None:
         self._send = send
         self._on_ready: Callable[[Ready], None] | None = on_ready
         self._sequence = count(1)
         self._waiting: dict[int, Future[Reply]] = {}
 
-    def redeem(self, request: Redeem) -> Future[Reply]:
-        """Redeemed or NotRedeemable; ChannelClosed when keyd ends first."""
+    def redeem(self, request: Redemption) -> Future[Reply]:
+        """That half or NotRedeemable; ChannelClosed when keyd ends first."""
         future: Future[Reply] = Future()
         sequence = next(self._sequence)
         self._waiting[sequence] = future

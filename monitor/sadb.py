@@ -32,9 +32,11 @@ _Key = tuple[int, int, int, int]
 
 
 class Phase(Enum):
-    """Where an entry stands; only an INSTALLED one may be removed."""
+    """Where an entry stands; only a RECEIVING or INSTALLED one may be removed."""
 
     INSTALLING = "installing"
+    RECEIVING = "receiving"
+    """The inbound SA is in place: the peer may send as soon as it has agreed, which it has not confirmed yet."""
     INSTALLED = "installed"
     REMOVING = "removing"
 
@@ -81,6 +83,8 @@ class Entry:
     pair: Pair
     since: float
     phase: Phase = Phase.INSTALLING
+    keymat: bytes = b""
+    """keyd's handle, until its outbound half is redeemed."""
     moved: float = float("-inf")
     """When its peer last changed its port."""
 

@@ -8,9 +8,9 @@ what no honest one asks raises Violation, and the supervisor ends it.
 import dataclasses
 from collections.abc import Callable, Iterable
 from itertools import count
-from typing import Any
+from typing import Any, TypeVar
 
-from monitor.authorize import PASSED, authorize, find_child, outer_addresses
+from monitor.authorize import authorize, foresee, with_outbound
 from monitor.dataplane import Adopting, Dataplane, DataplaneError, Pair, Traffic
 from monitor.epoch import Epoch, WorkerBusy
 from monitor.inheritance import pair_record
@@ -34,8 +34,9 @@ from privsep.schema.install import (
     Down,
     Expired,
     IkeStatus,
-    Install,
     Installed,
+    InstallInbound,
+    InstallOutbound,
     MonitorReply,
     MonitorRequest,
     Moved,
@@ -47,7 +48,16 @@ from privsep.schema.install import (
     WorkerReply,
     WorkerRequest,
 )
-from privsep.schema.keymat import NotRedeemable, Ready, Redeem, Redeemed, Reply
+from privsep.schema.keymat import (
+    NotRedeemable,
+    Ready,
+    Redeemed,
+    RedeemedOutbound,
+    RedeemInbound,
+    RedeemOutbound,
+    Redemption,
+    Reply,
+)
 from privsep.tasks import Future
 from privsep.types import Endpoint, Spi, hex_spi
 
@@ -59,6 +69,9 @@ MOVE_SECONDS = 1.0
 """Between two moves of a pair: packets in another order than they were sent must not make it swing."""
 
 
+R = TypeVar("R", Redeemed, RedeemedOutbound)
+
+
 class Service:
     """One for the life of the daemon. `redeem` and `to_worker` reach the present epoch's processes."""
 
@@ -66,7 +79,7 @@ class Service:
         self,
         gateway: Gateway,
         dataplane: Dataplane,
-        redeem: Callable[[Redeem], Future[Reply]],
+        redeem: Callable[[Redemption], Future[Reply]],
         to_worker: Callable[[MonitorRequest | MonitorReply, int], None],
         clock: Clock,
         log: Log,
@@ -90,7 +103,8 @@ class Service:
         """For what a captured worker or a busy network repeats at will."""
         self._handlers: dict[type[Any], Callable[[Epoch, Any, int], None]] = {
             AllocateSpi: self._on_allocate,
-            Install: self._on_install,
+            InstallInbound: self._on_install_inbound,
+            InstallOutbound: self._on_install_outbound,
             Remove: self._on_remove,
             Progress: Epoch.progressed,
             Completed: Epoch.answered,
@@ -142,10 +156,12 @@ class Service:
         )
 
     def epoch_ended(self) -> None:
-        """The worker is gone: SPIs that it did not use are released, whoever waits for it is told."""
+        """The worker is gone: SPIs that it did not use and halves of pairs are released, whoever waits is told."""
         epoch, self._epoch = self._epoch, None
         for allocation in self.sadb.allocations():
             self._installer.release(allocation)
+        for entry in self.sadb.entries():
+            run(self._installer.withdraw(entry))
         if epoch is not None:
             epoch.end()
 
@@ -197,56 +213,60 @@ class Service:
             self._answer(epoch, sequence, answer)
 
     def _allocate(self, message: AllocateSpi) -> Allocated | Denial:
-        named = find_child(self.gateway, message.connection, message.child)
-        if named is None:
-            return Denial.NO_SUCH_CHILD
-        verdict = outer_addresses(self.gateway, named[0], message.local.address, message.remote.address)
-        if verdict is not PASSED:
-            return verdict
+        plan = foresee(self.gateway, self.sadb, self._installer.policies, message)
+        if isinstance(plan, Denial):
+            return plan
         if self._installer.closed or not self.sadb.may_allocate(message.connection):
             return Denial.QUOTA
         try:
-            allocation = self._installer.allocate(*named, message.local, message.remote)
+            allocation = self._installer.allocate(plan.connection, plan.child, message.local, message.remote)
         except DataplaneError:
             return Denial.DATAPLANE
         return Allocated(spi=allocation.spi, cpi=allocation.cpi)
 
-    def _on_install(self, epoch: Epoch, message: Install, sequence: int) -> None:
+    def _on_install_inbound(self, epoch: Epoch, message: InstallInbound, sequence: int) -> None:
         epoch.opened(sequence)
-        run(self._install(epoch, message, sequence))
+        run(self._install_inbound(epoch, message, sequence))
 
-    async def _install(self, epoch: Epoch, message: Install, sequence: int) -> None:
-        try:
-            redeemed = await self._redeem(Redeem(keymat=message.keymat))
-        except ChannelClosed:
+    async def _install_inbound(self, epoch: Epoch, message: InstallInbound, sequence: int) -> None:
+        redeemed = await self._redeemed(epoch, RedeemInbound(keymat=message.keymat), Redeemed)
+        if redeemed is None:
             return
+        if isinstance(redeemed, Denial):
+            self._denied(redeemed, remote=message.remote)
+            self._answer(epoch, sequence, Denied(why=redeemed))
+            return
+        entry = await self._judge_and_install(redeemed, message)
+        if isinstance(entry, Denial):
+            self._denied(
+                entry,
+                connection=redeemed.connection,
+                child=redeemed.child,
+                remote=message.remote,
+                identity=redeemed.identity,
+            )
+            self._answer(epoch, sequence, Denied(why=entry))
+            return
+        self._answer(epoch, sequence, Installed(spi_in=redeemed.spi_in))
         if epoch is not self._epoch:
-            return
-        match redeemed:
-            case Ready():
-                raise Violation("keyd answers a redemption with something else")
-            case NotRedeemable():
-                self._denied(Denial.KEYMAT, remote=message.remote)
-                self._answer(epoch, sequence, Denied(why=Denial.KEYMAT))
-            case Redeemed():
-                denial = await self._judge_and_install(redeemed, message)
-                if denial is not None:
-                    self._denied(
-                        denial,
-                        connection=redeemed.connection,
-                        child=redeemed.child,
-                        remote=message.remote,
-                        identity=redeemed.identity,
-                    )
-                    self._answer(epoch, sequence, Denied(why=denial))
-                    return
-                self._answer(epoch, sequence, Installed(spi_in=redeemed.spi_in))
-                entry = self.sadb.entry(Spi(redeemed.spi_in))
-                if epoch is not self._epoch and self._epoch is not None and entry is not None:
-                    self._tell_adopted(entry)
+            await self._installer.withdraw(entry)
 
-    async def _judge_and_install(self, redeemed: Redeemed, message: Install) -> Denial | None:
-        """None when both SAs are in place; else nothing is, and this is why."""
+    async def _redeemed(self, epoch: Epoch, request: Redemption, kind: type[R]) -> R | Denial | None:
+        """That half of the keymat, or why there is none; None where the epoch has ended, and nobody waits."""
+        try:
+            reply = await self._redeem(request)
+        except ChannelClosed:
+            return None
+        if epoch is not self._epoch:
+            return None
+        if isinstance(reply, kind):
+            return reply
+        if isinstance(reply, NotRedeemable):
+            return Denial.KEYMAT
+        raise Violation("keyd answers a redemption with something else")
+
+    async def _judge_and_install(self, redeemed: Redeemed, message: InstallInbound) -> Entry | Denial:
+        """The pair, which receives; or nothing of it is in place, and this is why."""
         pair = authorize(self.gateway, self.sadb, self._installer.policies, redeemed, message)
         if isinstance(pair, Denial):
             return pair
@@ -257,13 +277,58 @@ class Service:
             claim=Claim(redeemed.connection, redeemed.identity, pair.local_ts, pair.remote_ts, pair.policy.kernel.lane),
             pair=_without_keys(pair),
             since=self._clock.now(),
+            keymat=message.keymat,
         )
         try:
-            await self._installer.install(entry, pair, pair_record(redeemed, pair, entry.since))
+            await self._installer.install_inbound(entry, pair, pair_record(redeemed, pair, entry.since))
         except DataplaneError as error:
-            self._log_rarely(Level.ERROR, "install-failed", connection=redeemed.connection, error=error)
+            self._log(Level.ERROR, "install-failed", connection=redeemed.connection, error=error)
             return Denial.DATAPLANE
-        self._log(Level.NOTICE, "installed", **_describe(entry), identity=redeemed.identity, suite=pair.suite.described)
+        return entry
+
+    def _on_install_outbound(self, epoch: Epoch, message: InstallOutbound, sequence: int) -> None:
+        epoch.opened(sequence)
+        entry = self.sadb.entry(Spi(message.spi_in))
+        if entry is None or entry.phase is not Phase.RECEIVING or not entry.keymat:
+            self._answer(epoch, sequence, Denied(why=Denial.UNKNOWN_SA))
+            return
+        # asked for once at a time
+        keymat, entry.keymat = entry.keymat, b""
+        run(self._install_outbound(epoch, entry, keymat, sequence))
+
+    async def _install_outbound(self, epoch: Epoch, entry: Entry, keymat: bytes, sequence: int) -> None:
+        redeemed = await self._redeemed(epoch, RedeemOutbound(keymat=keymat), RedeemedOutbound)
+        if redeemed is None:
+            return
+        denial = await self._send_by(entry, redeemed)
+        if denial is Denial.KEYMAT:
+            entry.keymat = keymat
+        if denial is not None:
+            self._denied(denial, **_describe(entry), identity=entry.identity)
+            self._answer(epoch, sequence, Denied(why=denial))
+            return
+        self._log(
+            Level.NOTICE, "installed", **_describe(entry), identity=entry.identity, suite=entry.pair.suite.described
+        )
+        self._answer(epoch, sequence, Installed(spi_in=entry.pair.spi_in))
+        if epoch is not self._epoch and self._epoch is not None and self.sadb.entry(entry.pair.spi_in) is entry:
+            self._tell_adopted(entry)
+
+    async def _send_by(self, entry: Entry, redeemed: RedeemedOutbound | Denial) -> Denial | None:
+        """None when the outbound SA is in place too; else why it is not."""
+        if isinstance(redeemed, Denial):
+            return redeemed
+        if self.sadb.entry(entry.pair.spi_in) is not entry or entry.phase is not Phase.RECEIVING:
+            # it ended meanwhile
+            return Denial.UNKNOWN_SA
+        pair = with_outbound(entry.pair, redeemed)
+        if isinstance(pair, Denial):
+            return pair
+        try:
+            await self._installer.install_outbound(entry, pair)
+        except DataplaneError as error:
+            self._log(Level.ERROR, "install-failed", connection=entry.connection, error=error)
+            return Denial.DATAPLANE
         return None
 
     def _on_remove(self, epoch: Epoch, message: Remove, sequence: int) -> None:
@@ -273,7 +338,7 @@ class Service:
         if allocation is not None:
             self._installer.release(allocation)
             self._answer(epoch, sequence, Removed())
-        elif entry is not None and entry.phase is Phase.INSTALLED:
+        elif entry is not None and entry.phase in (Phase.RECEIVING, Phase.INSTALLED):
             run(self._remove(epoch, entry, sequence))
         else:
             self._answer(epoch, sequence, Denied(why=Denial.UNKNOWN_SA))

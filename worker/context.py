@@ -127,8 +127,8 @@ class Context:
             case _:
                 raise Failed("the monitor answered something else than it was asked")
 
-    async def install(self, request: install.Install) -> None:
-        """Both SAs in place. MonitorDenied if not."""
+    async def install(self, request: install.InstallInbound | install.InstallOutbound) -> None:
+        """That SA in place. MonitorDenied if not."""
         reply = await self._monitor.ask(request)
         match reply:
             case install.Installed():

@@ -5,6 +5,9 @@ from privsep.iana import NotifyType
 from privsep.schema.install import Denial
 from privsep.schema.keyd import Refused
 
+_OF_THE_TRAFFIC = frozenset({Denial.SELECTORS, Denial.OVERLAP})
+"""Denials of what the client identities ask for."""
+
 
 class Failed(PrivsepError):
     """`reason` is for people: what went wrong and what to look at. `notify` is what the peer was or should be told."""
@@ -50,5 +53,6 @@ class MonitorDenied(Failed):
     """The monitor's second opinion, or the data plane, said no."""
 
     def __init__(self, why: Denial) -> None:
-        super().__init__(f"the monitor refuses: {why.value}")
+        notify = NotifyType.INVALID_ID_INFORMATION if why in _OF_THE_TRAFFIC else NotifyType.NO_PROPOSAL_CHOSEN
+        super().__init__(f"the monitor refuses: {why.value}", notify)
         self.why = why

@@ -18,7 +18,8 @@ from privsep.loop import Loop
 from privsep.schema.esp import (
     REPLIES,
     REQUESTS,
-    AddPair,
+    AddInbound,
+    AddOutbound,
     AddPolicy,
     Counters,
     Failed,
@@ -158,7 +159,7 @@ class UserspaceDataplane:
         """Its routes."""
         return settled(lambda: self._routes.remove_shunt(shunt))
 
-    def install(self, pair: Pair) -> Future[None]:
+    def install_inbound(self, pair: Pair) -> Future[None]:
         """The SPI must be one that `allocate_spi` gave; the process refuses an outbound SPI that is in use."""
         future: Future[None] = Future()
         if pair.spi_in not in self._spis or pair.spi_in in self._installed:
@@ -171,7 +172,14 @@ class UserspaceDataplane:
             _resolve(future, reply)
 
         self._tell(pair.policy.number, _ignore)
-        self._ask(_add_pair(pair), answered)
+        self._ask(_add_inbound(pair), answered)
+        return future
+
+    def install_outbound(self, pair: Pair) -> Future[None]:
+        """It sends from now on."""
+        future: Future[None] = Future()
+        order = AddOutbound(spi_in=pair.spi_in, encryption_out=pair.encryption_out, integrity_out=pair.integrity_out)
+        self._ask(order, lambda reply: _resolve(future, reply))
         return future
 
     def remove(self, pair: Pair) -> Future[None]:
@@ -291,8 +299,8 @@ def _add_policy(policy: Policy) -> AddPolicy:
     return AddPolicy(policy=policy.number, local_ts=policy.local_ts, remote_ts=policy.remote_ts)
 
 
-def _add_pair(pair: Pair) -> AddPair:
-    return AddPair(
+def _add_inbound(pair: Pair) -> AddInbound:
+    return AddInbound(
         spi_in=pair.spi_in,
         spi_out=pair.spi_out,
         suite=pair.suite,
@@ -300,8 +308,6 @@ def _add_pair(pair: Pair) -> AddPair:
         policy=pair.policy.number,
         encryption_in=pair.encryption_in,
         integrity_in=pair.integrity_in,
-        encryption_out=pair.encryption_out,
-        integrity_out=pair.integrity_out,
         local=pair.local,
         remote=pair.remote,
         encap=pair.encap,

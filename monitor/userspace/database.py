@@ -20,7 +20,7 @@ from monitor.userspace.packet import (
     whole,
     with_checksum,
 )
-from privsep.schema.esp import AddPair, AddPolicy
+from privsep.schema.esp import AddInbound, AddOutbound, AddPolicy
 from privsep.types import Address, Mode, Spi, TrafficSelector
 
 Outer = tuple[str, int]
@@ -80,7 +80,7 @@ def _destination(flow: Flow) -> tuple[int, int, int, int]:
 class Pair:
     """The two SAs of a child and their counters."""
 
-    def __init__(self, order: AddPair) -> None:
+    def __init__(self, order: AddInbound) -> None:
         """ValueError where keys do not fit the suite."""
         self.spi_in, self.spi_out, self.policy = Spi(order.spi_in), Spi(order.spi_out), order.policy
         self.local, self.remote, self.encap = order.local.address, order.remote.address, order.encap
@@ -88,18 +88,32 @@ class Pair:
         """Where ESP goes."""
         self.selectors = _Selectors(order.local_ts, order.remote_ts)
         self.packets_in = self.packets_out = self.bytes_in = self.bytes_out = 0
-        self._mode = order.mode
-        self._outbound = Outbound(Spi(order.spi_out), transform(order.suite, order.encryption_out, order.integrity_out))
+        self._mode, self._suite = order.mode, order.suite
+        self._outbound: Outbound | None = None
+        """From `may_send` on."""
         self._inbound = Inbound(transform(order.suite, order.encryption_in, order.integrity_in), order.replay_window)
         self._admitted: set[bytes] = set()
+
+    def may_send(self, encryption: bytes, integrity: bytes) -> None:
+        """The outbound SA's keys. ValueError where they do not fit the suite, or the pair has some."""
+        if self._outbound is not None:
+            raise ValueError("the outbound SA exists")
+        self._outbound = Outbound(self.spi_out, transform(self._suite, encryption, integrity))
+
+    @property
+    def sends(self) -> bool:
+        """Whether it has its outbound SA."""
+        return self._outbound is not None
 
     @property
     def worn(self) -> bool:
         """Whether sequence numbers run out soon."""
-        return self._outbound.sequence >= WORN_SEQUENCE
+        return self._outbound is not None and self._outbound.sequence >= WORN_SEQUENCE
 
     def seal(self, packet: bytes) -> bytes:
-        """The ESP packet of an inner packet (RFC 4303 section 3.3)."""
+        """The ESP packet of an inner packet (RFC 4303 section 3.3), of a pair that may send."""
+        if self._outbound is None:
+            raise Dropped(Reason.NO_SA)
         if self._mode is Mode.TUNNEL:
             sealed = self._outbound.seal(IPIP if packet[0] >> 4 == IPV4 else IPV6_IN_IP, packet)
         else:
@@ -225,8 +239,8 @@ class Database:
             self._forget(pair)
         return pairs
 
-    def add_pair(self, order: AddPair) -> Pair:
-        """Add both SAs. ValueError where one exists already, the policy is unknown or a key does not fit."""
+    def add_inbound(self, order: AddInbound) -> Pair:
+        """A pair that receives. ValueError where one exists already, the policy is unknown or a key does not fit."""
         if order.policy not in self._policies:
             raise ValueError("no such policy")
         if order.spi_in in self._by_spi or (order.remote.address, order.spi_out) in self._outbound:
@@ -239,8 +253,19 @@ class Database:
         self._by_spi[pair.spi_in] = pair
         self._by_policy[pair.policy].append(pair)
         self._outbound.add((pair.remote, pair.spi_out))
-        self._flows.clear()
         return pair
+
+    def add_outbound(self, order: AddOutbound) -> None:
+        """It sends, from now on. ValueError where there is no such pair, it sends already, or a key does not fit."""
+        pair = self._by_spi.get(order.spi_in)
+        if pair is None:
+            raise ValueError("no such pair")
+        pair.may_send(order.encryption_out, order.integrity_out)
+        # the one that begins last is the newest
+        pairs = self._by_policy[pair.policy]
+        pairs.remove(pair)
+        pairs.append(pair)
+        self._flows.clear()
 
     def remove_pair(self, spi_in: int) -> Pair | None:
         """Remove both SAs; None when there are none."""
@@ -277,7 +302,7 @@ class Database:
         if policy is None:
             raise Dropped(Reason.NO_POLICY)
         for pair in reversed(self._by_policy[policy]):
-            if pair.selectors.outbound(flow):
+            if pair.sends and pair.selectors.outbound(flow):
                 return pair
         raise NoSa(policy)
 

@@ -24,7 +24,8 @@ from privsep.loop import Loop, Timer
 from privsep.schema.esp import (
     REPLIES,
     REQUESTS,
-    AddPair,
+    AddInbound,
+    AddOutbound,
     AddPolicy,
     Counters,
     Failed,
@@ -109,8 +110,13 @@ class Forwarder:
     def handle(self, order: Request) -> Reply:
         """Carry out one order of the monitor."""
         match order:
-            case AddPair():
-                return self._add_pair(order)
+            case AddInbound():
+                return self._add_inbound(order)
+            case AddOutbound():
+                try:
+                    self._database.add_outbound(order)
+                except ValueError:
+                    return Failed()
             case RemovePair():
                 self._remove(self._database.remove_pair(order.spi_in))
             case AddPolicy():
@@ -126,12 +132,12 @@ class Forwarder:
                 return self._counters(self._database.pair(order.spi_in))
         return Ok()
 
-    def _add_pair(self, order: AddPair) -> Reply:
+    def _add_inbound(self, order: AddInbound) -> Reply:
         path = self._path(order.encap, order.local.address)
         if path is None:
             return Failed()
         try:
-            pair = self._database.add_pair(order)
+            pair = self._database.add_inbound(order)
         except ValueError:
             return Failed()
         self._sending[pair.spi_in] = _Sending(path, self._loop.after(order.lifetime_s, lambda: self._expire(pair)))

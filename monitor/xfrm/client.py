@@ -105,29 +105,38 @@ class KernelDataplane:
 
     # pairs
 
-    def install(self, pair: Pair) -> Future[None]:
-        """The inbound SA by UPDSA, only over an SPI from `allocate_spi`; the outbound by NEWSA; both or none."""
-        return settled(lambda: self._install(pair))
+    def install_inbound(self, pair: Pair) -> Future[None]:
+        """By UPDSA, only over an SPI from `allocate_spi`."""
+        return settled(lambda: self._install_inbound(pair))
 
-    def _install(self, pair: Pair) -> None:
+    def _install_inbound(self, pair: Pair) -> None:
         ends = Ends.of(pair)
         # whichever stands: the larval SA or the one that took its place
         standing = ends.inward
         if not self._larval.issuperset(standing):
             raise DataplaneError("the inbound SPI is not reserved")
         self._larval.difference_update(standing)
-        # the peer takes the new SA's packets once the worker's next message has arrived; the old pair sends till then
-        later = self._later if pair.role is Role.INITIATOR and ends.flow in self._senders else None
         try:
             if pair.ipcomp is not None:
                 self._netlink.do(UpdSa.request(0, *sa.decompressing(pair, pair.ipcomp, directed=self._directed)))
             self._netlink.do(UpdSa.request(0, *sa.inbound(pair, directed=self._directed)))
-            if later is None:
-                self._add_outbound(pair, ends)
         except DataplaneError:
             self._delete_all(standing)
             raise
         self._installed.update(dict.fromkeys(ends.inward, ends))
+
+    def install_outbound(self, pair: Pair) -> Future[None]:
+        """By NEWSA."""
+        return settled(lambda: self._install_outbound(pair))
+
+    def _install_outbound(self, pair: Pair) -> None:
+        ends = Ends.of(pair)
+        if ends.inbound not in self._installed:
+            raise DataplaneError("the pair is gone")
+        # the peer takes the new SA's packets once the worker's next message has arrived; the old pair sends till then
+        later = self._later if pair.role is Role.INITIATOR and ends.flow in self._senders else None
+        if later is None:
+            self._add_outbound(pair, ends)
         self._may_send(ends)
         if later is not None:
             held = _Held(pair, later.clock.after(HOLD_SECONDS, lambda: self._switch(held)))

@@ -15,19 +15,17 @@ WindowSize = Annotated[int, Range(32, 4096)]
 
 
 @dataclass(slots=True, frozen=True, kw_only=True, repr=False)
-class AddPair:
-    """Both SAs of one child (RFC 4303). Has no repr: it holds keys. Answer: Ok or Failed."""
+class AddInbound:
+    """A pair of SAs of one child (RFC 4303), which receives only. Has no repr: it holds keys. Answer: Ok or Failed."""
 
     spi_in: SpiField
     spi_out: SpiField
     suite: ChildSuite
     mode: Mode
     policy: PolicyNumber
-    """The number given with AddPolicy. Of several pairs of a policy, the newest sends."""
+    """The number given with AddPolicy."""
     encryption_in: Key
     integrity_in: Key
-    encryption_out: Key
-    integrity_out: Key
     local: Endpoint
     remote: Endpoint
     encap: bool
@@ -35,6 +33,18 @@ class AddPair:
     remote_ts: Selectors
     replay_window: WindowSize
     lifetime_s: U63
+
+
+@dataclass(slots=True, frozen=True, kw_only=True, repr=False)
+class AddOutbound:
+    """That pair sends, too: of several of a policy the one that this was said of last. Has no repr: it holds keys.
+
+    Answer: Ok or Failed.
+    """
+
+    spi_in: SpiField
+    encryption_out: Key
+    integrity_out: Key
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -108,8 +118,10 @@ class PairExpired:
     spi_in: SpiField
 
 
-Request = AddPair | RemovePair | AddPolicy | RemovePolicy | ReadCounters
+Request = AddInbound | AddOutbound | RemovePair | AddPolicy | RemovePolicy | ReadCounters
 Reply = Ok | Failed | Counters | Trapped | PairWorn | PairExpired
 
-REQUESTS: Table[Request] = Table({1: AddPair, 2: RemovePair, 3: AddPolicy, 4: RemovePolicy, 5: ReadCounters})
+REQUESTS: Table[Request] = Table(
+    {1: AddInbound, 2: RemovePair, 3: AddPolicy, 4: RemovePolicy, 5: ReadCounters, 6: AddOutbound}
+)
 REPLIES: Table[Reply] = Table({1: Ok, 2: Failed, 3: Counters, 4: Trapped, 5: PairWorn, 6: PairExpired})

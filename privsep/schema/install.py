@@ -54,17 +54,24 @@ class Denial(Enum):
 
 @dataclass(slots=True, frozen=True, kw_only=True)
 class AllocateSpi:
-    """An inbound SPI for a child (RFC 2408 section 2.4: the destination chooses). Answer: Allocated or Denied."""
+    """An inbound SPI for a child (RFC 2408 section 2.4: the destination chooses). Answer: Allocated or Denied.
+
+    For whom and for what traffic is looked at, so that what would be denied later is denied before a message leaves.
+    """
 
     connection: Name
     child: Name
+    identity: Identity
+    """As the worker knows it from keyd; what keyd says itself counts."""
     local: Endpoint
     remote: Endpoint
+    local_ts: TrafficSelector
+    remote_ts: TrafficSelector
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
-class Install:
-    """Redeem the keymat and install both SAs, if the second opinion agrees. Answer: Installed or Denied.
+class InstallInbound:
+    """Redeem the keymat's inbound half and install that SA, if the second opinion agrees. Answer: Installed or Denied.
 
     The two ends are all that keyd does not know; what was negotiated is keyd's to tell (`Redeemed`).
     """
@@ -72,6 +79,16 @@ class Install:
     keymat: Handle
     local: Endpoint
     remote: Endpoint
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class InstallOutbound:
+    """Redeem the other half, for the pair of that inbound SPI, and install it. Answer: Installed or Denied.
+
+    After the latter the pair is as it was, unless the data plane refused: then it is gone.
+    """
+
+    spi_in: SpiField
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -100,7 +117,7 @@ class Allocated:
 
 @dataclass(slots=True, frozen=True, kw_only=True)
 class Installed:
-    """Both SAs are in place."""
+    """The SA is in place."""
 
     spi_in: SpiField
 
@@ -250,13 +267,21 @@ class Described:
     ike_sas: Annotated[tuple[IkeStatus, ...], Length(0, 16)]
 
 
-WorkerRequest = AllocateSpi | Install | Remove | Progress
+WorkerRequest = AllocateSpi | InstallInbound | InstallOutbound | Remove | Progress
 MonitorReply = Allocated | Installed | Removed | Denied
 MonitorRequest = Up | Down | Describe | Stop | Acquire | Expired | Adopted | Moved | SetLevel
 WorkerReply = Completed | Described
 
 FROM_WORKER: Table[WorkerRequest | WorkerReply] = Table(
-    {1: AllocateSpi, 2: Install, 3: Remove, 4: Progress, 16: Completed, 17: Described}
+    {
+        1: AllocateSpi,
+        2: InstallInbound,
+        3: Remove,
+        4: Progress,
+        5: InstallOutbound,
+        16: Completed,
+        17: Described,
+    }
 )
 FROM_MONITOR: Table[MonitorRequest | MonitorReply] = Table(
     {

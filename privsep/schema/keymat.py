@@ -1,4 +1,9 @@
-"""What the monitor may ask keyd: keys, once, and to log more or less. Keys travel on no other channel."""
+"""What the monitor may ask keyd: keymat, one half after the other, and to log more or less.
+
+Keys travel on no other channel. As responder the inbound half is to be had as soon as KEYMAT is derived, so that its SA
+stands when message 2 leaves; the outbound half once HASH(3) has proved that the peer is alive and has our nonce (RFC
+2409 section 5.5).
+"""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -22,15 +27,22 @@ class Ready:
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
-class Redeem:
-    """Hand over and wipe. Answer: Redeemed or NotRedeemable."""
+class RedeemInbound:
+    """Hand over what receives, and wipe it. Answer: Redeemed or NotRedeemable."""
+
+    keymat: Handle
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class RedeemOutbound:
+    """Hand over what sends, after the other half, and wipe it. Answer: RedeemedOutbound or NotRedeemable."""
 
     keymat: Handle
 
 
 @dataclass(slots=True, frozen=True, kw_only=True, repr=False)
 class Redeemed:
-    """KEYMAT of one child SA pair, and all that the peer agreed to when it was derived (RFC 2409 section 5.5).
+    """KEYMAT of a child's inbound SA, and all that the peer agreed to when it was derived (RFC 2409 section 5.5).
 
     Has no repr: it holds keys.
     """
@@ -55,17 +67,24 @@ class Redeemed:
     """Seconds: the shortest of all that were named."""
     encryption_in: Key
     integrity_in: Key
+
+
+@dataclass(slots=True, frozen=True, kw_only=True, repr=False)
+class RedeemedOutbound:
+    """KEYMAT of the outbound SA. Has no repr: it holds keys."""
+
     encryption_out: Key
     integrity_out: Key
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
 class NotRedeemable:
-    """No such keymat, or it is not verified yet, or it was redeemed before."""
+    """No such keymat, or that half is not verified yet, or it was redeemed before."""
 
 
-Request = Redeem | SetLevel
-Reply = Redeemed | NotRedeemable | Ready
+Redemption = RedeemInbound | RedeemOutbound
+Request = Redemption | SetLevel
+Reply = Redeemed | RedeemedOutbound | NotRedeemable | Ready
 
-REQUESTS: Table[Request] = Table({1: Redeem, 2: SetLevel})
-REPLIES: Table[Reply] = Table({1: Redeemed, 2: NotRedeemable, 3: Ready})
+REQUESTS: Table[Request] = Table({1: RedeemInbound, 2: SetLevel, 3: RedeemOutbound})
+REPLIES: Table[Reply] = Table({1: Redeemed, 2: NotRedeemable, 3: Ready, 4: RedeemedOutbound})

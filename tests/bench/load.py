@@ -15,7 +15,7 @@ from privsep.config.loader import load
 from privsep.config.model import Gateway
 from privsep.iana import IdType
 from privsep.schema import install
-from privsep.schema.keymat import Redeem, Redeemed
+from privsep.schema.keymat import Redeemed, RedeemedOutbound, RedeemInbound, RedeemOutbound
 from privsep.types import Endpoint, Identity
 from worker.effects import AskKeyd, AskMonitor, Send, TellMonitor
 from worker.engine import Engine
@@ -63,7 +63,8 @@ class Tunnel:
     """The initiator cookie, by which answers find their engine."""
     outcome: install.Outcome | None = None
     text: str = ""
-    redeemed: list[Redeemed] = field(default_factory=list)
+    receiving: dict[int, tuple[bytes, Redeemed]] = field(default_factory=dict)
+    redeemed: list[tuple[Redeemed, RedeemedOutbound]] = field(default_factory=list)
 
 
 def _silence(*_: object, **__: object) -> None:
@@ -158,11 +159,18 @@ class Load:
         match message:
             case install.AllocateSpi():
                 return install.Allocated(spi=256 + int.from_bytes(os.urandom(3)))
-            case install.Install():
-                redeemed = self.service.redeem(Redeem(keymat=message.keymat))
+            case install.InstallInbound():
+                redeemed = self.service.redeem(RedeemInbound(keymat=message.keymat))
                 if not isinstance(redeemed, Redeemed):
                     return install.Denied(why=install.Denial.KEYMAT)
-                tunnel.redeemed.append(redeemed)
+                tunnel.receiving[redeemed.spi_in] = message.keymat, redeemed
+                return install.Installed(spi_in=redeemed.spi_in)
+            case install.InstallOutbound():
+                keymat, redeemed = tunnel.receiving.pop(message.spi_in)
+                outbound = self.service.redeem(RedeemOutbound(keymat=keymat))
+                if not isinstance(outbound, RedeemedOutbound):
+                    return install.Denied(why=install.Denial.KEYMAT)
+                tunnel.redeemed.append((redeemed, outbound))
                 return install.Installed(spi_in=redeemed.spi_in)
             case _:
                 return install.Removed()

@@ -24,7 +24,7 @@ from privsep.isakmp.association import encode_association
 from privsep.log import Level
 from privsep.schema import install
 from privsep.schema import keyd as keyd_schema
-from privsep.schema.keymat import Redeem, Redeemed
+from privsep.schema.keymat import Redeemed, RedeemedOutbound, RedeemInbound, RedeemOutbound
 from privsep.types import Auth, Endpoint, Identity, Mode, TrafficSelector
 from worker.effects import AskKeyd, AskMonitor, Send, TellMonitor
 from worker.engine import Engine
@@ -100,6 +100,17 @@ class Psks:
         return Secret(self.psk)
 
 
+class Whole:
+    """Both halves of a keymat."""
+
+    def __init__(self, inbound: Redeemed, outbound: RedeemedOutbound) -> None:
+        self._inbound = inbound
+        self.encryption_out, self.integrity_out = outbound.encryption_out, outbound.integrity_out
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._inbound, name)
+
+
 class FakeMonitor:
     """Allocates SPIs, installs by redeeming from its keyd, and tracks what is installed."""
 
@@ -108,9 +119,15 @@ class FakeMonitor:
         self.allocated: dict[int, install.AllocateSpi] = {}
         self.cpis: dict[int, int | None] = {}
         """What was allocated with an SPI."""
-        self.pairs: dict[int, tuple[Redeemed, install.Install]] = {}
+        self.receiving: dict[int, tuple[Redeemed, install.InstallInbound]] = {}
+        """Pairs of which only the inbound SA is in place."""
+        self.pairs: dict[int, tuple[Whole, install.InstallInbound]] = {}
+        self.moments: list[tuple[float, str]] = []
+        """When an SA was put in place."""
         self.removed: list[int] = []
+        self.deny_early: install.Denial | None = None
         self.deny: install.Denial | None = None
+        self.deny_outbound: install.Denial | None = None
         self.progress: list[str] = []
         self.completed: dict[int, install.Completed] = {}
         self.described: dict[int, install.Described] = {}
@@ -118,14 +135,16 @@ class FakeMonitor:
     def answer(self, request: install.WorkerRequest) -> install.MonitorReply:
         match request:
             case install.AllocateSpi():
+                if self.deny_early is not None:
+                    return install.Denied(why=self.deny_early)
                 spi = self.site.world.rng.randrange(256, 2**32)
                 self.allocated[spi] = request
                 child = self.site.config.connection(request.connection).child(request.child)
                 cpi = self.site.world.rng.randrange(256, 61440) if child.ipcomp else None
                 self.cpis[spi] = cpi
                 return install.Allocated(spi=spi, cpi=cpi)
-            case install.Install():
-                redeemed = self.site.keyd.redeem(Redeem(keymat=request.keymat))
+            case install.InstallInbound():
+                redeemed = self.site.keyd.redeem(RedeemInbound(keymat=request.keymat))
                 if not isinstance(redeemed, Redeemed):
                     return install.Denied(why=install.Denial.KEYMAT)
                 if self.deny is not None:
@@ -133,10 +152,25 @@ class FakeMonitor:
                 if redeemed.spi_in not in self.allocated:
                     return install.Denied(why=install.Denial.SPI)
                 del self.allocated[redeemed.spi_in]
-                self.pairs[redeemed.spi_in] = (redeemed, request)
+                self.receiving[redeemed.spi_in] = (redeemed, request)
+                self.moments.append((self.site.world.now, "receives"))
                 return install.Installed(spi_in=redeemed.spi_in)
+            case install.InstallOutbound():
+                if request.spi_in not in self.receiving:
+                    return install.Denied(why=install.Denial.UNKNOWN_SA)
+                redeemed, asked = self.receiving[request.spi_in]
+                outbound = self.site.keyd.redeem(RedeemOutbound(keymat=asked.keymat))
+                if not isinstance(outbound, RedeemedOutbound):
+                    return install.Denied(why=install.Denial.KEYMAT)
+                if self.deny_outbound is not None:
+                    return install.Denied(why=self.deny_outbound)
+                del self.receiving[request.spi_in]
+                self.pairs[request.spi_in] = (Whole(redeemed, outbound), asked)
+                self.moments.append((self.site.world.now, "sends"))
+                return install.Installed(spi_in=request.spi_in)
             case install.Remove():
-                known = self.allocated.pop(request.spi_in, None) or self.pairs.pop(request.spi_in, None)
+                books = (self.allocated, self.receiving, self.pairs)
+                known = bool(sum(book.pop(request.spi_in, None) is not None for book in books))
                 self.removed.append(request.spi_in)
                 return install.Removed() if known else install.Denied(why=install.Denial.UNKNOWN_SA)
         raise AssertionError(request)
@@ -241,7 +275,7 @@ class Site:
         return [sa for sa in self.status() if sa.state == "established"]
 
     @property
-    def pairs(self) -> dict[int, tuple[Redeemed, install.Install]]:
+    def pairs(self) -> dict[int, tuple[Whole, install.InstallInbound]]:
         return self.monitor.pairs
 
 
@@ -358,7 +392,7 @@ class Pair(World):
         self.run(2.0)
         for site in (self.left, self.right):
             assert site.errors == []
-            assert site.monitor.allocated == {}
+            assert site.monitor.allocated == site.monitor.receiving == {}
 
 
 def restart(world: Pair, name: str) -> None:
@@ -368,7 +402,7 @@ def restart(world: Pair, name: str) -> None:
     setattr(world, name, world.add(name, old.config, *addresses))
 
 
-def effective(redeemed: Redeemed, asked: install.Install) -> tuple[TrafficSelector, TrafficSelector]:
+def effective(redeemed: Whole, asked: install.InstallInbound) -> tuple[TrafficSelector, TrafficSelector]:
     """Our selector and the peer's; an absent one means the outer address (RFC 2409 section 5.5)."""
     return (
         redeemed.local_ts or TrafficSelector.of_host(asked.local.address),

@@ -53,9 +53,16 @@ class Side:
         reply, _ = ops.REPLIES.decode(ops.REPLIES.encode(self.service.handle(received), 1))
         return reply
 
-    def redeem(self, handle: bytes):
-        """Ask as the monitor does."""
-        received, _ = keymat.REQUESTS.decode(keymat.REQUESTS.encode(keymat.Redeem(keymat=handle), 1))
+    def redeem_inbound(self, handle: bytes):
+        """Ask as the monitor does, before message 2 or 3 leaves."""
+        return self._redeem(keymat.RedeemInbound(keymat=handle))
+
+    def redeem_outbound(self, handle: bytes):
+        """Ask as the monitor does then, or when message 3 has come."""
+        return self._redeem(keymat.RedeemOutbound(keymat=handle))
+
+    def _redeem(self, request):
+        received, _ = keymat.REQUESTS.decode(keymat.REQUESTS.encode(request, 1))
         reply, _ = keymat.REPLIES.decode(keymat.REPLIES.encode(self.service.redeem(received), 1))
         return reply
 
@@ -190,6 +197,7 @@ class World:
         first = self.left.do(self.quick_offer(ike.left, suite))
         opened = self.right.do(ops.QuickOpen(ike=ike.right, message_id=first.message_id, ciphertext=first.ciphertext))
         second = self.right.do(self.quick_answer(opened.quick, suite))
+        right_in = self.right.redeem_inbound(second.keymat)
         finished = self.left.do(ops.QuickFinish(quick=first.quick, ciphertext=second.ciphertext))
         third = self.left.do(ops.QuickAccept(quick=first.quick))
         confirmed = self.right.do(ops.QuickConfirm(quick=opened.quick, ciphertext=third.ciphertext))
@@ -198,6 +206,7 @@ class World:
         return SimpleNamespace(
             left=third.keymat,
             right=second.keymat,
+            right_in=right_in,
             agreed=finished,
             at_right=split_chain(opened.next_payload, opened.payloads),
             at_left=split_chain(finished.next_payload, finished.payloads),

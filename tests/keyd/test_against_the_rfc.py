@@ -162,15 +162,16 @@ def test_keyd_as_responder_understands_an_initiator_written_from_rfc2409(
     assert [kind for kind, _ in payloads] == [HASH, SA, NONCE] + ([KE] if pfs else [])
     assert payloads[1][1] == sa_of(0xAAAA, proposals[child])
     nr = payloads[2][1]
+    redeemed = keyd.redeem_inbound(answer.keymat)
     # message 3
     third = peer.seal(chain((HASH, peer.prf(peer.skeyid_a, b"\0", mid, ni, nr))))
     assert keyd.do(ops.QuickConfirm(quick=opened.quick, ciphertext=third)) == ops.Done()
     # both sides' KEYMAT
     g_qm_xy = pfs.exchange(X25519PublicKey.from_public_bytes(payloads[3][1])) if pfs else b""
-    redeemed = keyd.redeem(answer.keymat)
+    outbound = keyd.redeem_outbound(answer.keymat)
     octets = len(redeemed.encryption_in + redeemed.integrity_in)
     assert redeemed.encryption_in + redeemed.integrity_in == peer.keymat(0xAAAA, ni, nr, octets, g_qm_xy)
-    assert redeemed.encryption_out + redeemed.integrity_out == peer.keymat(0xBBBB, ni, nr, octets, g_qm_xy)
+    assert outbound.encryption_out + outbound.integrity_out == peer.keymat(0xBBBB, ni, nr, octets, g_qm_xy)
 
 
 @pytest.mark.parametrize(("suite", "hash_name", "key_octets"), SUITES)
@@ -217,6 +218,5 @@ def test_keyd_as_initiator_understands_a_responder_written_from_rfc2409(
     keyed = keyd.do(ops.QuickAccept(quick=offered.quick))
     (hash_3,), _ = walk(HASH, peer.open(keyed.ciphertext))
     assert hash_3 == [HASH, peer.prf(peer.skeyid_a, b"\0", mid, ni, nr)]
-    redeemed = keyd.redeem(keyed.keymat)
-    assert redeemed.encryption_in == peer.keymat(0x1001, ni, nr, 36)
-    assert redeemed.encryption_out == peer.keymat(0x2002, ni, nr, 36)
+    assert keyd.redeem_inbound(keyed.keymat).encryption_in == peer.keymat(0x1001, ni, nr, 36)
+    assert keyd.redeem_outbound(keyed.keymat).encryption_out == peer.keymat(0x2002, ni, nr, 36)

@@ -3,11 +3,12 @@
 import pytest
 
 from privsep.algorithms import ChildSuite, Group, Hash, IkeCipher
+from privsep.errors import Violation
 from privsep.iana import PayloadType
 from privsep.isakmp.association import parse_association
 from privsep.payloads import join_chain, split_chain
 from privsep.schema import keyd as ops
-from privsep.schema.keymat import NotRedeemable, Redeemed
+from privsep.schema.keymat import NotRedeemable, Redeemed, RedeemedOutbound
 from privsep.types import Role
 
 FAST_GROUP = "curve25519"
@@ -42,16 +43,17 @@ def test_quick_mode_gives_both_monitors_the_same_keys_in_opposite_directions_rfc
     world = make_world(children=(suite,))
     child_suite = ChildSuite.parse(suite)
     quick = world.quick_mode(world.main_mode(), child_suite)
-    left, right = world.left.redeem(quick.left), world.right.redeem(quick.right)
+    left, right = world.left.redeem_inbound(quick.left), quick.right_in
     assert isinstance(left, Redeemed)
     assert isinstance(right, Redeemed)
+    left_out, right_out = world.left.redeem_outbound(quick.left), world.right.redeem_outbound(quick.right)
     assert (left.role, right.role) == (Role.INITIATOR, Role.RESPONDER)
     assert (left.identity, right.identity) == (build.RIGHT_ID, build.LEFT_ID)
     assert (left.connection, left.child, left.suite) == ("paris", "lan", child_suite)
     assert (left.spi_in, left.spi_out) == (right.spi_out, right.spi_in) == (0x1001, 0x2002)
-    assert (left.encryption_in, left.integrity_in) == (right.encryption_out, right.integrity_out)
-    assert (left.encryption_out, left.integrity_out) == (right.encryption_in, right.integrity_in)
-    assert left.encryption_in != left.encryption_out
+    assert (left.encryption_in, left.integrity_in) == (right_out.encryption_out, right_out.integrity_out)
+    assert (left_out.encryption_out, left_out.integrity_out) == (right.encryption_in, right.integrity_in)
+    assert left.encryption_in != left_out.encryption_out
     assert len(left.encryption_in) == child_suite.cipher.key_octets
     assert len(left.integrity_in) == (child_suite.integrity.key_octets if child_suite.integrity else 0)
 
@@ -71,8 +73,8 @@ def test_each_quick_mode_of_an_ike_sa_has_keys_of_its_own(world, build):
     keys = set()
     for _ in range(3):
         quick = world.quick_mode(ike, build.ESP)
-        keys.add(world.left.redeem(quick.left).encryption_in)
-        keys.add(world.right.redeem(quick.right).encryption_in)
+        keys.add(world.left.redeem_inbound(quick.left).encryption_in)
+        keys.add(quick.right_in.encryption_in)
     assert len(keys) == 6
 
 
@@ -87,6 +89,8 @@ def test_quick_modes_of_both_directions_run_interleaved_with_iv_chains_of_their_
     one_second = world.right.do(world.quick_answer(one_opened.quick, build.ESP))
     world.left.do(ops.QuickFinish(quick=one.quick, ciphertext=one_second.ciphertext))
     world.right.do(ops.QuickFinish(quick=other.quick, ciphertext=other_second.ciphertext))
+    for side, keyed in ((world.left, other_second), (world.right, one_second)):
+        assert isinstance(side.redeem_inbound(keyed.keymat), Redeemed)
     one_third = world.left.do(ops.QuickAccept(quick=one.quick))
     other_third = world.right.do(ops.QuickAccept(quick=other.quick))
     confirm = ops.QuickConfirm
@@ -119,24 +123,52 @@ def test_extras_of_the_worker_follow_id_and_hash_rfc2408_3_1(world):
     assert split_chain(opened.next_payload, opened.payloads) == [(PayloadType.NOTIFY, b"initial contact?")]
 
 
-def test_keymat_of_the_responder_is_redeemable_only_after_hash_3(world, build):
+def test_the_responders_outbound_half_is_redeemable_only_after_hash_3_rfc2409_5_5(world, build):
     ike = world.main_mode()
     first = world.left.do(world.quick_offer(ike.left, build.ESP))
     opened = world.right.do(ops.QuickOpen(ike=ike.right, message_id=first.message_id, ciphertext=first.ciphertext))
     second = world.right.do(world.quick_answer(opened.quick, build.ESP))
-    assert world.right.redeem(second.keymat) == NotRedeemable()
+    assert world.right.redeem_outbound(second.keymat) == NotRedeemable()
+    # message 2 is not out yet
+    assert isinstance(world.right.redeem_inbound(second.keymat), Redeemed)
+    assert world.right.redeem_outbound(second.keymat) == NotRedeemable()
     world.left.do(ops.QuickFinish(quick=first.quick, ciphertext=second.ciphertext))
     third = world.left.do(ops.QuickAccept(quick=first.quick))
-    assert world.right.redeem(second.keymat) == NotRedeemable()
+    assert world.right.redeem_outbound(second.keymat) == NotRedeemable()
     world.right.do(ops.QuickConfirm(quick=opened.quick, ciphertext=third.ciphertext))
-    assert isinstance(world.right.redeem(second.keymat), Redeemed)
+    assert isinstance(world.right.redeem_outbound(second.keymat), RedeemedOutbound)
 
 
-def test_keymat_is_redeemed_once(world, build):
+def test_each_half_of_keymat_is_redeemed_once_the_inbound_one_first(world, build):
     quick = world.quick_mode(world.main_mode(), build.ESP)
-    assert isinstance(world.left.redeem(quick.left), Redeemed)
-    assert world.left.redeem(quick.left) == NotRedeemable()
+    assert world.left.redeem_outbound(quick.left) == NotRedeemable()
+    assert isinstance(world.left.redeem_inbound(quick.left), Redeemed)
+    assert world.left.redeem_inbound(quick.left) == NotRedeemable()
+    assert isinstance(world.left.redeem_outbound(quick.left), RedeemedOutbound)
+    assert world.left.redeem_outbound(quick.left) == NotRedeemable()
+
+
+def test_a_half_that_was_handed_over_is_wiped(world, build):
+    quick = world.quick_mode(world.main_mode(), build.ESP)
+    entry = world.left.service._registry.get(quick.left)
+    world.left.redeem_inbound(quick.left)
+    assert bytes(entry.inbound.encryption) == b""
+    assert bytes(entry.outbound.encryption) != b""
+    world.left.redeem_outbound(quick.left)
+    assert bytes(entry.outbound.encryption) == b""
+
+
+def test_message_3_before_the_inbound_sa_is_a_violation(world, build):
+    """An honest worker sends message 2 when it is in place."""
+    ike = world.main_mode()
+    first = world.left.do(world.quick_offer(ike.left, build.ESP))
+    opened = world.right.do(ops.QuickOpen(ike=ike.right, message_id=first.message_id, ciphertext=first.ciphertext))
+    second = world.right.do(world.quick_answer(opened.quick, build.ESP))
+    world.left.do(ops.QuickFinish(quick=first.quick, ciphertext=second.ciphertext))
+    third = world.left.do(ops.QuickAccept(quick=first.quick))
+    with pytest.raises(Violation):
+        world.right.do(ops.QuickConfirm(quick=opened.quick, ciphertext=third.ciphertext))
 
 
 def test_an_ike_handle_is_not_redeemable(world):
-    assert world.left.redeem(world.main_mode().left) == NotRedeemable()
+    assert world.left.redeem_inbound(world.main_mode().left) == NotRedeemable()

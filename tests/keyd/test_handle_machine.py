@@ -44,7 +44,7 @@ from privsep.errors import Violation
 from privsep.iana import IdType, PayloadType
 from privsep.payloads import join_chain
 from privsep.schema import keyd as ops
-from privsep.schema.keymat import NotRedeemable, Redeem, Redeemed
+from privsep.schema.keymat import NotRedeemable, Redeemed, RedeemedOutbound, RedeemInbound, RedeemOutbound
 from privsep.types import Identity
 
 LIAR = ipaddress.ip_address("192.0.2.3")
@@ -54,6 +54,7 @@ NOT_OPENED = {
     ops.AuthOpen: ops.Refusal.AUTHENTICATION_FAILED,
     **dict.fromkeys((ops.InfoOpen, ops.QuickOpen, ops.QuickFinish, ops.QuickConfirm), ops.Refusal.BAD_HASH),
 }
+REDEMPTIONS = {RedeemInbound: Redeemed, RedeemOutbound: RedeemedOutbound}
 IKE_REQUESTS = [kind for kind in ANSWERS if "ike" in kind.__dataclass_fields__]
 QUICK_REQUESTS = [kind for kind in ANSWERS if "quick" in kind.__dataclass_fields__]
 
@@ -176,14 +177,18 @@ class HandleMachine(RuleBasedStateMachine):
         yield
         second = self.ask(1 - at, self.request(1 - at, ops.QuickAnswer, opened.quick))
         yield
+        self.ask(1 - at, RedeemInbound(keymat=second.keymat))
+        yield
         self.ask(at, ops.QuickFinish(quick=first.quick, ciphertext=second.ciphertext))
         yield
         third = self.ask(at, self.request(at, ops.QuickAccept, first.quick))
         yield
         self.ask(1 - at, ops.QuickConfirm(quick=opened.quick, ciphertext=third.ciphertext))
         yield
+        self.ask(at, RedeemInbound(keymat=third.keymat))
+        yield
         for side, handle in ((at, third.keymat), (1 - at, second.keymat)):
-            self.ask(side, Redeem(keymat=handle))
+            self.ask(side, RedeemOutbound(keymat=handle))
             yield
 
     # what is sensible to do next
@@ -210,8 +215,10 @@ class HandleMachine(RuleBasedStateMachine):
                         found.append((at, self.request(at, ops.QuickAnswer, handle)))
                     case State.QUICK_FINISHED:
                         found.append((at, self.request(at, ops.QuickAccept, handle)))
-                    case State.REDEEMABLE:
-                        found.append((at, Redeem(keymat=handle)))
+                    case State.DERIVED | State.CONFIRMED:
+                        found.append((at, RedeemInbound(keymat=handle)))
+                    case State.SENDABLE:
+                        found.append((at, RedeemOutbound(keymat=handle)))
         return found
 
     def answer_to(self, known: Known) -> ops.IkeAnswer:
@@ -295,7 +302,9 @@ class HandleMachine(RuleBasedStateMachine):
                 (handle, kind)
                 for handle, known in self.models[at].known.items()
                 for kind in ANSWERS
-                if (known.state, kind) in TABLE and (kind is not ops.Drop or pick % 4 == 0)
+                if (known.state, kind) in TABLE
+                and (kind is not ops.Drop or pick % 4 == 0)
+                and (kind is not ops.QuickConfirm or self.is_received(at, known))
             ]
             if pairs:
                 handle, kind = pairs[pick % len(pairs)]
@@ -311,8 +320,9 @@ class HandleMachine(RuleBasedStateMachine):
                 if (known.state, kind) not in TABLE:
                     with pytest.raises(Violation):
                         side.do(self.request(at, kind, handle))
-            if known.state is not State.REDEEMABLE:
-                assert side.redeem(handle) == NotRedeemable()
+            for kind in REDEMPTIONS:
+                if (known.state, kind) not in TABLE:
+                    assert side.service.redeem(kind(keymat=handle)) == NotRedeemable()
             self.the_registries_are_as_the_model_has_them()
         self.epoch()
 
@@ -320,7 +330,7 @@ class HandleMachine(RuleBasedStateMachine):
         at=st.integers(0, 1),
         pick=st.integers(0, 10**6),
         freed=st.integers(0, 5),
-        kind=st.sampled_from([*ANSWERS, Redeem]),
+        kind=st.sampled_from([*ANSWERS, *REDEMPTIONS]),
     )
     def anything(self, at, pick, freed, kind):
         """Any operation on any handle, known or freed."""
@@ -329,7 +339,7 @@ class HandleMachine(RuleBasedStateMachine):
         if not pool or kind in (ops.IkeOffer, ops.IkeAnswer):
             return
         handle = pool[pick % len(pool)]
-        self.ask(at, Redeem(keymat=handle) if kind is Redeem else self.request(at, kind, handle))
+        self.ask(at, kind(keymat=handle) if kind in REDEMPTIONS else self.request(at, kind, handle))
 
     @precondition(lambda self: any(model.known for model in self.models))
     @rule(at=st.integers(0, 1), pick=st.integers(0, 10**6))
@@ -341,12 +351,12 @@ class HandleMachine(RuleBasedStateMachine):
     @rule(
         at=st.integers(0, 1),
         count=st.sampled_from([1, 5, 10**6]),
-        kind=st.sampled_from([ops.Drop, ops.InfoOpen, Redeem]),
+        kind=st.sampled_from([ops.Drop, ops.InfoOpen, *REDEMPTIONS]),
     )
     def guess(self, at, count, kind):
         for _ in range(min(count, self.models[at].unknown_allowed + 1)):
             handle = os.urandom(16)
-            self.ask(at, Redeem(keymat=handle) if kind is Redeem else self.request(at, kind, handle))
+            self.ask(at, kind(keymat=handle) if kind in REDEMPTIONS else self.request(at, kind, handle))
 
     @rule(seconds=st.sampled_from([1.0, 11.0, 30.0, 61.0, 301.0, IKE_LIFETIME + LIFETIME_MARGIN]))
     def time_passes(self, seconds):
@@ -364,9 +374,9 @@ class HandleMachine(RuleBasedStateMachine):
         handle, known = next(each for each in model.known.items() if each[1].state is state)
         for side in self.sides:
             side.now = max(now, known.expires - early)
-        kinds = [kind for kind in (*ANSWERS, Redeem) if (state, kind) in TABLE]
+        kinds = [kind for kind in (*ANSWERS, *REDEMPTIONS) if (state, kind) in TABLE]
         kind = kinds[pick % len(kinds)]
-        self.ask(at, Redeem(keymat=handle) if kind is Redeem else self.request(at, kind, handle))
+        self.ask(at, kind(keymat=handle) if kind in REDEMPTIONS else self.request(at, kind, handle))
 
     @rule(at=st.integers(0, 1))
     def keyd_is_idle(self, at):
@@ -407,7 +417,7 @@ class HandleMachine(RuleBasedStateMachine):
         side, model = self.sides[at], self.models[at]
         expected = self.expect(at, request)
         try:
-            reply = side.redeem(request.keymat) if isinstance(request, Redeem) else side.do(request)
+            reply = side.service.redeem(request) if isinstance(request, tuple(REDEMPTIONS)) else side.do(request)
         except Violation:
             assert expected is Violation, f"{type(request).__name__} is a violation instead of {expected}"
             self.the_registries_are_as_the_model_has_them()
@@ -415,13 +425,17 @@ class HandleMachine(RuleBasedStateMachine):
             return None
         outcome = reply.why if isinstance(reply, ops.Refused) else type(reply)
         assert outcome == expected, f"{type(request).__name__} is answered {outcome} instead of {expected}"
-        handle = request.keymat if isinstance(request, Redeem) else handle_of(request)
+        handle = request.keymat if isinstance(request, tuple(REDEMPTIONS)) else handle_of(request)
         if handle is not None and handle not in model.known:
             model.unknown_allowed -= 1
-        elif isinstance(reply, Redeemed):
-            model.drop(handle)
+        elif isinstance(reply, Redeemed | RedeemedOutbound):
+            known = model.known[handle]
+            known.state = TABLE[known.state, type(request)]
+            if known.state is State.GONE:
+                model.drop(handle)
         elif isinstance(reply, NotRedeemable):
-            if model.known[handle].state is State.REDEEMABLE:
+            if (model.known[handle].state, type(request)) in TABLE:
+                # its time is over
                 model.drop(handle)
         elif isinstance(reply, ops.Refused):
             self.refused(at, request, reply.why)
@@ -434,15 +448,15 @@ class HandleMachine(RuleBasedStateMachine):
         side, model, kind = self.sides[at], self.models[at], type(request)
         if kind in (ops.IkeOffer, ops.IkeAnswer):
             return ops.IkeKeys
-        handle = request.keymat if kind is Redeem else handle_of(request)
+        handle = request.keymat if kind in REDEMPTIONS else handle_of(request)
         known = model.known.get(handle)
         if known is None:
             if model.unknown_allowed == 0:
                 return Violation
-            return NotRedeemable if kind is Redeem else ops.Refusal.UNKNOWN_HANDLE
+            return NotRedeemable if kind in REDEMPTIONS else ops.Refusal.UNKNOWN_HANDLE
         expired = known.expires <= side.now
-        if kind is Redeem:
-            return Redeemed if known.state is State.REDEEMABLE and not expired else NotRedeemable
+        if kind in REDEMPTIONS:
+            return REDEMPTIONS[kind] if (known.state, kind) in TABLE and not expired else NotRedeemable
         if (known.state, kind) not in TABLE:
             return Violation
         if expired:
@@ -472,7 +486,14 @@ class HandleMachine(RuleBasedStateMachine):
                 return ops.Refusal.BAD_MESSAGE
             if kind is ops.QuickConfirm and known.keymat not in self.models[at].known:
                 return ops.Refusal.UNKNOWN_HANDLE
+            if kind is ops.QuickConfirm and not self.is_received(at, known):
+                return Violation
         return ANSWERS[kind]
+
+    def is_received(self, at: int, known: Known) -> bool:
+        """Whether the monitor has the inbound half, so that message 2 may have left; true where there is no keymat."""
+        keymat = self.models[at].known.get(known.keymat)
+        return keymat is None or keymat.state is State.RECEIVING
 
     def letter_of(self, at: int, request: object) -> Letter | None:
         """The letter that a request delivers to whom it is for."""
@@ -529,10 +550,10 @@ class HandleMachine(RuleBasedStateMachine):
             known.keymat = reply.keymat
             model.add(reply.keymat, Known(State.DERIVED, known.expires, parent=handle))
         elif kind is ops.QuickAccept:
-            model.add(reply.keymat, Known(State.REDEEMABLE, side.now + KEYMAT_LIFETIME))
+            model.add(reply.keymat, Known(State.CONFIRMED, side.now + KEYMAT_LIFETIME))
         elif kind is ops.QuickConfirm:
             keymat = model.known[known.keymat]
-            keymat.state, keymat.parent, keymat.expires = State.REDEEMABLE, None, side.now + KEYMAT_LIFETIME
+            keymat.state, keymat.parent, keymat.expires = State.SENDABLE, None, side.now + KEYMAT_LIFETIME
         self.post(at, known, request, reply)
         if known.state is State.GONE:
             model.drop(handle)
@@ -601,6 +622,6 @@ def test_keyd_and_the_table_walk_together(build, monkeypatch):
 
 def test_the_table_speaks_of_every_state():
     assert IKE_STATES | QUICK_STATES | KEYMAT_STATES | {State.GONE} == set(State)
-    from_keyd = {pair for pair in handles.TRANSITIONS if pair != (State.DERIVED, ops.QuickConfirm)}
+    from_keyd = {pair for pair in handles.TRANSITIONS if pair != (State.RECEIVING, ops.QuickConfirm)}
     assert {pair: handles.TRANSITIONS[pair] for pair in from_keyd} == TABLE
     assert handles.REJECTIONS == REJECTED

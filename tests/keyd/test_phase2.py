@@ -14,7 +14,7 @@ from privsep.iana import PayloadType
 from privsep.payloads import join_chain
 from privsep.schema import keyd as ops
 from privsep.schema.keyd import Refusal
-from privsep.schema.keymat import NotRedeemable, Redeemed
+from privsep.schema.keymat import NotRedeemable, Redeemed, RedeemedOutbound
 from privsep.types import Mode, TrafficSelector
 
 ESP = ChildSuite.parse("aes256gcm16")
@@ -93,13 +93,14 @@ def test_forged_second_and_third_messages_do_not_end_a_quick_mode(world, build):
     first = world.left.do(world.quick_offer(ike.left, build.ESP))
     opened = world.right.do(ops.QuickOpen(ike=ike.right, message_id=first.message_id, ciphertext=first.ciphertext))
     second = world.right.do(world.quick_answer(opened.quick, build.ESP))
+    world.right.redeem_inbound(second.keymat)
     for bad in (b"", os.urandom(64), second.ciphertext[16:], with_another_hash(second.ciphertext)):
         assert world.left.do(ops.QuickFinish(quick=first.quick, ciphertext=bad)) == refused(Refusal.BAD_HASH)
     world.left.do(ops.QuickFinish(quick=first.quick, ciphertext=second.ciphertext))
     third = world.left.do(ops.QuickAccept(quick=first.quick))
     for bad in (b"", os.urandom(48), second.ciphertext, with_another_hash(third.ciphertext)):
         assert world.right.do(ops.QuickConfirm(quick=opened.quick, ciphertext=bad)) == refused(Refusal.BAD_HASH)
-        assert world.right.redeem(second.keymat) == NotRedeemable()
+        assert world.right.redeem_outbound(second.keymat) == NotRedeemable()
     confirm = ops.QuickConfirm(quick=opened.quick, ciphertext=third.ciphertext)
     assert world.right.do(confirm) == ops.Done()
 
@@ -288,8 +289,8 @@ def test_redeemable_keymat_is_bounded(world, build, monkeypatch):
     ike = world.main_mode()
     monkeypatch.setattr(phase2.Keymat, "quota", Quota(1))
     waits, newer = world.quick_mode(ike, build.ESP), world.quick_mode(ike, build.ESP)
-    assert world.right.redeem(waits.right) == NotRedeemable()
-    assert isinstance(world.right.redeem(newer.right), Redeemed)
+    assert world.right.redeem_outbound(waits.right) == NotRedeemable()
+    assert isinstance(world.right.redeem_outbound(newer.right), RedeemedOutbound)
 
 
 # time and Drop
@@ -333,8 +334,8 @@ def test_verified_keymat_waits_a_minute_for_the_monitor(world, build):
     quick = world.quick_mode(world.main_mode(), build.ESP)
     world.left.now += phase2.KEYMAT_LIFETIME - 0.1
     world.right.now += phase2.KEYMAT_LIFETIME
-    assert isinstance(world.left.redeem(quick.left), Redeemed)
-    assert world.right.redeem(quick.right) == NotRedeemable()
+    assert isinstance(world.left.redeem_inbound(quick.left), Redeemed)
+    assert world.right.redeem_outbound(quick.right) == NotRedeemable()
 
 
 def test_dropping_an_ike_sa_wipes_quick_modes_but_not_verified_keymat(world, build):
@@ -350,8 +351,8 @@ def test_dropping_an_ike_sa_wipes_quick_modes_but_not_verified_keymat(world, bui
     assert bytes(derived.inbound.encryption + derived.outbound.encryption) == b""
     for handle in (ike.right, opened.quick, second.keymat):
         assert world.right.do(ops.Drop(handle=handle)) == refused(Refusal.UNKNOWN_HANDLE)
-    assert world.right.redeem(second.keymat) == NotRedeemable()
-    assert isinstance(world.right.redeem(quick.right), Redeemed)
+    assert world.right.redeem_inbound(second.keymat) == NotRedeemable()
+    assert isinstance(world.right.redeem_outbound(quick.right), RedeemedOutbound)
 
 
 def test_a_confirmation_after_the_worker_gave_the_keymat_up_keys_nothing(world, build):
@@ -364,4 +365,4 @@ def test_a_confirmation_after_the_worker_gave_the_keymat_up_keys_nothing(world, 
     world.right.do(ops.Drop(handle=second.keymat))
     confirm = ops.QuickConfirm(quick=opened.quick, ciphertext=third.ciphertext)
     assert world.right.do(confirm) == refused(Refusal.UNKNOWN_HANDLE)
-    assert world.right.redeem(second.keymat) == NotRedeemable()
+    assert world.right.redeem_inbound(second.keymat) == NotRedeemable()

@@ -8,7 +8,7 @@ from keyd import handles
 from keyd.handles import REJECTIONS, TRANSITIONS, Entry, Refuse, Registry, State
 from privsep.errors import Violation
 from privsep.schema import keyd as ops
-from privsep.schema.keymat import NotRedeemable, Redeem
+from privsep.schema.keymat import NotRedeemable, RedeemInbound
 
 IKE_STATES = [
     State.OFFERED,
@@ -20,6 +20,7 @@ IKE_STATES = [
     State.DEAD,
 ]
 QUICK_STATES = [State.QUICK_OFFERED, State.QUICK_FINISHED, State.QUICK_OPENED, State.QUICK_ANSWERED]
+KEYMAT_STATES = [State.DERIVED, State.RECEIVING, State.CONFIRMED, State.SENDABLE]
 IKE_OPERATIONS = [
     ops.IkeAgree,
     ops.AuthSeal,
@@ -84,10 +85,16 @@ def reach(world, build, state):
         return right, opened.quick
     if state is State.DERIVED:
         return right, second.keymat
+    if state is State.RECEIVING:
+        right.redeem_inbound(second.keymat)
+        return right, second.keymat
     left.do(ops.QuickFinish(quick=first.quick, ciphertext=second.ciphertext))
     if state is State.QUICK_FINISHED:
         return left, first.quick
-    return left, left.do(ops.QuickAccept(quick=first.quick)).keymat
+    keymat = left.do(ops.QuickAccept(quick=first.quick)).keymat
+    if state is State.SENDABLE:
+        left.redeem_inbound(keymat)
+    return left, keymat
 
 
 PAIRS = list(itertools.product(IKE_STATES, IKE_OPERATIONS)) + list(itertools.product(QUICK_STATES, QUICK_OPERATIONS))
@@ -113,15 +120,22 @@ def test_an_operation_that_the_table_admits_is_answered(world, build, state, ope
         assert reached is TRANSITIONS[state, operation]
 
 
+@pytest.mark.parametrize("half", ["inbound", "outbound"])
+@pytest.mark.parametrize("state", [*IKE_STATES, *QUICK_STATES, *KEYMAT_STATES])
+def test_a_half_of_keymat_is_handed_over_in_its_states_and_no_others(world, build, state, half):
+    side, handle = reach(world, build, state)
+    admitted = {"inbound": (State.DERIVED, State.CONFIRMED), "outbound": (State.SENDABLE,)}[half]
+    reply = getattr(side, f"redeem_{half}")(handle)
+    assert (reply == NotRedeemable()) is (state not in admitted)
+    if state not in admitted:
+        assert side.service._registry.get(handle).state is state
+
+
 @pytest.mark.parametrize(
     ("state", "operation"),
     [
-        *itertools.product(
-            [*QUICK_STATES, State.DERIVED, State.REDEEMABLE], [o for o in IKE_OPERATIONS if o != ops.Drop]
-        ),
-        *itertools.product(
-            [*IKE_STATES, State.DERIVED, State.REDEEMABLE], [o for o in QUICK_OPERATIONS if o != ops.Drop]
-        ),
+        *itertools.product([*QUICK_STATES, *KEYMAT_STATES], [o for o in IKE_OPERATIONS if o != ops.Drop]),
+        *itertools.product([*IKE_STATES, *KEYMAT_STATES], [o for o in QUICK_OPERATIONS if o != ops.Drop]),
     ],
 )
 def test_a_handle_of_another_kind_is_a_violation(world, build, state, operation):
@@ -141,15 +155,15 @@ def test_an_unknown_handle_is_refused_and_guessing_is_a_violation(world, build, 
 
 def test_guessing_by_way_of_the_monitor_counts_too(world):
     for _ in range(handles.UNKNOWN_MARGIN):
-        assert world.left.redeem(b"?" * 16) == NotRedeemable()
+        assert world.left.redeem_inbound(b"?" * 16) == NotRedeemable()
     with pytest.raises(Violation):
-        world.left.redeem(b"?" * 16)
+        world.left.redeem_inbound(b"?" * 16)
 
 
 def test_handles_that_were_minted_excuse_some_ignorance(world):
     ike = world.left.do(world.offer()).ike
     for _ in range(handles.UNKNOWN_MARGIN + handles.UNKNOWN_PER_HANDLE):
-        world.left.redeem(b"?" * 16)
+        world.left.redeem_inbound(b"?" * 16)
     assert world.left.do(ops.Drop(handle=ike)) == ops.Done()
 
 
@@ -159,7 +173,7 @@ def test_the_table_and_the_rejections_speak_of_the_same_pairs():
     assert {state for state, operation in TRANSITIONS if operation is ops.Drop} == set(State) - {State.GONE}
     # every state but the first ones of each kind and the end can be reached by the tables
     reached = set(TRANSITIONS.values()) | set(REJECTIONS.values())
-    first = {State.OFFERED, State.KEYED_R, State.QUICK_OFFERED, State.QUICK_OPENED, State.DERIVED}
+    first = {State.OFFERED, State.KEYED_R, State.QUICK_OFFERED, State.QUICK_OPENED, State.DERIVED, State.CONFIRMED}
     assert reached | first == set(State)
 
 
@@ -285,6 +299,6 @@ def test_a_random_source_that_repeats_itself_is_fatal():
 def test_an_entry_advances_only_along_the_table():
     thing = Thing(1.0)
     with pytest.raises(Violation):
-        thing.advance(Redeem)
+        thing.advance(RedeemInbound)
     thing.advance(ops.Drop)
     assert thing.state is State.GONE

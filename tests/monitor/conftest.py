@@ -23,8 +23,8 @@ from privsep.config.model import (
 )
 from privsep.iana import IdType, ProtocolId
 from privsep.loop import Loop, Timer
-from privsep.schema.install import Install
-from privsep.schema.keymat import Redeemed
+from privsep.schema.install import AllocateSpi, Installed, InstallInbound, InstallOutbound
+from privsep.schema.keymat import Redeemed, RedeemedOutbound
 from privsep.tasks import Future
 from privsep.types import Auth, Endpoint, Identity, Mode, Role, TrafficSelector
 
@@ -121,10 +121,12 @@ def make_redeemed(**changes):
         "lifetime": 3600,
         "encryption_in": KEY,
         "integrity_in": b"",
-        "encryption_out": KEY[::-1],
-        "integrity_out": b"",
     }
     return Redeemed(**(values | changes))
+
+
+def make_outbound(**changes):
+    return RedeemedOutbound(**({"encryption_out": KEY[::-1], "integrity_out": b""} | changes))
 
 
 def make_install(**changes):
@@ -133,7 +135,25 @@ def make_install(**changes):
         "local": Endpoint(LOCAL, 500),
         "remote": Endpoint(REMOTE, 500),
     }
-    return Install(**(values | changes))
+    return InstallInbound(**(values | changes))
+
+
+def make_allocate(connection="paris", child="lan", **changes):
+    """What an honest worker asks for."""
+    values = {
+        "connection": connection,
+        "child": child,
+        "identity": identity("gw2.example.org"),
+        "local": Endpoint(LOCAL, 500),
+        "remote": Endpoint(REMOTE, 500),
+        "local_ts": selectors("10.1.0.0/16")[0],
+        "remote_ts": selectors("10.2.0.0/16")[0],
+    }
+    if connection == "host":
+        values |= {"local_ts": TrafficSelector.of_host(LOCAL), "remote_ts": TrafficSelector.of_host(REMOTE)}
+    if connection == "road":
+        values |= {"identity": identity("wanderer.example.org"), "remote_ts": selectors("10.4.0.0/16")[0]}
+    return AllocateSpi(**(values | changes))
 
 
 def make_allocation(spi=0x1000):
@@ -235,8 +255,11 @@ class FakeDataplane:
     def remove_shunt(self, shunt):
         return self._call("remove_shunt", shunt)
 
-    def install(self, pair):
-        return self._call("install", pair)
+    def install_inbound(self, pair):
+        return self._call("install_inbound", pair)
+
+    def install_outbound(self, pair):
+        return self._call("install_outbound", pair)
 
     def remove(self, pair):
         return self._call("remove", pair.spi_in)
@@ -295,13 +318,22 @@ class Bench:
         return answers[-1] if answers else None
 
     def install(self, redeemed=None, **changes):
-        """Of `changes` the worker says where the two ends are, and keyd all the rest."""
+        """Both halves, one after the other. Of `changes` the worker says where the ends are, and keyd all the rest."""
         redeemed = redeemed if redeemed is not None else make_redeemed()
         named, agreed = said(changes)
         if "cpi_out" in agreed:
             agreed["cpi_in"] = self.service.sadb.allocation(redeemed.spi_in).cpi
+        outbound = make_outbound(
+            **{key: agreed.pop(key) for key in ("encryption_out", "integrity_out") if key in agreed}
+        )
         self.keyd_answers.append(replace(redeemed, **agreed) if agreed else redeemed)
-        return self.ask(make_install(**named))
+        answer = self.ask(make_install(**named))
+        return self.install_outbound(answer.spi_in, outbound) if isinstance(answer, Installed) else answer
+
+    def install_outbound(self, spi, outbound=None):
+        """The other half of a pair that receives."""
+        self.keyd_answers.append(outbound or make_outbound())
+        return self.ask(InstallOutbound(spi_in=spi))
 
     def codes(self):
         return [code for code, _ in self.logged]
@@ -317,7 +349,9 @@ class Kit:
     connection = staticmethod(make_connection)
     gateway = staticmethod(make_gateway)
     redeemed = staticmethod(make_redeemed)
+    outbound = staticmethod(make_outbound)
     install = staticmethod(make_install)
+    allocate = staticmethod(make_allocate)
     allocation = staticmethod(make_allocation)
     replace = staticmethod(replace)
     said = staticmethod(said)

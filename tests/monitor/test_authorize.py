@@ -8,7 +8,7 @@ import pytest
 
 from monitor import authorize as authorize_module
 from monitor import sadb as sadb_module
-from monitor.authorize import CHECKS, PASSED, authorize, outer_addresses
+from monitor.authorize import CHECKS, PASSED, Plan, authorize, foresee, outer_addresses, with_outbound
 from monitor.dataplane import Cpis, Pair
 from monitor.sadb import Allocation, Claim, Entry, Policies, Sadb
 from privsep.algorithms import ChildSuite
@@ -109,11 +109,11 @@ def another_identity(scene):
 
 
 def weaker_suite(scene):
-    scene.redeem(suite=ChildSuite.parse("aes128gcm16-modp2048"), encryption_in=b"K" * 20, encryption_out=b"L" * 20)
+    scene.redeem(suite=ChildSuite.parse("aes128gcm16-modp2048"), encryption_in=b"K" * 20)
 
 
 def short_key(scene):
-    scene.redeem(encryption_out=scene.redeemed.encryption_out[:-1])
+    scene.redeem(encryption_in=scene.redeemed.encryption_in[:-1])
 
 
 def equal_spis(scene):
@@ -148,7 +148,7 @@ def configure_ah(scene):
     child = scene.kit.child(suites=(suite,), replay_window=1024)
     scene.gateway = replace(scene.gateway, connections=(scene.kit.connection(children=(child,)),))
     scene.policies = Policies(scene.gateway)
-    scene.redeem(suite=suite, encryption_in=b"", encryption_out=b"", integrity_in=b"I" * 32, integrity_out=b"J" * 32)
+    scene.redeem(suite=suite, encryption_in=b"", integrity_in=b"I" * 32)
 
 
 def ah_in_udp(scene):
@@ -305,7 +305,7 @@ def test_an_honest_request_for_ah_becomes_a_pair_with_the_childs_replay_window_r
     pair = scene.judge()
     assert isinstance(pair, Pair)
     assert (pair.policy.protocol, pair.suite.protocol, pair.replay_window) == (ProtocolId.AH, ProtocolId.AH, 1024)
-    assert (pair.encryption_in, pair.integrity_in, pair.integrity_out) == (b"", b"I" * 32, b"J" * 32)
+    assert (pair.encryption_in, pair.integrity_in, pair.integrity_out) == (b"", b"I" * 32, b"")
 
 
 @pytest.mark.parametrize("protocol", ProtocolId.__members__.values())
@@ -328,7 +328,9 @@ def test_an_honest_request_becomes_a_pair_whose_policy_and_lifetime_are_the_conf
     assert pair.policy.local_ts == kit.selectors("10.1.0.0/16")
     assert (pair.spi_in, pair.spi_out) == (0x1000, 0x2000)
     assert pair.suite == ChildSuite.parse("aes256gcm16")
-    assert (pair.encryption_in, pair.encryption_out) == (kit.key, kit.key[::-1])
+    assert (pair.encryption_in, pair.encryption_out) == (kit.key, b"")
+    whole = with_outbound(pair, kit.outbound())
+    assert (whole.encryption_in, whole.encryption_out) == (kit.key, kit.key[::-1])
 
 
 def test_judging_changes_nothing(scene):
@@ -369,17 +371,71 @@ def test_a_suite_without_the_configured_pfs_group_is_denied_rfc2409_5_5(scene):
     assert scene.judge() is Denial.ALGORITHMS
 
 
-@pytest.mark.parametrize("field", ["encryption_in", "encryption_out", "integrity_in", "integrity_out"])
+@pytest.mark.parametrize("field", ["encryption", "integrity"])
 @pytest.mark.parametrize("change", [lambda key: key[:-1], lambda key: key + b"x"])
-def test_each_key_has_exactly_the_suites_length_rfc2409_5_5(scene, field, change):
-    scene.redeem(
-        suite=ChildSuite.parse("aes256-sha256"),
-        **dict.fromkeys(("encryption_in", "encryption_out"), b"E" * 32),
-        **dict.fromkeys(("integrity_in", "integrity_out"), b"I" * 32),
-    )
-    assert isinstance(scene.judge(), Pair)
-    scene.redeem(**{field: change(getattr(scene.redeemed, field))})
+def test_each_key_has_exactly_the_suites_length_rfc2409_5_5(scene, kit, field, change):
+    suite, right = ChildSuite.parse("aes256-sha256"), {"encryption": b"E" * 32, "integrity": b"I" * 32}
+    wrong = right | {field: change(right[field])}
+    scene.redeem(suite=suite, **{f"{each}_in": key for each, key in right.items()})
+    pair = scene.judge()
+    assert isinstance(pair, Pair)
+    outbound = {f"{each}_out": key for each, key in right.items()}
+    assert isinstance(with_outbound(pair, kit.outbound(**outbound)), Pair)
+    outbound = {f"{each}_out": key for each, key in wrong.items()}
+    assert with_outbound(pair, kit.outbound(**outbound)) is Denial.ALGORITHMS
+    scene.redeem(**{f"{each}_in": key for each, key in wrong.items()})
     assert scene.judge() is Denial.ALGORITHMS
+
+
+FORESEEN = {
+    "_outer_addresses": ({"remote": "192.0.2.66"}, Denial.ADDRESSES),
+    "_identity": ({"identity": "mallory.example.org"}, Denial.IDENTITY),
+    "_most_specific": ({"connection": "road", "identity": "gw2.example.org"}, Denial.IDENTITY),
+    "_selectors_inside": ({"remote_ts": "10.0.0.0/8"}, Denial.SELECTORS),
+    "_families_agree": ({"child": "both", "remote_ts": "fd02::/64"}, Denial.SELECTORS),
+    "_transport_selectors": ({"connection": "host", "child": "box", "remote_ts": "192.0.2.3/32"}, Denial.SELECTORS),
+    "_no_overlap": ({"remote_ts": "10.2.5.0/24"}, Denial.OVERLAP),
+    "_not_reserved": (
+        {"connection": "road", "identity": "stranger.example.org", "remote_ts": "10.2.5.0/24", "remote": "192.0.2.77"},
+        Denial.OVERLAP,
+    ),
+    "_quota": ({}, Denial.QUOTA),
+}
+
+
+def foretold(scene, kit, name):
+    """What is said of a wish before there is an SPI."""
+    changes, _ = FORESEEN[name]
+    made = {
+        "identity": kit.identity,
+        "remote": kit.endpoint,
+        "remote_ts": lambda text: kit.selectors(text)[0],
+    }
+    wish = kit.allocate(**{key: made.get(key, str)(value) for key, value in changes.items()})
+    if name == "_no_overlap":
+        selectors_of_another_identity(scene)
+    elif name == "_quota":
+        one_more_than_the_quota(scene)
+    return foresee(scene.gateway, scene.sadb, scene.policies, wish)
+
+
+@pytest.mark.parametrize("name", FORESEEN)
+def test_what_needs_no_keys_is_denied_before_anything_is_negotiated(scene, kit, name, monkeypatch):
+    assert foretold(scene, kit, name) is FORESEEN[name][1]
+    others = tuple(check for check in authorize_module.FORESEEABLE if check.__name__ != name)
+    monkeypatch.setattr(authorize_module, "FORESEEABLE", others)
+    assert isinstance(foretold(Scene(kit), kit, name), Plan)
+
+
+def test_everything_foreseeable_is_judged_again_at_the_installation():
+    assert set(authorize_module.FORESEEABLE) <= set(CHECKS)
+    assert [check.__name__ for check in authorize_module.FORESEEABLE] == list(FORESEEN)
+
+
+@pytest.mark.parametrize("names", [("rome", "lan"), ("paris", "rome")])
+def test_nothing_is_foreseen_for_what_is_not_configured(scene, kit, names):
+    wish = kit.allocate(*names)
+    assert foresee(scene.gateway, scene.sadb, scene.policies, wish) is Denial.NO_SUCH_CHILD
 
 
 @pytest.mark.parametrize("side", ["local_ts", "remote_ts"])

@@ -8,7 +8,7 @@ from monitor.dataplane import Cpis
 from monitor.installer import MAX_MIGRATED
 from monitor.sadb import Phase
 from privsep.iana import ProtocolId
-from privsep.schema.install import AllocateSpi, Installed, Moved
+from privsep.schema.install import Installed, Moved
 from privsep.types import Cpi
 
 WHERE, THERE = "198.51.100.9", "198.51.100.10"
@@ -23,7 +23,8 @@ def road(bench, kit):
     ):
         port = 4500 if encap else 500
         ends = {"local": kit.endpoint(local, port), "remote": kit.endpoint(address, 40000 if encap else 500)}
-        spi = bench.ask(AllocateSpi(connection="road", child="lan", **ends)).spi
+        traffic = {"identity": kit.identity(identity), "remote_ts": kit.selectors(remote_ts)[0]}
+        spi = bench.ask(kit.allocate("road", "lan", **traffic, **ends)).spi
         values = {"connection": "road", "spi_in": spi, "spi_out": spi + 0x1000, "identity": kit.identity(identity)}
         answer = bench.install(
             kit.redeemed(**values | changes), encap=encap, remote_ts=kit.selectors(remote_ts), **ends
@@ -43,7 +44,7 @@ def test_the_peers_pairs_go_before_its_policy_and_its_new_pair_come(bench, kit, 
     pairs = tuple(entry.pair for entry in old)
     bench.plane.calls.clear()
     new = road(THERE)
-    assert bench.plane.names() == ["allocate_spi", "migrate", "add_policy", "install"]
+    assert bench.plane.names() == ["allocate_spi", "install_inbound", "migrate", "add_policy", "install_outbound"]
     policy, went, remote = migrations(bench)[0]
     assert (policy.number, policy.remote.address) == (new.pair.policy.number, kit.endpoint(WHERE).address)
     assert (went, remote) == (pairs, new.pair.remote)
@@ -55,7 +56,8 @@ def test_the_worker_is_told_and_the_log(bench, road):
     bench.sent.clear()
     new = road(THERE)
     told = [message for message, _ in bench.sent]
-    assert told[1:] == [Moved(spi_in=old.pair.spi_in, remote=new.pair.remote), Installed(spi_in=new.pair.spi_in)]
+    done = Installed(spi_in=new.pair.spi_in)
+    assert told[1:] == [done, Moved(spi_in=old.pair.spi_in, remote=new.pair.remote), done]
     moved = [fields for code, fields in bench.logged if code == "moved"]
     assert [fields["remote"] for fields in moved] == [new.pair.remote]
 
@@ -105,7 +107,7 @@ def test_a_data_plane_that_cannot_costs_nothing_but_the_pairs_that_stay(bench, k
     bench.plane.failing.add("migrate")
     new = road(THERE)
     assert bench.codes()[-2:] == ["not-migrated", "installed"]
-    assert bench.plane.names()[-2:] == ["add_policy", "install"]
+    assert bench.plane.names()[-2:] == ["add_policy", "install_outbound"]
     assert old.pair.remote.address == kit.endpoint(WHERE).address
     assert new.phase is Phase.INSTALLED
 

@@ -4,7 +4,7 @@ import pytest
 
 from monitor.redeemer import Redeemer
 from privsep.errors import ChannelClosed, Violation
-from privsep.schema.keymat import NotRedeemable, Ready, Redeem
+from privsep.schema.keymat import NotRedeemable, Ready, RedeemInbound
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def keyd():
             self.ready += 1
 
         def redeem(self):
-            return self.redeemer.redeem(Redeem(keymat=bytes(16)))
+            return self.redeemer.redeem(RedeemInbound(keymat=bytes(16)))
 
     return Keyd()
 
@@ -65,4 +65,4 @@ def test_a_channel_that_is_closed_already_is_an_error_of_the_redemption():
     def closed(message, sequence):
         raise ChannelClosed
 
-    assert isinstance(Redeemer(closed, lambda: None).redeem(Redeem(keymat=bytes(16)))._error(), ChannelClosed)
+    assert isinstance(Redeemer(closed, lambda: None).redeem(RedeemInbound(keymat=bytes(16)))._error(), ChannelClosed)

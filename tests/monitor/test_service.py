@@ -22,7 +22,6 @@ from privsep.schema.install import (
     Acquire,
     Adopted,
     Allocated,
-    AllocateSpi,
     Completed,
     Denial,
     Denied,
@@ -30,6 +29,7 @@ from privsep.schema.install import (
     Described,
     Expired,
     Installed,
+    InstallOutbound,
     Moved,
     Outcome,
     Progress,
@@ -41,10 +41,9 @@ from privsep.schema.install import (
 from privsep.schema.keymat import NotRedeemable, Ready
 
 
-def allocate(bench, kit, connection="paris", child="lan", remote="192.0.2.2"):
-    return bench.ask(
-        AllocateSpi(connection=connection, child=child, local=kit.endpoint("192.0.2.1"), remote=kit.endpoint(remote))
-    )
+def allocate(bench, kit, connection="paris", child="lan", remote="192.0.2.2", **changes):
+    ends = {"local": kit.endpoint("192.0.2.1"), "remote": kit.endpoint(remote)}
+    return bench.ask(kit.allocate(connection, child, **ends, **changes))
 
 
 def installed(bench, kit, **changes):
@@ -129,8 +128,19 @@ def test_a_peer_at_a_changing_address_may_come_while_policies_are_placed(cold_be
 def test_an_honest_worker_gets_its_pair_installed_and_removed(bench, kit):
     spi = allocate(bench, kit).spi
     assert bench.install(kit.redeemed(spi_in=spi)) == Installed(spi_in=spi)
-    pair = bench.plane.calls[-1][1]
-    assert (pair.spi_in, pair.encryption_in) == (spi, kit.key)
+    (first, receives), (then, sends) = bench.plane.calls[-2:]
+    assert (first, receives.spi_in, receives.encryption_in, receives.encryption_out) == (
+        "install_inbound",
+        spi,
+        kit.key,
+        b"",
+    )
+    assert (then, sends.spi_in, sends.encryption_in, sends.encryption_out) == (
+        "install_outbound",
+        spi,
+        b"",
+        kit.key[::-1],
+    )
     assert bench.ask(Remove(spi_in=spi)) == Removed()
     assert bench.plane.calls[-1] == ("remove", spi)
     assert bench.codes() == ["installed", "removed"]
@@ -170,8 +180,8 @@ def test_a_peer_of_variable_address_gets_its_policy_with_its_first_pair_only(ben
         remote = kit.endpoint("198.51.100.9")
         bench.install(kit.redeemed(connection="road", spi_in=spi, spi_out=spi_out), remote=remote)
     assert bench.plane.names().count("add_policy") == before + 1
-    assert bench.plane.names()[-2:] == ["allocate_spi", "install"]
-    pairs = [pair for name, pair in bench.plane.calls if name == "install"]
+    assert bench.plane.names()[-3:] == ["allocate_spi", "install_inbound", "install_outbound"]
+    pairs = [pair for name, pair in bench.plane.calls if name == "install_inbound"]
     assert pairs[0].policy == pairs[1].policy
     assert pairs[0].policy.remote.address == ipaddress.ip_address("198.51.100.9")
 
@@ -190,7 +200,8 @@ def test_two_peers_of_one_child_have_two_policy_numbers(bench, kit):
     numbers = set()
     for octet in (9, 10):
         remote = f"198.51.100.{octet}"
-        spi = allocate(bench, kit, "road", remote=remote).spi
+        wish = {"identity": kit.identity(remote), "remote_ts": kit.selectors(f"10.4.{octet}.0/24")[0]}
+        spi = allocate(bench, kit, "road", remote=remote, **wish).spi
         bench.install(
             kit.redeemed(connection="road", spi_in=spi, identity=kit.identity(remote)),
             remote=kit.endpoint(remote),
@@ -296,21 +307,22 @@ def test_the_policy_compresses_once_the_pair_does(bench, kit):
     answer = with_ipcomp(bench, kit)
     bench.install(kit.redeemed(spi_in=answer.spi), cpi_out=0x500)
     (_, policy), (_, pair) = bench.plane.calls[-2:]
-    assert bench.plane.names()[-2:] == ["add_policy", "install"]
+    # message 3 has come
+    assert bench.plane.names()[-3:] == ["install_inbound", "add_policy", "install_outbound"]
     assert (policy.number, policy.ipcomp, pair.ipcomp) == (1, True, Cpis(inbound=answer.cpi, outbound=0x500))
 
 
 def test_a_cpi_that_is_not_used_is_given_back(bench, kit):
     answer = with_ipcomp(bench, kit)
     bench.install(kit.redeemed(spi_in=answer.spi))
-    assert bench.plane.names()[-2:] == ["install", "release_spi"]
-    assert bench.plane.calls[-1][1] == answer.cpi
-    assert bench.plane.calls[-2][1].policy.ipcomp is False
+    assert bench.plane.names()[-3:] == ["install_inbound", "release_spi", "install_outbound"]
+    assert bench.plane.calls[-2][1] == answer.cpi
+    assert bench.plane.calls[-1][1].policy.ipcomp is False
 
 
 def test_a_refused_installation_gives_the_cpi_back_too(bench, kit):
     answer = with_ipcomp(bench, kit)
-    bench.plane.failing.add("install")
+    bench.plane.failing.add("install_inbound")
     assert bench.install(kit.redeemed(spi_in=answer.spi), cpi_out=0x500) == Denied(why=Denial.DATAPLANE)
     assert bench.plane.calls[-2:] == [("release_spi", answer.spi), ("release_spi", answer.cpi)]
 
@@ -379,7 +391,7 @@ def test_an_spi_whose_installation_is_under_way_cannot_be_installed_again(bench,
     bench.plane.held = True
     assert bench.install(kit.redeemed(spi_in=spi)) is None
     assert bench.install(kit.redeemed(spi_in=spi, spi_out=0x3000)) == Denied(why=Denial.SPI)
-    assert bench.plane.names().count("install") == 1
+    assert bench.plane.names().count("install_inbound") == 1
 
 
 def test_a_keymat_handle_that_keyd_does_not_honour_is_denied(bench, kit):
@@ -437,9 +449,11 @@ def test_spis_are_bounded_in_total_and_for_each_connection(bench, kit, monkeypat
 @pytest.mark.parametrize("limit", ["MAX_INSTALLED", "MAX_INSTALLED_PER_CONNECTION"])
 def test_pairs_are_bounded_in_total_and_for_each_connection(bench, kit, monkeypatch, limit):
     monkeypatch.setattr(sadb_module, limit, 1)
+    spare = allocate(bench, kit).spi
     installed(bench, kit)
-    spi = allocate(bench, kit).spi
-    assert bench.install(kit.redeemed(spi_in=spi, spi_out=0x3000)) == Denied(why=Denial.QUOTA)
+    assert bench.install(kit.redeemed(spi_in=spare, spi_out=0x3000)) == Denied(why=Denial.QUOTA)
+    # nor is anything begun
+    assert allocate(bench, kit) == Denied(why=Denial.QUOTA)
 
 
 def test_policy_numbers_are_bounded(bench, kit, monkeypatch):
@@ -457,9 +471,10 @@ def road(bench, kit):
 
     def install(number, who=None, connection="road"):
         name = f"wanderer{number if who is None else who}.example.org"
-        spi = allocate(bench, kit, connection).spi
-        redeemed = kit.redeemed(connection=connection, identity=kit.identity(name), spi_in=spi, spi_out=spi + 0x10000)
-        answer = bench.install(redeemed, remote_ts=kit.selectors(f"10.4.{number}.0/24"))
+        who, remote_ts = kit.identity(name), kit.selectors(f"10.4.{number}.0/24")
+        spi = allocate(bench, kit, connection, identity=who, remote_ts=remote_ts[0]).spi
+        redeemed = kit.redeemed(connection=connection, identity=who, spi_in=spi, spi_out=spi + 0x10000)
+        answer = bench.install(redeemed, remote_ts=remote_ts)
         return answer if isinstance(answer, Denied) else answer.spi_in
 
     return install
@@ -526,7 +541,7 @@ def test_a_request_without_a_number_of_its_own_is_a_violation(bench, kit, sequen
     ends = {"local": kit.endpoint("192.0.2.1"), "remote": kit.endpoint("192.0.2.2")}
     again = {
         "install": kit.install(),
-        "allocate": AllocateSpi(connection="paris", child="lan", **ends),
+        "allocate": kit.allocate("paris", "lan", **ends),
         "remove": Remove(spi_in=1),
     }
     bench.service.from_worker(kit.install(), 7)
@@ -582,7 +597,7 @@ def test_denials_are_logged_at_a_bounded_rate_and_the_rest_counted(bench, kit):
 
 def test_a_failed_installation_leaves_nothing_behind(bench, kit):
     spi = allocate(bench, kit).spi
-    bench.plane.failing.add("install")
+    bench.plane.failing.add("install_inbound")
     assert bench.install(kit.redeemed(spi_in=spi)) == Denied(why=Denial.DATAPLANE)
     assert bench.plane.calls[-1] == ("release_spi", spi)
     assert bench.codes() == ["install-failed", "denied"]
@@ -598,7 +613,7 @@ def test_without_its_policy_no_pair_is_installed(bench, kit):
     bench.plane.failing.add("add_policy")
     redeemed = kit.redeemed(connection="road", identity=kit.identity("wanderer.example.org"), spi_in=spi)
     assert bench.install(redeemed, remote_ts=kit.selectors("10.4.0.0/16")) == Denied(why=Denial.DATAPLANE)
-    assert "install" not in bench.plane.names()
+    assert "install_inbound" not in bench.plane.names()
 
 
 def test_a_failed_removal_keeps_the_pair_known(bench, kit):
@@ -732,10 +747,18 @@ def test_a_redemption_that_keyds_death_ends_is_nothing(bench, kit):
     assert bench.sent == []
 
 
-def test_an_installation_that_outlives_its_worker_is_adopted_by_the_next(bench, kit):
+def half(bench, kit, **changes):
+    """A pair that receives, its peer has not confirmed; the inbound SPI."""
     spi = allocate(bench, kit).spi
+    bench.keyd_answers.append(kit.redeemed(spi_in=spi, **changes))
+    assert bench.ask(kit.install()) == Installed(spi_in=spi)
+    return spi
+
+
+def test_an_installation_that_outlives_its_worker_is_adopted_by_the_next(bench, kit):
+    spi = half(bench, kit)
     bench.plane.held = True
-    bench.install(kit.redeemed(spi_in=spi))
+    bench.install_outbound(spi)
     bench.service.epoch_ended()
     bench.service.epoch_began()
     assert Adopted not in [type(message) for message, _ in bench.sent], "not in place yet"
@@ -745,14 +768,124 @@ def test_an_installation_that_outlives_its_worker_is_adopted_by_the_next(bench, 
 
 
 def test_an_installation_that_outlives_every_worker_is_told_to_nobody(bench, kit):
-    spi = allocate(bench, kit).spi
+    spi = half(bench, kit)
     bench.plane.held = True
-    bench.install(kit.redeemed(spi_in=spi))
+    bench.install_outbound(spi)
     bench.service.epoch_ended()
     bench.sent.clear()
     bench.plane.waiting[-1].set_result(None)
     assert bench.sent == []
     assert bench.service.sadb.entry(spi).phase is Phase.INSTALLED
+
+
+# halves: the inbound SA stands before message 2 leaves, the outbound one comes with message 3 (RFC 2409 section 5.5)
+
+
+def test_a_pair_receives_before_its_peer_has_confirmed_and_counts_already(bench, kit):
+    spi = half(bench, kit)
+    assert bench.plane.names()[-1] == "install_inbound"
+    entry = bench.service.sadb.entry(spi)
+    assert entry.phase is Phase.RECEIVING
+    assert bench.codes() == []
+    assert bench.service.sadb.has_outbound(kit.remote, ProtocolId.ESP, 0x2000)
+    stranger = kit.allocate("road", remote=kit.endpoint("198.51.100.7"), remote_ts=entry.pair.remote_ts[0])
+    assert bench.ask(stranger) == Denied(why=Denial.OVERLAP)
+
+
+def test_a_pair_whose_peer_never_confirms_is_removed_and_its_selectors_are_free_again(bench, kit):
+    spi = half(bench, kit)
+    assert bench.ask(Remove(spi_in=spi)) == Removed()
+    assert bench.plane.calls[-1] == ("remove", spi)
+    assert bench.service.sadb.entries() == ()
+    assert not bench.service.sadb.has_outbound(kit.remote, ProtocolId.ESP, 0x2000)
+
+
+def test_halves_go_with_their_worker_and_are_told_to_none(bench, kit):
+    spi = half(bench, kit)
+    bench.service.epoch_ended()
+    assert bench.plane.calls[-1] == ("remove", spi)
+    assert bench.service.sadb.entries() == ()
+    bench.sent.clear()
+    bench.service.epoch_began()
+    assert bench.sent == []
+
+
+def test_a_half_that_is_in_place_when_its_worker_has_gone_goes_too(bench, kit):
+    spi = allocate(bench, kit).spi
+    bench.plane.held = True
+    bench.keyd_answers.append(kit.redeemed(spi_in=spi))
+    bench.ask(kit.install())
+    bench.service.epoch_ended()
+    bench.plane.held = False
+    bench.plane.waiting[-1].set_result(None)
+    assert bench.plane.calls[-1] == ("remove", spi)
+    assert bench.service.sadb.entries() == ()
+
+
+def test_the_outbound_half_is_installed_once_and_only_for_a_pair_that_receives(bench, kit):
+    assert bench.ask(InstallOutbound(spi_in=0x1000)) == Denied(why=Denial.UNKNOWN_SA)
+    spi = half(bench, kit)
+    assert bench.install_outbound(spi) == Installed(spi_in=spi)
+    assert bench.ask(InstallOutbound(spi_in=spi)) == Denied(why=Denial.UNKNOWN_SA)
+    assert bench.plane.names().count("install_outbound") == 1
+
+
+def test_before_hash_3_there_is_nothing_to_send_with_and_the_pair_goes_on_to_receive(bench, kit):
+    spi = half(bench, kit)
+    bench.keyd_answers.append(NotRedeemable())
+    assert bench.ask(InstallOutbound(spi_in=spi)) == Denied(why=Denial.KEYMAT)
+    assert "install_outbound" not in bench.plane.names()
+    assert bench.service.sadb.entry(spi).phase is Phase.RECEIVING
+    assert bench.install_outbound(spi) == Installed(spi_in=spi)
+
+
+def test_a_key_to_send_with_that_does_not_fit_the_suite_is_denied(bench, kit):
+    spi = half(bench, kit)
+    assert bench.install_outbound(spi, kit.outbound(encryption_out=kit.key[1:])) == Denied(why=Denial.ALGORITHMS)
+    assert "install_outbound" not in bench.plane.names()
+
+
+def test_an_answer_of_the_other_half_is_a_violation(bench, kit):
+    bench.ask(kit.install())
+    with pytest.raises(Violation):
+        bench.redemptions[-1].set_result(kit.outbound())
+
+
+def test_of_a_pair_that_cannot_send_nothing_is_left(bench, kit):
+    spi = half(bench, kit)
+    bench.plane.failing.add("install_outbound")
+    assert bench.install_outbound(spi) == Denied(why=Denial.DATAPLANE)
+    assert bench.plane.calls[-1] == ("remove", spi)
+    assert bench.service.sadb.entries() == ()
+
+
+def test_a_pair_that_ends_before_it_may_send_is_not_installed(bench, kit):
+    spi = half(bench, kit)
+    assert bench.ask(InstallOutbound(spi_in=spi)) is None
+    bench.service.expired(spi, True)
+    bench.redemptions[-1].set_result(kit.outbound())
+    assert bench.sent[-1][0] == Denied(why=Denial.UNKNOWN_SA)
+    assert "install_outbound" not in bench.plane.names()
+
+
+def test_a_policy_stays_where_its_older_pair_sends_until_the_peer_has_confirmed_another_place(bench, kit):
+    """Whoever diverts a message 1 does not get the traffic."""
+    remotes = [kit.endpoint(address) for address in ("198.51.100.9", "198.51.100.10")]
+    who = {"connection": "road", "identity": kit.identity("wanderer.example.org")}
+
+    def begin(remote, spi_out):
+        spi = allocate(bench, kit, "road", remote=str(remote.address)).spi
+        redeemed = kit.redeemed(spi_in=spi, spi_out=spi_out, remote_ts=kit.selectors("10.4.0.0/16")[0], **who)
+        bench.keyd_answers.append(redeemed)
+        assert bench.ask(kit.install(remote=remote)) == Installed(spi_in=spi)
+        return spi
+
+    bench.install_outbound(begin(remotes[0], 0x2000))
+    bench.plane.calls.clear()
+    spi = begin(remotes[1], 0x2001)
+    assert bench.plane.names() == ["allocate_spi", "install_inbound"]
+    bench.install_outbound(spi)
+    assert bench.plane.names()[2:] == ["migrate", "add_policy", "install_outbound"]
 
 
 def test_an_installation_that_has_expired_when_it_is_done_is_told_to_nobody(bench, kit):
@@ -930,4 +1063,4 @@ def test_while_stopping_nothing_new_is_installed(bench, kit):
     bench.service.stop()
     assert allocate(bench, kit) == Denied(why=Denial.QUOTA)
     assert bench.install(kit.redeemed(spi_in=spi)) == Denied(why=Denial.DATAPLANE)
-    assert "install" not in bench.plane.names()
+    assert "install_inbound" not in bench.plane.names()

@@ -9,7 +9,7 @@ from privsep.errors import ChannelClosed
 from privsep.loop import Loop
 from privsep.schema import keymat
 
-REDEEM = keymat.Redeem(keymat=b"k" * 16)
+REDEEM = keymat.RedeemInbound(keymat=b"k" * 16)
 
 
 @pytest.fixture

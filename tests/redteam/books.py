@@ -23,8 +23,8 @@ from privsep.types import Address, Auth, Endpoint, Identity, Mode, Spi, TrafficS
 QUOTAS = {
     "MAX_ALLOCATED": 20,
     "MAX_ALLOCATED_PER_CONNECTION": 12,
-    "MAX_INSTALLED": 14,
-    "MAX_INSTALLED_PER_CONNECTION": 7,
+    "MAX_INSTALLED": 9,
+    "MAX_INSTALLED_PER_CONNECTION": 4,
 }
 NUMBERS = {
     "MAX_POLICY_NUMBER": 24,
@@ -145,7 +145,7 @@ class Minted:
     """Keymat, and the installation for which it was redeemed."""
 
     redeemed: Redeemed
-    asked: ops.Install
+    asked: ops.InstallInbound
 
 
 class Books:
@@ -161,6 +161,8 @@ class Books:
         self.installed: dict[int, tuple[Pair, Minted]] = {}
         self.settled: set[int] = set()
         """Inbound SPIs of pairs whose installation was reported."""
+        self.sending: set[int] = set()
+        """Inbound SPIs of pairs that send, too."""
         self.policies: dict[int, tuple[tuple[str, str], Policy]] = {}
         self.waiting: list[Callable[[], None]] = []
         fixed = [each for each in GATEWAY.connections if isinstance(each.remote, Address)]
@@ -250,7 +252,29 @@ class Books:
     def remove_policy(self, policy: Policy) -> Future[None]:
         self.fuzzer.fail("a policy is removed")
 
-    def install(self, pair: Pair) -> Future[None]:
+    def install_outbound(self, pair: Pair) -> Future[None]:
+        fuzzer = self.fuzzer
+        known, whose = self.installed.get(pair.spi_in, (None, None))
+        fuzzer.check(pair.spi_in in self.settled and known is not None, "a pair sends that does not receive")
+        fuzzer.check(pair.spi_in not in self.sending, "a pair gets keys to send with twice")
+        minted = fuzzer.sending.get(pair.encryption_out + pair.integrity_out)
+        fuzzer.check(minted is not None and minted is whose, "a pair sends with keys of another, or of nobody")
+        cipher, integrity = pair.suite.cipher, pair.suite.integrity
+        lengths = (cipher.key_octets if cipher else 0, integrity.key_octets if integrity else 0)
+        right = (len(pair.encryption_out), len(pair.integrity_out)) == lengths
+        fuzzer.check(right, "installed although the keys have another length than the suite's")
+        without = dict.fromkeys(KEYS, b"")
+        fuzzer.check(replace(pair, **without) == replace(known, **without), "another pair sends than receives")
+        fuzzer.reached["sending"] += 1
+        self.sending.add(pair.spi_in)
+
+        def then(worked: bool) -> None:
+            if not worked:
+                self.sending.discard(pair.spi_in)
+
+        return self._later(None, then)
+
+    def install_inbound(self, pair: Pair) -> Future[None]:
         minted = self.fuzzer.minted.get(pair.encryption_in + pair.integrity_in)
         if minted is None:
             self.fuzzer.fail("a pair with keys that nobody redeemed")
@@ -327,6 +351,7 @@ class Books:
     def gone(self, spi: int) -> None:
         self.installed.pop(spi, None)
         self.settled.discard(spi)
+        self.sending.discard(spi)
 
     def traffic(self, pair: Pair) -> Future[Traffic]:
         return self._later(Traffic(bytes_in=0, bytes_out=0, packets_in=0, packets_out=0))
@@ -338,9 +363,9 @@ class Books:
         here, there = pair.local.address, pair.remote.address
         allocated = self.allocated.get(pair.spi_in)
         cipher, integrity = redeemed.suite.cipher, redeemed.suite.integrity
-        lengths = (cipher.key_octets if cipher else 0, integrity.key_octets if integrity else 0) * 2
-        keys = (pair.encryption_in, pair.integrity_in, pair.encryption_out, pair.integrity_out)
-        handed = (redeemed.encryption_in, redeemed.integrity_in, redeemed.encryption_out, redeemed.integrity_out)
+        lengths = (cipher.key_octets if cipher else 0, integrity.key_octets if integrity else 0)
+        keys = (pair.encryption_in, pair.integrity_in)
+        handed = (redeemed.encryption_in, redeemed.integrity_in)
         owner, policy = self.policies.get(pair.policy.number, (None, None))
         others = [
             (each, whose) for each, whose in self.installed.values() if whose.redeemed.identity != redeemed.identity
@@ -364,6 +389,7 @@ class Books:
             (keys != handed, "the keys are not those of keyd"),
             (tuple(map(len, keys)) != lengths, "the keys have another length than the suite's"),
             ((pair.spi_in, pair.spi_out) != (redeemed.spi_in, redeemed.spi_out), "the SPIs are not keyd's"),
+            (bool(pair.encryption_out + pair.integrity_out), "it may send before its peer has confirmed"),
             (pair.spi_in == pair.spi_out, "both directions share an SPI"),
             (allocated is None, "the SPI was not allocated"),
             (

@@ -23,7 +23,7 @@ from privsep.config.loader import load
 from privsep.config.model import Connection
 from privsep.schema import install
 from privsep.schema import keyd as ops
-from privsep.types import Endpoint, Identity, TrafficSelector
+from privsep.types import Endpoint, Identity, Mode, TrafficSelector
 
 GATEWAY = load(CONFIG.format(worker=64001, keyd=64002, userspace=64003), "gateway.toml")
 """The victim's."""
@@ -97,14 +97,24 @@ class Worker:
 
     def allocate(self, connection: str = "second", at: str = SECOND) -> int:
         """An inbound SPI of the connection's child."""
-        ends = {"local": _endpoint(LEFT), "remote": _endpoint(at)}
-        reply = self.monitor(install.AllocateSpi(connection=connection, child="net", **ends))
+        reply = self.monitor(wish(connection, "net", at))
         assert isinstance(reply, install.Allocated), reply
         return reply.spi
 
     def installed(self, keymat: bytes, at: str = SECOND) -> install.MonitorReply:
-        """Have a pair installed."""
-        return self.monitor(install.Install(keymat=keymat, local=_endpoint(LEFT), remote=_endpoint(at)))
+        """Have a pair installed, both halves."""
+        ends = {"local": _endpoint(LEFT), "remote": _endpoint(at)}
+        reply = self.monitor(install.InstallInbound(keymat=keymat, **ends))
+        if not isinstance(reply, install.Installed):
+            return reply
+        return self.monitor(install.InstallOutbound(spi_in=reply.spi_in))
+
+    def receives(self, keymat: bytes, at: str = SECOND) -> int:
+        """Have the inbound half installed; its SPI."""
+        ends = {"local": _endpoint(LEFT), "remote": _endpoint(at)}
+        reply = self.monitor(install.InstallInbound(keymat=keymat, **ends))
+        assert isinstance(reply, install.Installed), reply
+        return reply.spi_in
 
     def denied(self, keymat: bytes, **more: str) -> install.Denial:
         """Why the monitor says no; it logs the reason."""
@@ -118,6 +128,24 @@ class Worker:
 
 def _endpoint(address: str) -> Endpoint:
     return Endpoint(ipaddress.ip_address(address), IKE_PORT)
+
+
+def wish(connection: str, name: str, at: str) -> install.AllocateSpi:
+    """What gets an SPI for any child: an honest description of it, whatever shall be done with the SPI."""
+    configured = GATEWAY.connection(connection)
+    child = configured.child(name)
+    local_ts, remote_ts = child.local_ts[0], child.remote_ts[0]
+    if child.mode is Mode.TRANSPORT:
+        local_ts, remote_ts = (TrafficSelector.of_host(ipaddress.ip_address(each)) for each in (LEFT, at))
+    return install.AllocateSpi(
+        connection=connection,
+        child=name,
+        identity=configured.remote_id or Identity.of_address(ipaddress.ip_address(at)),
+        local=_endpoint(LEFT),
+        remote=_endpoint(at),
+        local_ts=local_ts,
+        remote_ts=remote_ts,
+    )
 
 
 class Peer:
@@ -289,11 +317,13 @@ class Session:
         assert isinstance(opened, ops.QuickOpened), opened
         return opened.quick, first
 
-    def quick_answered(self, spi_in: int) -> tuple[ops.QuickKeyed, bytes, bytes]:
-        """What keyd answered, our Quick Mode, and the peer's message 3."""
+    def quick_answered(self, spi_in: int, *, received: bool = False) -> tuple[ops.QuickKeyed, bytes, bytes]:
+        """What keyd answered, our Quick Mode, and the peer's message 3; `received`: our inbound SA stands."""
         quick, first = self.quick_opened()
         keyed = self.worker.keyd(self.quick_answer(quick, spi_in))
         assert isinstance(keyed, ops.QuickKeyed), keyed
+        if received:
+            self.worker.receives(keyed.keymat)
         self.peer.do(ops.QuickFinish(quick=first.quick, ciphertext=keyed.ciphertext))
         third = self.peer.do(ops.QuickAccept(quick=first.quick))
         return keyed, quick, third.ciphertext

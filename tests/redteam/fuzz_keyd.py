@@ -258,8 +258,8 @@ class KeydFuzzer(Fuzzer):
         if random.random() < 0.03:
             request = self.generator.deviate(request)
         started = self.started
-        reply = self.ask(side, request) if not isinstance(request, keymat.Redeem) else self._redeem(side, request)
-        if random.random() < 0.005 and self.started == started and not isinstance(request, keymat.Redeem):
+        reply = self.ask(side, request) if not isinstance(request, keymat.Redemption) else self._redeem(side, request)
+        if random.random() < 0.005 and self.started == started and not isinstance(request, keymat.Redemption):
             # the worker asks twice
             self.ask(side, request)
         if self.started != started:
@@ -320,7 +320,7 @@ class KeydFuzzer(Fuzzer):
         if not isinstance(reply, ops.Refused):
             moved = {handle: TABLE[named.state, kind]}
             if kind is ops.QuickConfirm:
-                moved |= {each.handle: State.REDEEMABLE for each in (named.entry.keymat,) if each is not None}
+                moved |= {each.handle: State.SENDABLE for each in (named.entry.keymat,) if each is not None}
             return moved
         if reply.why is ops.Refusal.EXPIRED:
             return {handle: State.GONE}
@@ -408,13 +408,13 @@ class KeydFuzzer(Fuzzer):
         if len(frame) < 50000:
             self.check(ops.REPLIES.decode(frame)[0] == reply, "a reply is not of the table")
 
-    def _redeem(self, side: Side, request: keymat.Redeem | None = None) -> Any:
+    def _redeem(self, side: Side, request: keymat.Redemption | None = None) -> Any:
         """Ask keyd as its monitor, for whatever the worker named."""
         if request is None:
             known = list(side.service._registry._entries) or [bytes(16)]
             keymats = [handle for handle in known if isinstance(side.service._registry._entries.get(handle), Keymat)]
             pool = keymats if keymats and self.random.random() < 0.6 else known
-            request = keymat.Redeem(keymat=self.random.choice(pool))
+            request = self.random.choice((keymat.RedeemInbound, keymat.RedeemOutbound))(keymat=self.random.choice(pool))
         received, _ = keymat.REQUESTS.decode(keymat.REQUESTS.encode(request, 1))
         before = side.entries()
         named = before.get(request.keymat)
@@ -424,9 +424,11 @@ class KeydFuzzer(Fuzzer):
             self._new_epoch()
             return reply
         side.unknown += named is None
-        redeemable = named is not None and named.state is State.REDEEMABLE and named.expires > self.now
-        self.check(isinstance(reply, keymat.Redeemed) == redeemable, "keymat is redeemed against the table")
-        late = named is not None and named.state is State.REDEEMABLE
-        self._compare(side, before, {request.keymat: State.GONE} if late else {})
-        self.saw("Redeem", type(reply).__name__)
+        admitted = named is not None and (named.state, type(request)) in TABLE
+        redeemable = admitted and named.expires > self.now
+        yes = keymat.Redeemed if isinstance(request, keymat.RedeemInbound) else keymat.RedeemedOutbound
+        self.check(isinstance(reply, yes) == redeemable, "keymat is redeemed against the table")
+        following = TABLE[named.state, type(request)] if redeemable else State.GONE
+        self._compare(side, before, {request.keymat: following} if admitted else {})
+        self.saw(type(request).__name__, type(reply).__name__)
         return reply

@@ -36,7 +36,7 @@ from privsep.config.model import Connection, Encap
 from privsep.errors import PrivsepError, Violation
 from privsep.schema import install as ops
 from privsep.schema.codec import Table
-from privsep.schema.keymat import NotRedeemable, Redeem, Redeemed
+from privsep.schema.keymat import NotRedeemable, Redeemed, RedeemedOutbound, RedeemInbound, Redemption
 from privsep.tasks import Future
 from privsep.types import Address, Endpoint, Mode, Role, Spi, TrafficSelector
 
@@ -81,8 +81,13 @@ class MonitorFuzzer(Fuzzer):
         """What the worker asks at the moment."""
         self.redeeming: Minted | None = None
         """What keyd handed over in this step."""
-        self.keymats: dict[bytes, Redeemed] = {}
+        self.keymats: dict[bytes, list[Redeemed | RedeemedOutbound]] = {}
+        """Halves that were not handed over yet."""
         self.minted: dict[bytes, Minted] = {}
+        """By the keys of what receives."""
+        self.sending: dict[bytes, Minted] = {}
+        """By the keys of what sends."""
+        self.by_handle: dict[bytes, Minted] = {}
         self.waiting_keyd: list[Callable[[], None]] = []
         self.open: dict[int, type] = {}
         self.pending: dict[int, Any] = {}
@@ -98,16 +103,21 @@ class MonitorFuzzer(Fuzzer):
 
     # the other sides
 
-    def _redeem(self, request: Redeem) -> Future[Any]:
+    def _redeem(self, request: Redemption) -> Future[Any]:
         future: Future[Any] = Future()
-        redeemed, asked = self.keymats.pop(request.keymat, None), self.asked
+        halves, asked = self.keymats.get(request.keymat, []), self.asked
+        # the inbound half comes first, and the other when the peer has confirmed
+        wanted = Redeemed if isinstance(request, RedeemInbound) else RedeemedOutbound
+        half = halves.pop(0) if halves and isinstance(halves[0], wanted) and self.random.random() < 0.9 else None
 
         def resolve() -> None:
-            if redeemed is None:
-                future.set_result(NotRedeemable())
-                return
-            self.redeeming = self.minted[redeemed.encryption_in + redeemed.integrity_in] = Minted(redeemed, asked)
-            future.set_result(redeemed)
+            if isinstance(half, Redeemed):
+                minted = self.by_handle[request.keymat] = Minted(half, asked)
+                self.redeeming = self.minted[half.encryption_in + half.integrity_in] = minted
+            elif half is not None:
+                self.redeeming = self.by_handle[request.keymat]
+                self.sending[half.encryption_out + half.integrity_out] = self.redeeming
+            future.set_result(half or NotRedeemable())
 
         if self.random.random() < 0.3:
             self.waiting_keyd.append(resolve)
@@ -127,7 +137,12 @@ class MonitorFuzzer(Fuzzer):
             case ops.Allocated() | ops.Installed() | ops.Removed() | ops.Denied():
                 kind = self.open.pop(sequence, None)
                 self.check(kind is not None, "an answer to nothing")
-                right = {ops.AllocateSpi: ops.Allocated, ops.Install: ops.Installed, ops.Remove: ops.Removed}
+                right = {
+                    ops.AllocateSpi: ops.Allocated,
+                    ops.InstallInbound: ops.Installed,
+                    ops.InstallOutbound: ops.Installed,
+                    ops.Remove: ops.Removed,
+                }
                 self.check(type(message) in (right[kind], ops.Denied), "an answer of another kind")
                 answer = message.why.name if isinstance(message, ops.Denied) else type(message).__name__
                 self.saw(kind.__name__, answer)
@@ -136,9 +151,11 @@ class MonitorFuzzer(Fuzzer):
                 self.saw(type(message).__name__, "told")
 
     def _keys(self) -> list[bytes]:
-        found = [*self.keymats.values(), *(each.redeemed for each in list(self.minted.values())[-20:])]
-        keys = [(each.encryption_in, each.encryption_out, each.integrity_in, each.integrity_out) for each in found]
-        return [key for four in keys for key in four if len(key) >= HALF_A_KEY]
+        found = [half for halves in self.keymats.values() for half in halves]
+        found += [each.redeemed for each in list(self.minted.values())[-20:]]
+        names = ("encryption_in", "encryption_out", "integrity_in", "integrity_out")
+        keys = [getattr(half, name, b"") for half in found for name in names]
+        return [key for key in keys if len(key) >= HALF_A_KEY]
 
     # what to do next
 
@@ -146,6 +163,7 @@ class MonitorFuzzer(Fuzzer):
         choices: tuple[tuple[Callable[[], None], int], ...] = (
             (self._allocate, 20),
             (self._install, 40),
+            (self._confirm, 6),
             (self._remove, 8),
             (self._any, 6),
             (self._frame, 8),
@@ -177,7 +195,7 @@ class MonitorFuzzer(Fuzzer):
         if sequence is None:
             self.sequence += 1
             sequence = self.sequence
-        asks = isinstance(message, ops.AllocateSpi | ops.Install | ops.Remove)
+        asks = isinstance(message, ops.AllocateSpi | ops.InstallInbound | ops.InstallOutbound | ops.Remove)
         fresh = sequence not in self.open and sequence != 0 and len(self.open) < MAX_OPEN
         if asks and fresh:
             self.open[sequence] = type(message)
@@ -197,7 +215,17 @@ class MonitorFuzzer(Fuzzer):
         connection = self.random.choice(GATEWAY.connections)
         child = self.random.choice(connection.children)
         local, remote = self._ends(connection)
-        message = ops.AllocateSpi(connection=connection.name, child=child.name, local=local, remote=remote)
+        message = ops.AllocateSpi(
+            connection=connection.name,
+            child=child.name,
+            identity=connection.remote_id or identity_named(self.random.choice(NAMES)),
+            local=local,
+            remote=remote,
+            local_ts=self._narrowed(child.local_ts, child.mode, local.address)
+            or TrafficSelector.of_host(local.address),
+            remote_ts=self._narrowed(child.remote_ts, child.mode, remote.address)
+            or TrafficSelector.of_host(remote.address),
+        )
         self._ask(self.generator.deviate(message) if self.random.random() < 0.15 else message)
 
     def _ends(self, connection: Connection) -> tuple[Endpoint, Endpoint]:
@@ -235,24 +263,42 @@ class MonitorFuzzer(Fuzzer):
                 lifetime=child.lifetime,
                 encryption_in=b"",
                 integrity_in=b"",
-                encryption_out=b"",
-                integrity_out=b"",
             )
         )
+        outbound = self._sends(redeemed)
         if child.ipcomp and random.random() < 0.7:
             cpi = next((cpi for cpi, asked in self.books.cpis.items() if asked is allocated), None)
             redeemed = replace(redeemed, cpi_in=cpi, cpi_out=random.choice(CPIS))
         if random.random() < 0.35:
             redeemed = self._fooled(redeemed)
         handle = random.randbytes(16)
-        self.keymats[handle] = redeemed
-        message = ops.Install(keymat=handle, local=allocated.local, remote=allocated.remote)
+        self.keymats[handle] = [redeemed, outbound]
+        message = ops.InstallInbound(keymat=handle, local=allocated.local, remote=allocated.remote)
         while random.random() < 0.3:
             message = self.generator.deviate(message)
             message = replace(message, keymat=handle if random.random() < 0.9 else message.keymat)
         self._ask(message)
         if random.random() < 0.1:
             self._ask(message)
+        if random.random() < 0.7:
+            self._ask(ops.InstallOutbound(spi_in=redeemed.spi_in))
+
+    def _confirm(self) -> None:
+        """Message 3 of a peer's comes late, or the worker makes it up."""
+        known = [*self.books.installed, *self.books.allocated]
+        if known:
+            self._ask(ops.InstallOutbound(spi_in=self.random.choice(known)))
+
+    def _sends(self, redeemed: Redeemed) -> RedeemedOutbound:
+        """The other half; now and then keyd has a wrong one."""
+        right = RedeemedOutbound(
+            encryption_out=self.random.randbytes(len(redeemed.encryption_in)),
+            integrity_out=self.random.randbytes(len(redeemed.integrity_in)),
+        )
+        if self.random.random() < 0.9:
+            return right
+        field = self.random.choice(("encryption_out", "integrity_out"))
+        return replace(right, **{field: self.random.randbytes(self.random.choice((1, 16, 20, 32, 36, 40)))})
 
     def _narrowed(self, configured: tuple[TrafficSelector, ...], mode: Mode, address: Address) -> Any:
         if mode is Mode.TRANSPORT and self.random.random() < 0.8:
@@ -271,8 +317,6 @@ class MonitorFuzzer(Fuzzer):
             redeemed,
             encryption_in=octets(encryption),
             integrity_in=octets(integrity),
-            encryption_out=octets(encryption),
-            integrity_out=octets(integrity),
         )
 
     def _fooled(self, redeemed: Redeemed) -> Redeemed:
@@ -305,7 +349,7 @@ class MonitorFuzzer(Fuzzer):
             case 13:
                 return replace(redeemed, encryption_in=random.randbytes(random.choice((16, 20, 32, 36, 40))))
             case _:
-                return replace(redeemed, integrity_out=random.randbytes(random.choice((1, 20, 32))))
+                return replace(redeemed, integrity_in=random.randbytes(random.choice((1, 20, 32))))
 
     def _remove(self) -> None:
         known = [*self.books.allocated, *self.books.installed]
@@ -313,7 +357,8 @@ class MonitorFuzzer(Fuzzer):
         self._ask(ops.Remove(spi_in=spi))
 
     def _any(self) -> None:
-        kind = self.random.choice((ops.AllocateSpi, ops.Install, ops.Remove, ops.Install, ops.Progress, ops.Completed))
+        kinds = (ops.AllocateSpi, ops.InstallInbound, ops.InstallOutbound, ops.Remove, ops.Progress, ops.Completed)
+        kind = self.random.choice(kinds)
         message = self.generator.message(kind, self.random.choice((0.05, 0.3, 1.0)))
         if isinstance(message, ops.Progress | ops.Completed) and self.random.random() < 0.9:
             return
@@ -322,7 +367,15 @@ class MonitorFuzzer(Fuzzer):
 
     def _frame(self) -> None:
         kind = self.random.choice(
-            (ops.AllocateSpi, ops.Install, ops.Remove, ops.Progress, ops.Completed, ops.Described)
+            (
+                ops.AllocateSpi,
+                ops.InstallInbound,
+                ops.InstallOutbound,
+                ops.Remove,
+                ops.Progress,
+                ops.Completed,
+                ops.Described,
+            )
         )
         message = self.generator.message(kind, 0.05)
         self.spelled_out(message)
@@ -422,7 +475,8 @@ class MonitorFuzzer(Fuzzer):
         known = {entry.pair.spi_in for entry in entries}
         self.check(self.books.settled <= known, "an installed pair that the monitor has forgotten")
         self.check(len(self.open) <= MAX_OPEN, "more open requests than their quota")
-        while len(self.minted) > 400:
-            self.minted.pop(next(iter(self.minted)))
+        for remembered in (self.minted, self.sending, self.by_handle):
+            while len(remembered) > 400:
+                remembered.pop(next(iter(remembered)))
         while len(self.keymats) > 50:
             self.keymats.pop(next(iter(self.keymats)))

@@ -6,7 +6,7 @@ there is what they look for.
 
 from keyd.handles import State
 from privsep.schema import keyd as ops
-from privsep.schema.keymat import Redeem
+from privsep.schema.keymat import RedeemInbound, RedeemOutbound
 
 Key = tuple[State, type]
 
@@ -22,7 +22,7 @@ IKE_STATES = frozenset(
     }
 )
 QUICK_STATES = frozenset({State.QUICK_OFFERED, State.QUICK_FINISHED, State.QUICK_OPENED, State.QUICK_ANSWERED})
-KEYMAT_STATES = frozenset({State.DERIVED, State.REDEEMABLE})
+KEYMAT_STATES = frozenset({State.DERIVED, State.RECEIVING, State.CONFIRMED, State.SENDABLE})
 
 TABLE: dict[Key, State] = {
     # Main Mode, initiator
@@ -42,8 +42,10 @@ TABLE: dict[Key, State] = {
     (State.QUICK_FINISHED, ops.QuickAccept): State.GONE,
     (State.QUICK_OPENED, ops.QuickAnswer): State.QUICK_ANSWERED,
     (State.QUICK_ANSWERED, ops.QuickConfirm): State.GONE,
-    # the monitor takes keymat, once
-    (State.REDEEMABLE, Redeem): State.GONE,
+    # the monitor takes each half of keymat once, what sends when the peer has confirmed
+    (State.DERIVED, RedeemInbound): State.RECEIVING,
+    (State.CONFIRMED, RedeemInbound): State.SENDABLE,
+    (State.SENDABLE, RedeemOutbound): State.GONE,
     **{(state, ops.Drop): State.GONE for state in IKE_STATES | QUICK_STATES | KEYMAT_STATES},
 }
 """(state, operation): the state after success."""
@@ -66,7 +68,7 @@ BORN: dict[type, State] = {
     ops.QuickOffer: State.QUICK_OFFERED,
     ops.QuickOpen: State.QUICK_OPENED,
     ops.QuickAnswer: State.DERIVED,
-    ops.QuickAccept: State.REDEEMABLE,
+    ops.QuickAccept: State.CONFIRMED,
 }
 """The state of the one entry that an operation makes."""
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from ipaddress import ip_address, ip_network
 from itertools import count
 
-from counterpart import GATEWAY, Peer, Session, Worker
+from counterpart import GATEWAY, Peer, Session, Worker, wish
 from lab import LEFT, LEFT_HOST, PSK, RIGHT, RIGHT_HOST
 from world import ATTACKER, IKE, SECOND, SECOND_PSK, Plan, World
 
@@ -41,7 +41,7 @@ def switchable(check):
     return lambda case: authorize.PASSED if off(check.__name__) else check(case)
 
 authorize.CHECKS = tuple(map(switchable, authorize.CHECKS))
-judge, place = service.authorize, UserspaceDataplane.install
+judge, place = service.authorize, UserspaceDataplane.install_inbound
 shipped = sadb.MAX_INSTALLED_PER_CONNECTION, numbers.MAX_POLICIES_PER_CONNECTION, numbers.MAX_UNUSED_OF_IDENTITY
 
 def scaled(*arguments):
@@ -64,7 +64,7 @@ def unreserved(self, pair):
     return place(self, pair)
 
 count_in, sadb.Sadb.reserve = sadb.Sadb.reserve, reserve
-service.authorize, UserspaceDataplane.install = scaled, unreserved
+service.authorize, UserspaceDataplane.install_inbound = scaled, unreserved
 """
 SWITCHABLE = SHIPPED.without(monitor=SWITCHES)
 
@@ -74,9 +74,9 @@ FEW_POLICIES = 8
 WEAK_ESP = """
 database = sys.modules["monitor.userspace.database"]
 if "honest" not in globals():
-    honest = database.Database.add_pair, database.transform
+    honest = database.Database.add_inbound, database.transform
 
-def add_pair(self, order):
+def add_inbound(self, order):
     self._by_spi.pop(order.spi_in, None)
     self._outbound.clear()
     return honest[0](self, order)
@@ -84,7 +84,7 @@ def add_pair(self, order):
 def transform(suite, encryption, integrity):
     return sys.modules["monitor.userspace.esp"].Combined(suite.cipher, encryption)
 
-database.Database.add_pair, database.transform = (add_pair, transform) if weak else honest
+database.Database.add_inbound, database.transform = (add_inbound, transform) if weak else honest
 """
 INSTALLED_THERE = "result = sorted(me.database._by_spi)"
 REMOVE_THERE = """
@@ -107,16 +107,18 @@ honest = me.service._redeem
 
 def redeem(request):
     true = honest(request)
-    return dataclasses.replace(true, {instead}) if hasattr(true, "spi_in") else true
+    if isinstance(true, keymat.Redeemed):
+        return dataclasses.replace(true, {instead})
+    return dataclasses.replace(true, {then}) if isinstance(true, keymat.RedeemedOutbound) else true
 
 me.service._redeem = redeem
 """
 KEYD_IS_HONEST = "me.service._redeem = honest"
 
 
-def keyd_says(instead: str) -> tuple[str, str]:
-    """With keyd's help: what it says instead of the truth, and how it stops."""
-    return KEYD_SAYS.format(instead=instead), KEYD_IS_HONEST
+def keyd_says(instead: str, then: str = "") -> tuple[str, str]:
+    """With keyd's help: what it says instead of the truth, of each half, and how it stops."""
+    return KEYD_SAYS.format(instead=instead, then=then), KEYD_IS_HONEST
 
 
 def selectors(text: str) -> TrafficSelector:
@@ -177,21 +179,21 @@ class Attacker:
         if isinstance(keymat, keyd.Refused):
             return f"keyd: {keymat.why.name}"
         answer = self.worker.monitor(
-            install.Install(
+            install.InstallInbound(
                 keymat=keymat,
                 local=endpoint(lie.local, lie.local_port),
                 remote=endpoint(lie.remote or lie.address, lie.remote_port),
             )
         )
+        if isinstance(answer, install.Installed):
+            answer = self.worker.monitor(install.InstallOutbound(spi_in=answer.spi_in))
         if isinstance(answer, install.Denied):
             return answer.why.name
         self.pairs.append(spis[0])
         return "INSTALLED"
 
     def allocate(self, child: str, address: str) -> int:
-        connection, name = child.split("/")
-        request = install.AllocateSpi(connection=connection, child=name, local=endpoint(LEFT), remote=endpoint(address))
-        return self.worker.monitor(request).spi
+        return self.worker.monitor(wish(*child.split("/"), address)).spi
 
     def remove(self, spi: int) -> install.MonitorReply:
         return self.worker.monitor(install.Remove(spi_in=spi))
@@ -342,14 +344,15 @@ LIES = {
     "a suite that is not proposed, with keyd's help": Lie(
         layers=(("_suite", D.ALGORITHMS),),
         weaken=keyd_says(
-            "suite=algorithms.ChildSuite.parse('aes128-sha1-modp2048'), encryption_in=bytes(16), "
-            "encryption_out=bytes(16), integrity_in=bytes(20), integrity_out=bytes(20)"
+            "suite=algorithms.ChildSuite.parse('aes128-sha1-modp2048'), "
+            "encryption_in=bytes(16), integrity_in=bytes(20)",
+            "encryption_out=bytes(16), integrity_out=bytes(20)",
         ),
     ),
     "another mode, with keyd's help": Lie(layers=(("_mode", D.MODE),), weaken=keyd_says("mode=types.Mode.TRANSPORT")),
     "a key cut short, with keyd's help": Lie(
         layers=(("_key_lengths", D.ALGORITHMS), ESP_REFUSES),
-        weaken=keyd_says("encryption_in=true.encryption_in[:20], encryption_out=true.encryption_out[:20]"),
+        weaken=keyd_says("encryption_in=true.encryption_in[:20]", "encryption_out=true.encryption_out[:20]"),
     ),
     "an identity that is not the connection's": Lie(
         layers=(("_identity", D.IDENTITY),),

@@ -15,7 +15,7 @@ from privsep.algorithms import ChildSuite
 from privsep.payloads import split_chain
 from privsep.schema import keyd as ops
 from privsep.schema.keyd import Refusal
-from privsep.schema.keymat import Redeem, Redeemed
+from privsep.schema.keymat import Redeemed, RedeemInbound
 from privsep.types import TrafficSelector
 
 
@@ -34,7 +34,7 @@ def careless(monkeypatch):
 def what_the_peer_has(s, first, second) -> Redeemed:
     s.peer.do(ops.QuickFinish(quick=first.quick, ciphertext=second))
     third = s.peer.do(ops.QuickAccept(quick=first.quick))
-    return s.peer.service.redeem(Redeem(keymat=third.keymat))
+    return s.peer.service.redeem(RedeemInbound(keymat=third.keymat))
 
 
 def test_it_cannot_have_the_peer_use_one_key_for_both_directions(shipped, without, record, careless):

@@ -145,7 +145,10 @@ DEAF = "me.forwarder._loop.on_readable(me.forwarder.channel.fileno(), None)\n"
 """It does not hear that the channel has ended."""
 FRAMES = {
     "an answer to nothing": ("esp.REPLIES.encode(esp.Ok(), 2**40)", "violation: an answer to nothing"),
-    "a request for keys": ("keymat.REQUESTS.encode(keymat.Redeem(keymat=bytes(16)), 1)", "violation: wrong number of"),
+    "a request for keys": (
+        "keymat.REQUESTS.encode(keymat.RedeemInbound(keymat=bytes(16)), 1)",
+        "violation: wrong number of",
+    ),
     "an oversize frame": ("bytes(70000)", "violation: frame too long"),
     "no msgpack": ("b'\\xc1' * 64", "violation: not one msgpack value"),
     "a policy that is no number": ("msgpack.packb([4, 0, True])", "violation: field policy is out of bounds"),
@@ -178,7 +181,7 @@ def test_a_wrong_answer_to_an_order_is_no_success(worlds, record):
     world = worlds(SHIPPED)
     say = """
 honest = type(me.forwarder).handle
-me.forwarder.handle = lambda order: {wrong} if isinstance(order, esp.AddPair) else honest(me.forwarder, order)
+me.forwarder.handle = lambda order: {wrong} if isinstance(order, esp.AddInbound) else honest(me.forwarder, order)
 """
     try:
         for wrong in ("esp.Failed()", "esp.Trapped(policy=1)", "esp.PairExpired(spi_in=order.spi_in)",

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 
 import pytest
-from lab import LEFT, PSK, RIGHT
+from lab import LEFT, LEFT_HOST, PSK, RIGHT, RIGHT_HOST
 from reach import BARE, COMMON, PREPARED, SHIPPED, TRUSTING, facts, negotiate, pairs, reach
 from test_reach_out import DONE, PROGRAMS, Attempt
 from world import IKE_PORT, NATT_PORT, SECOND, SECOND_PSK, Killed
@@ -71,13 +71,12 @@ def test_it_has_no_socket_of_the_network_and_a_network_of_its_own_that_is_empty(
 LIE = """
 def lie(request):
     true = type(me.service).redeem(me.service, request)
-    return dataclasses.replace(true, {instead})
+    return dataclasses.replace(true, {instead}) if isinstance(true, keymat.{half}) else true
 
 me.service.redeem = lie
 """
 HONEST = "del me.service.redeem"
-WEAK = """suite=algorithms.ChildSuite.parse("aes128-sha1"),
-    encryption_in=bytes(16), encryption_out=bytes(16), integrity_in=bytes(20), integrity_out=bytes(20)"""
+WEAK = """suite=algorithms.ChildSuite.parse("aes128-sha1"), encryption_in=bytes(16), integrity_in=bytes(20)"""
 OF_ANOTHER = "identity=types.Identity(true.identity.type, ipaddress.ip_address(peer).packed)"
 OF_THE_ACCOMPLICE = "the accomplice's own, and nobody else's"
 INSTALLED, REFUSED = "installed", "denied reason=dataplane"
@@ -116,15 +115,22 @@ def tell(world, instead: str) -> str:
     """What the monitor does with a lie of keyd's; what it takes for it to be a good one is arranged first."""
     allocate = (
         "ends = {side: types.Endpoint(ipaddress.ip_address(each), 500) for side, each in addresses.items()}\n"
-        "result = me.monitor(install.AllocateSpi(connection='peer', child='net', **ends)).spi"
+        "traffic = {side: types.TrafficSelector(ipaddress.ip_network(each)) for side, each in selectors.items()}\n"
+        "who = types.Identity.of_address(ends['remote'].address)\n"
+        "result = me.monitor(install.AllocateSpi(connection='peer', child='net', identity=who, **ends, **traffic)).spi"
     )
     known = {"peer": RIGHT}
     if "elsewhere" in instead:
-        known["elsewhere"] = world.attack(allocate, addresses={"local": LEFT, "remote": RIGHT})
+        known["elsewhere"] = world.attack(
+            allocate,
+            addresses={"local": LEFT, "remote": RIGHT},
+            selectors={"local_ts": f"{LEFT_HOST}/32", "remote_ts": f"{RIGHT_HOST}/32"},
+        )
     if "existing" in instead:
         known["existing"] = int(re.search(r"spi_out=(\S+)", negotiate(world))[1], 16)
     before = pairs(world)
-    assert world.in_keyd(LIE.format(instead=instead), **known) == DONE
+    half = "RedeemedOutbound" if "_out=" in instead.replace("spi_out=", "") else "Redeemed"
+    assert world.in_keyd(LIE.format(instead=instead, half=half), **known) == DONE
     try:
         verdict = negotiate(world)
     finally:

@@ -12,7 +12,7 @@ from collections import Counter
 import pytest
 from bounds import MEGABYTE, PATIENCE, SHIPPED, UNBOUNDED, ends, growth, memory, others_are_served, violation
 from captured import MAGIC
-from counterpart import Peer, Session, Worker
+from counterpart import Peer, Session, Worker, wish
 from lab import LEFT, wait_for
 from world import IKE_PORT, SECOND, Plan, World
 
@@ -80,7 +80,7 @@ busy = {"id": 0, "code": "time.sleep(2)", "facts": {}}
 me.raw_keyd(b"\\x7fcaptured\\x7f" + json.dumps(busy).encode())
 time.sleep(0.2)
 ends = types.Endpoint(ipaddress.ip_address("192.0.2.1"), 500), types.Endpoint(ipaddress.ip_address("192.0.2.2"), 500)
-request = install.Install(keymat=bytes(16), local=ends[0], remote=ends[1])
+request = install.InstallInbound(keymat=bytes(16), local=ends[0], remote=ends[1])
 for number in range(2**41, 2**41 + 5000):
     frame = install.FROM_WORKER.encode(request, number)
     while True:
@@ -210,9 +210,7 @@ def test_it_cannot_pile_up_keymat(worlds, record):
 
 
 ALLOCATE = """
-ends = {"local": types.Endpoint(ipaddress.ip_address("192.0.2.1"), 500),
-        "remote": types.Endpoint(ipaddress.ip_address(remote), 500)}
-request = install.AllocateSpi(connection=connection, child="net", **ends)
+request = install.FROM_WORKER.decode(bytes.fromhex(frame))[0]
 answers = [me.monitor(request) for _ in range(count)]
 for spi in [answer.spi for answer in answers if isinstance(answer, install.Allocated)]:
     me.monitor(install.Remove(spi_in=spi))
@@ -221,7 +219,8 @@ result = [str(getattr(answer, "why", type(answer).__name__)) for answer in answe
 
 
 def test_it_cannot_take_all_spis(worlds, record):
-    facts = {"connection": "second", "remote": SECOND, "count": MAX_ALLOCATED_PER_CONNECTION + 10}
+    frame = install.FROM_WORKER.encode(wish("second", "net", SECOND), 0)
+    facts = {"frame": frame.hex(), "count": MAX_ALLOCATED_PER_CONNECTION + 10}
     world = worlds(SHIPPED)
     mark = world.mark()
     expected = {"Allocated": MAX_ALLOCATED_PER_CONNECTION, "Denial.QUOTA": 10}

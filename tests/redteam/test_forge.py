@@ -194,18 +194,35 @@ def test_it_cannot_install_without_the_peers_answer(shipped, without, record, st
     record("table of states", "installed")
 
 
-def test_it_cannot_install_before_the_peer_confirms(shipped, without, record):
-    """KEYMAT without HASH(3): it could be a replay of message 1 (RFC 2409 section 5.5)."""
+def test_it_cannot_send_before_the_peer_confirms(shipped, without, record):
+    """KEYMAT without HASH(3): it could be a replay of message 1 (RFC 2409 section 5.5). We may receive by then."""
 
-    def attack(worker, how):
+    def attack(worker):
         s = Session(worker, Peer())
         s.respond()
-        return how(s.quick_answered(worker.allocate())[0].keymat)
+        spi = worker.receives(s.quick_answered(worker.allocate())[0].keymat)
+        reply = worker.monitor(install.InstallOutbound(spi_in=spi))
+        worker.monitor(install.Remove(spi_in=spi))
+        return reply
 
-    assert attack(shipped, shipped.denied) is Denial.KEYMAT
-    open_world = without(OPEN)
-    assert isinstance(attack(open_world, open_world.installed), install.Installed)
-    record("keymat is DERIVED, not REDEEMABLE", "installed")
+    assert attack(shipped) == install.Denied(why=Denial.KEYMAT)
+    assert isinstance(attack(without(OPEN)), install.Installed)
+    record("keymat is RECEIVING, not SENDABLE", "installed")
+
+
+def test_it_cannot_confirm_what_the_monitor_has_not_judged(shipped, record):
+    """Message 2 is not for the peer before our inbound SA stands."""
+    s = Session(shipped, Peer())
+    s.respond()
+    spi = shipped.allocate()
+    _, quick, third = s.quick_answered(spi)
+    with shipped.violates("QuickConfirm in state DERIVED"):
+        shipped.keyd(ops.QuickConfirm(quick=quick, ciphertext=third))
+    honest = Session(shipped, Peer())
+    honest.respond()
+    _, quick, third = honest.quick_answered(shipped.allocate(), received=True)
+    assert shipped.keyd(ops.QuickConfirm(quick=quick, ciphertext=third)) == ops.Done()
+    record("table of states", "in order: confirmed")
 
 
 # other values than the peer's

@@ -228,7 +228,7 @@ def accept_twice(s):
 
 def confirm_twice(s):
     s.respond()
-    _, quick, third = s.quick_answered(0x1001)
+    _, quick, third = s.quick_answered(s.worker.allocate(), received=True)
     s.worker.keyd(ops.QuickConfirm(quick=quick, ciphertext=third))
     return s.worker.keyd(ops.QuickConfirm(quick=quick, ciphertext=third))
 

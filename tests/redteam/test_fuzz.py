@@ -35,7 +35,8 @@ def test_keyd_keeps_its_table_whatever_a_captured_worker_asks():
     fuzzer = KeydFuzzer(SEED).run(steps=STEPS)
     unanswered = [kind for kind, answer in YES.items() if not fuzzer.answered[f"{kind}: {answer}"]]
     assert unanswered == []
-    assert fuzzer.answered["Redeem: Redeemed"]
+    assert fuzzer.answered["RedeemInbound: Redeemed"]
+    assert fuzzer.answered["RedeemOutbound: RedeemedOutbound"]
     assert set(fuzzer.reached) == {state.name for state in State if state is not State.GONE}
     # where a message ends something, or a quota is met
     for rejection in (
@@ -53,11 +54,16 @@ def test_keyd_keeps_its_table_whatever_a_captured_worker_asks():
 
 def test_the_monitor_installs_nothing_outside_the_configuration_whatever_it_is_asked():
     fuzzer = MonitorFuzzer(SEED).run(steps=STEPS)
-    for answer in ("AllocateSpi: Allocated", "Install: Installed", "Remove: Removed"):
+    for answer in (
+        "AllocateSpi: Allocated",
+        "InstallInbound: Installed",
+        "InstallOutbound: Installed",
+        "Remove: Removed",
+    ):
         assert fuzzer.answered[answer]
     for taken in ("Progress: taken", "Completed: taken", "Described: taken"):
         assert fuzzer.answered[taken]
-    refused = {each.removeprefix("Install: ") for each in fuzzer.answered if each.startswith("Install: ")}
+    refused = {each.split(": ")[1] for each in fuzzer.answered if each.startswith(("Install", "AllocateSpi"))}
     every = {each.name for each in install.Denial} - {"NO_SUCH_CHILD", "UNKNOWN_SA"}
     assert every <= refused
     assert all(fuzzer.reached[event] for event in ("installed", "compressed", "moved", "migrated", "yielded"))
@@ -181,12 +187,12 @@ BACKED_UP = {
     "check", [each for each in authorize.CHECKS if each not in BACKED_UP], ids=lambda f: f.__name__
 )
 def test_a_check_that_is_left_out_is_found(monkeypatch, check):
-    monkeypatch.setattr(authorize, "CHECKS", tuple(each for each in authorize.CHECKS if each is not check))
+    for name in ("CHECKS", "FORESEEABLE"):
+        monkeypatch.setattr(authorize, name, tuple(each for each in getattr(authorize, name) if each is not check))
     found(MonitorFuzzer(SEED), "installed although", "more pairs", "foreign selectors")
 
 
 def test_addresses_that_nobody_compares_are_found(monkeypatch):
-    monkeypatch.setattr("monitor.service.outer_addresses", lambda *_: authorize.PASSED)
     monkeypatch.setattr(authorize, "outer_addresses", lambda *_: authorize.PASSED)
     found(MonitorFuzzer(SEED), "address is foreign", "there is no such peer")
 

@@ -180,7 +180,7 @@ def test_it_has_no_word_for_what_comes_from_the_configuration_only(attackers, re
     """Selectors, mode, mark, if_id, priority, lifetime, replay window: a frame with a field too many ends the epoch."""
     attacker = attackers(SHIPPED)
     world = attacker.world
-    honest = msgpack.unpackb(install.FROM_WORKER.encode(install.Install(
+    honest = msgpack.unpackb(install.FROM_WORKER.encode(install.InstallInbound(
         keymat=bytes(16), local=endpoint(LEFT), remote=endpoint(SECOND),
     ), 2**41))  # fmt: skip
     send = "me.raw_monitor(bytes.fromhex(frame))\nresult = plain(me.wait(number, me._turn))"
@@ -193,11 +193,11 @@ def test_it_has_no_word_for_what_comes_from_the_configuration_only(attackers, re
     record("the channel's table of operations and fields", "the frame without the field: judged")
 
 
-def add_pair() -> esp.AddPair:
+def add_pair() -> esp.AddInbound:
     """What the monitor would tell the ESP process."""
-    return esp.AddPair(
+    return esp.AddInbound(
         spi_in=0x1000, spi_out=0x2000, suite=ChildSuite.parse("aes256gcm16"), mode=Mode.TUNNEL, policy=1,
-        encryption_in=bytes(36), integrity_in=b"", encryption_out=bytes(36), integrity_out=b"", local=endpoint(LEFT),
+        encryption_in=bytes(36), integrity_in=b"", local=endpoint(LEFT),
         remote=endpoint(SECOND), encap=False, local_ts=(selectors("10.1.0.0/24"),),
         remote_ts=(selectors("10.4.0.0/24"),), replay_window=32, lifetime_s=3600,
     )  # fmt: skip

@@ -78,7 +78,7 @@ def quick_finish(s):
 
 def quick_confirm(s):
     s.respond()
-    keyed, quick, third = s.quick_answered(0x1001)
+    keyed, quick, third = s.quick_answered(s.worker.allocate(), received=True)
     encrypt = s.peer.encryption(s.theirs, keyed.ciphertext[-BLOCK:])
     return Lock(lambda data: ops.QuickConfirm(quick=quick, ciphertext=data), encrypt, third)
 
@@ -292,7 +292,7 @@ def test_it_is_never_given_a_prf_output(shipped, without, record, monkeypatch):
             s.fields["sai_b"] = chosen
             getattr(s, lead)()
             s.keyed(0x1001)
-            _, quick, third = s.quick_answered(0x1003)
+            _, quick, third = s.quick_answered(worker.allocate(), received=True)
             worker.keyd(ops.QuickConfirm(quick=quick, ciphertext=third))
             worker.keyd(s.quick_offer(s.ours, int.from_bytes(chosen[:4])))
             sealed = worker.keyd(ops.InfoSeal(ike=s.ours, **extras))

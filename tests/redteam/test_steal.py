@@ -120,20 +120,21 @@ from privsep.schema import keyd as ops, keymat
 from keyd.service import Service
 from keyd.phase2 import Phase2
 
-for table, kinds in ((ops.REQUESTS, (keymat.Redeem,)), (ops.REPLIES, (keymat.Redeemed, keymat.NotRedeemable))):
+answers = (keymat.Redeemed, keymat.RedeemedOutbound, keymat.NotRedeemable)
+for table, kinds in ((ops.REQUESTS, (keymat.RedeemInbound, keymat.RedeemOutbound)), (ops.REPLIES, answers)):
     for number, kind in enumerate(kinds, 15):
         layout = keymat.REQUESTS._by_type.get(kind) or keymat.REPLIES._by_type.get(kind)
         table._by_number[number], table._by_type[kind] = layout[1], (number, layout[1])
 before = Service.handle
 
 def handle(self, request):
-    return self.redeem(request) if isinstance(request, keymat.Redeem) else before(self, request)
+    return self.redeem(request) if isinstance(request, keymat.Redemption) else before(self, request)
 
 Service.handle = handle
 """
 UNDERSTANDS = """
 from privsep.schema import keyd as ops, keymat
-for number, kind in enumerate((keymat.Redeemed, keymat.NotRedeemable), 15):
+for number, kind in enumerate((keymat.Redeemed, keymat.RedeemedOutbound, keymat.NotRedeemable), 15):
     layout = keymat.REPLIES._by_type[kind][1]
     ops.REPLIES._by_number[number], ops.REPLIES._by_type[kind] = layout, (number, layout)
 """

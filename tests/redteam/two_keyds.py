@@ -232,14 +232,21 @@ class Talk:
                 originals=random.choice(ORIGINALS),
             ),
         )
+        half = yield far, keymat.RedeemInbound(keymat=keyed.keymat)
         yield from _ask(near, ops.QuickFinish(quick=first.quick, ciphertext=ciphertext or keyed.ciphertext))
         third = yield from _ask(near, ops.QuickAccept(quick=first.quick))
         yield from _ask(far, ops.QuickConfirm(quick=opened.quick, ciphertext=third.ciphertext))
-        mine = yield near, keymat.Redeem(keymat=third.keymat)
-        yours = yield far, keymat.Redeem(keymat=keyed.keymat)
-        if isinstance(mine, keymat.Redeemed) and isinstance(yours, keymat.Redeemed):
+        mine = yield near, keymat.RedeemInbound(keymat=third.keymat)
+        yours = half
+        sends = yield near, keymat.RedeemOutbound(keymat=third.keymat)
+        theirs_sends = yield far, keymat.RedeemOutbound(keymat=keyed.keymat)
+        halves = (mine, yours, sends, theirs_sends)
+        if not any(isinstance(each, keymat.NotRedeemable) for each in halves):
             same_sa = (mine.suite, mine.spi_in, mine.spi_out) == (yours.suite, yours.spi_out, yours.spi_in)
-            same_keys = (mine.encryption_in, mine.integrity_in) == (yours.encryption_out, yours.integrity_out)
+            same_keys = (mine.encryption_in, mine.integrity_in) == (
+                theirs_sends.encryption_out,
+                theirs_sends.integrity_out,
+            )
             self.check(same_keys or not same_sa, "the two ends of an SA have different keys")
             agreed = [
                 (each.suite, each.mode, each.encap, each.lifetime, *ends, *selectors)

@@ -11,10 +11,12 @@ class Anything(dict):
         return True
 
     def get(self, key, default=None):
-        return key[0] if key[0] is handles.State.REDEEMABLE else super().get(key, key[0])
+        return super().get(key, key[0])
 
 handles.TRANSITIONS = Anything(handles.TRANSITIONS)
 handles.Registry.drop = lambda self, entry: None
+from keyd.secret import Secret
+Secret.wipe = lambda self: None
 
 # the address is proof enough of the identity
 new = phase1.Phase1._new
@@ -27,10 +29,10 @@ def assumed(self, request, *arguments):
 
 phase1.Phase1._new = assumed
 
-# keymat may be redeemed when it is derived
+# keymat may be redeemed, both halves, when it is derived
 derive = phase2.Phase2._derive
 phase2.Phase2._derive = lambda self, quick, role, state, agreed: derive(
-    self, quick, role, handles.State.REDEEMABLE, agreed
+    self, quick, role, handles.State.CONFIRMED, agreed
 )
 
 # whoever has not answered has agreed

@@ -60,11 +60,11 @@ def open_session(load: Load) -> dict[str, bytes]:
 def traffic_keys(tunnel: Tunnel) -> dict[str, bytes]:
     """KEYMAT of the pair that the initiator would now install."""
     assert tunnel.outcome is Outcome.DONE, tunnel.text
-    (redeemed,) = tunnel.redeemed
+    ((redeemed, outbound),) = tunnel.redeemed
     salt = redeemed.suite.cipher.salt
     found = {}
-    for way in ("in", "out"):
-        encryption, integrity = getattr(redeemed, f"encryption_{way}"), getattr(redeemed, f"integrity_{way}")
+    for way, half in (("in", redeemed), ("out", outbound)):
+        encryption, integrity = getattr(half, f"encryption_{way}"), getattr(half, f"integrity_{way}")
         found[f"KEYMAT {way}, cipher"] = encryption[: len(encryption) - salt]
         if integrity:
             found[f"KEYMAT {way}, integrity"] = integrity

@@ -1,7 +1,9 @@
 """Quick Mode: child SAs under an IKE SA, with and without perfect forward secrecy (RFC 2409 section 5.5).
 
-keyd makes HASH, nonce, KE and KEYMAT, and gives KEYMAT to the monitor, which compares and installs. The initiator
-installs before it sends message 3, so that nothing that the peer sends then is lost; the responder installs on it.
+keyd makes all payloads and KEYMAT, and gives KEYMAT to the monitor, which compares and installs. Nothing that the peer
+sends is lost: the initiator installs both SAs before it sends message 3, the responder the inbound one before it sends
+message 2, on which the peer may send, and the outbound one on message 3. So what the monitor denies, it denies while
+the peer can still be told (RFC 2408 section 3.14.1), and neither has a pair.
 """
 
 from collections.abc import Collection
@@ -21,7 +23,7 @@ from privsep.isakmp.payloads import (
 )
 from privsep.log import Level
 from privsep.payloads import split_chain
-from privsep.schema.install import Allocated, AllocateSpi, Install
+from privsep.schema.install import Allocated, AllocateSpi, InstallInbound, InstallOutbound
 from privsep.schema.keyd import (
     Done,
     QuickAccept,
@@ -40,7 +42,7 @@ from privsep.types import Address, Cpi, MessageId, Mode, Role, Spi, TrafficSelec
 from worker.child import ChildSa, Flow
 from worker.codec import rules
 from worker.context import Context
-from worker.errors import Failed, KeydRefused, NoneChosen, SaClosed
+from worker.errors import Failed, KeydRefused, MonitorDenied, NoneChosen, SaClosed
 from worker.exchange import Exchange, Received
 from worker.ikev1 import informational
 from worker.isakmp_sa import IkeSa, IkeState, Peer
@@ -75,9 +77,7 @@ async def _initiate(
     context: Context, sa: IkeSa, flow: Flow, group: Group | None, refused: Collection[Group | None]
 ) -> ChildSa:
     """With the proposals of one group; the peer has refused those of some before."""
-    allocated = await context.allocate(
-        AllocateSpi(connection=flow.connection.name, child=flow.child.name, local=sa.local, remote=sa.remote)
-    )
+    allocated = await _allocate(context, sa, flow)
     try:
         return await _Initiator(context, sa, flow, (group, refused), allocated).run()
     except BaseException:
@@ -153,10 +153,11 @@ class _Initiator:
             self._quick = b""
             exchange.report("   the monitor fetches the keys from keyd, compares and installs")
             terms = _Terms(agreed.suite, spi, Spi(agreed.spi_out), agreed.lifetime)
-            pair = await _install(context, sa, keyed.keymat, flow, terms, Role.INITIATOR)
+            pair = await _install_inbound(context, sa, keyed.keymat, flow, terms, Role.INITIATOR)
+            await context.install(InstallOutbound(spi_in=spi))
             exchange.report(f"-> {peer} Quick Mode 3/3 for {child.name}: confirmation")
             exchange.transmit(exchange.sealed(PayloadType.HASH, keyed.ciphertext))
-        except (PeerError, KeydRefused) as error:
+        except (PeerError, KeydRefused, MonitorDenied) as error:
             exchange.close()
             await _refuse(context, sa, error.notify, child.protocol, b"")
             raise error if isinstance(error, Failed) else Failed(error.reason, error.notify) from None
@@ -222,9 +223,10 @@ async def _respond(
         exchange.check()
         authenticated_from(context, sa, first)
         await responder.run(row)
-    except (PeerError, KeydRefused) as error:
+    except (PeerError, KeydRefused, MonitorDenied) as error:
         notify = error.notify if isinstance(error, PeerError) else error.notify or NotifyType.NO_PROPOSAL_CHOSEN
-        await _refuse(context, sa, notify, *responder.offered)
+        if not responder.answered:
+            await _refuse(context, sa, notify, *responder.offered)
         raise
     finally:
         responder.release()
@@ -247,6 +249,8 @@ class _Responder:
         self._spi: Spi | None = None
         self.offered = (int(ProtocolId.ESP), b"")
         """Protocol and SPI of the peer's first proposal, for a notification."""
+        self.answered = False
+        """Message 2 is out: what goes wrong now is told by a Delete."""
 
     def release(self) -> None:
         """Give back what was not used."""
@@ -272,9 +276,7 @@ class _Responder:
         exchange.subject = child.name
         flow = Flow(connection=connection, child=child, local_ts=local_ts, remote_ts=remote_ts, peer=sa.peer)
 
-        allocated = await context.allocate(
-            AllocateSpi(connection=connection.name, child=child.name, local=sa.local, remote=sa.remote)
-        )
+        allocated = await _allocate(context, sa, flow)
         spi = self._spi = Spi(allocated.spi)
         keyed = await context.ask(
             QuickAnswer(
@@ -288,14 +290,17 @@ class _Responder:
             ),
             QuickKeyed,
         )
+        terms = _Terms(selection.suite, spi, selection.spi, selection.agreed_lifetime(child.lifetime))
+        pair = await _install_inbound(context, sa, keyed.keymat, flow, terms, Role.RESPONDER)
+        exchange.check()
         exchange.protocol, exchange.ours, exchange.theirs = child.protocol, spi, selection.spi
+        self.answered = True
         try:
             # repeated by timer: the peer is authenticated, and it has nothing to repeat once it has sent message 3
             message = exchange.sealed(PayloadType.HASH, keyed.ciphertext)
             await exchange.ask(message, self._message_3, f"Quick Mode 2/3 for {child.name}")
             self._quick = b""
-            terms = _Terms(selection.suite, spi, selection.spi, selection.agreed_lifetime(child.lifetime))
-            pair = await _install(context, sa, keyed.keymat, flow, terms, Role.RESPONDER)
+            await context.install(InstallOutbound(spi_in=spi))
             exchange.check()
         except Failed:
             # the peer may believe that it has a pair now
@@ -303,6 +308,9 @@ class _Responder:
             raise
         self._spi = None
         _adopt(context, exchange, pair)
+        if (pair.local, pair.remote) != (sa.local, sa.remote):
+            # message 3 came from elsewhere than message 1
+            context.watcher.moved(sa)
 
     async def _message_3(self, received: Received) -> None:
         """HDR*, HASH(3): the initiator is alive."""
@@ -324,11 +332,28 @@ class _Terms:
     lifetime: int
 
 
-async def _install(context: Context, sa: IkeSa, keymat: bytes, flow: Flow, terms: _Terms, role: Role) -> ChildSa:
-    """The pair, in place."""
+async def _allocate(context: Context, sa: IkeSa, flow: Flow) -> Allocated:
+    """An inbound SPI. MonitorDenied where a pair for this flow would not be installed."""
+    return await context.allocate(
+        AllocateSpi(
+            connection=flow.connection.name,
+            child=flow.child.name,
+            identity=_peer(sa).identity,
+            local=sa.local,
+            remote=sa.remote,
+            local_ts=flow.local_ts,
+            remote_ts=flow.remote_ts,
+        )
+    )
+
+
+async def _install_inbound(
+    context: Context, sa: IkeSa, keymat: bytes, flow: Flow, terms: _Terms, role: Role
+) -> ChildSa:
+    """The pair, of which only the inbound SA is in place. MonitorDenied if the second opinion is against it."""
     peer = _peer(sa)
     local, remote, encap = sa.local, sa.remote, sa.encap
-    await context.install(Install(keymat=keymat, local=local, remote=remote))
+    await context.install(InstallInbound(keymat=keymat, local=local, remote=remote))
     return ChildSa(
         peer=peer,
         child=flow.child,

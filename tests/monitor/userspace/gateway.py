@@ -105,7 +105,8 @@ def main() -> None:
             lifetime=wanted.get("lifetime", 600),
             replay_window=64,
         )
-        answer(dataplane.install(pair))
+        receives, sends = dataplane.install_inbound(pair), dataplane.install_outbound(pair)
+        answer(receives if receives.done and receives._error is not None else sends)
 
     def answer(future) -> None:
         def done() -> None:

@@ -16,7 +16,8 @@ from privsep.loop import Loop
 from privsep.schema.esp import (
     REPLIES,
     REQUESTS,
-    AddPair,
+    AddInbound,
+    AddOutbound,
     AddPolicy,
     Counters,
     Failed,
@@ -116,7 +117,7 @@ class Stage:
 
     def installed(self, lifetime=60):
         made = sa_pair(self.client.allocate_spi(LOCAL, REMOTE, ProtocolId.ESP), lifetime)
-        future = self.client.install(made)
+        future = self.client.install_inbound(made)
         self.answer(Ok())
         assert outcome(future) is None
         return made
@@ -221,9 +222,9 @@ def test_spis_are_unique_random_and_not_reserved_rfc4303_2_1(stage):
 
 def test_a_pair_is_installed_with_its_keys_window_and_lifetime(stage):
     spi = stage.client.allocate_spi(LOCAL, REMOTE, ProtocolId.ESP)
-    future = stage.client.install(sa_pair(spi, lifetime=99))
+    future = stage.client.install_inbound(sa_pair(spi, lifetime=99))
     order = stage.answer(Ok())
-    assert isinstance(order, AddPair)
+    assert isinstance(order, AddInbound)
     assert (order.spi_in, order.spi_out, order.policy, order.replay_window, order.lifetime_s) == (
         spi,
         0x4242,
@@ -231,13 +232,26 @@ def test_a_pair_is_installed_with_its_keys_window_and_lifetime(stage):
         128,
         99,
     )
-    assert (order.encryption_in, order.encryption_out) == (bytes(20), bytes(range(20)))
+    assert order.encryption_in == bytes(20)
     assert outcome(future) is None
+    future = stage.client.install_outbound(sa_pair(spi))
+    order = stage.answer(Ok())
+    assert isinstance(order, AddOutbound)
+    assert (order.spi_in, order.encryption_out) == (spi, bytes(range(20)))
+    assert outcome(future) is None
+
+
+def test_a_process_that_refuses_to_send_is_heard(stage):
+    made = stage.installed()
+    future = stage.client.install_outbound(made)
+    stage.answer(Failed())
+    assert refused(future) == "the ESP process refused"
 
 
 def test_requests_are_pipelined_and_answered_by_number(stage):
     futures = [
-        stage.client.install(sa_pair(stage.client.allocate_spi(LOCAL, REMOTE, ProtocolId.ESP))) for _ in range(3)
+        stage.client.install_inbound(sa_pair(stage.client.allocate_spi(LOCAL, REMOTE, ProtocolId.ESP)))
+        for _ in range(3)
     ]
     stage.turn()
     for (_, sequence), reply in reversed(list(zip(stage.seen, (Ok(), Failed(), Ok()), strict=True))):
@@ -249,11 +263,11 @@ def test_requests_are_pipelined_and_answered_by_number(stage):
 
 
 def test_an_spi_that_was_not_allocated_or_is_installed_is_refused(stage):
-    assert "not reserved" in refused(stage.client.install(sa_pair(Spi(0x7777))))
-    assert "in use" in refused(stage.client.install(stage.installed()))
+    assert "not reserved" in refused(stage.client.install_inbound(sa_pair(Spi(0x7777))))
+    assert "in use" in refused(stage.client.install_inbound(stage.installed()))
     released = stage.client.allocate_spi(LOCAL, REMOTE, ProtocolId.ESP)
     stage.client.release_spi(released, LOCAL, REMOTE, ProtocolId.ESP)
-    assert "not reserved" in refused(stage.client.install(sa_pair(released)))
+    assert "not reserved" in refused(stage.client.install_inbound(sa_pair(released)))
 
 
 def test_counters_come_back_or_the_pair_is_gone(stage):
@@ -320,7 +334,7 @@ def test_a_pair_that_we_removed_does_not_expire_as_well(stage):
 
 def test_the_death_of_the_process_fails_what_is_pending_and_expires_what_was_installed(stage):
     made = stage.installed()
-    pending = stage.client.install(sa_pair(stage.client.allocate_spi(LOCAL, REMOTE, ProtocolId.ESP)))
+    pending = stage.client.install_inbound(sa_pair(stage.client.allocate_spi(LOCAL, REMOTE, ProtocolId.ESP)))
     stage.turn()
     stage.process.close("test")
     stage.turn()
@@ -364,9 +378,9 @@ def test_a_new_process_knows_the_policy_before_its_pair_and_none_that_is_gone(mo
         outcome(stage.client.add_policy(policy))
     stage.start()
     stage.client.remove_policy(gone)
-    stage.client.install(sa_pair(stage.client.allocate_spi(LOCAL, REMOTE, ProtocolId.ESP)))
+    stage.client.install_inbound(sa_pair(stage.client.allocate_spi(LOCAL, REMOTE, ProtocolId.ESP)))
     told = [stage.answer(Ok()) for _ in range(4)]
-    assert [type(message) for message in told] == [AddPolicy, RemovePolicy, AddPolicy, AddPair]
+    assert [type(message) for message in told] == [AddPolicy, RemovePolicy, AddPolicy, AddInbound]
     assert [told[0].policy, told[2].policy] == [1, 7]
     assert stage.seen == []
 

@@ -15,7 +15,7 @@ from monitor.userspace.drops import Dropped, Reason
 from monitor.userspace.esp import Outbound, transform
 from monitor.userspace.packet import ip_packet
 from privsep.algorithms import ChildSuite
-from privsep.schema.esp import AddPair, AddPolicy
+from privsep.schema.esp import AddInbound, AddOutbound, AddPolicy
 from privsep.types import Endpoint, Mode, Spi, TrafficSelector
 
 SUITE = ChildSuite.parse("aes128gcm16")
@@ -32,7 +32,7 @@ def policy(number, local, remote):
 
 
 def order(**changes):
-    base = AddPair(
+    base = AddInbound(
         spi_in=0x1001,
         spi_out=0x1002,
         suite=SUITE,
@@ -40,8 +40,6 @@ def order(**changes):
         policy=1,
         encryption_in=bytes(20),
         integrity_in=b"",
-        encryption_out=bytes(range(20)),
-        integrity_out=b"",
         local=Endpoint(LEFT, 4500),
         remote=Endpoint(RIGHT, 4500),
         encap=True,
@@ -51,6 +49,17 @@ def order(**changes):
         lifetime_s=3600,
     )
     return dataclasses.replace(base, **changes)
+
+
+def both(database, made, **changes):
+    """A pair that receives, and then sends."""
+    pair = database.add_inbound(made)
+    database.add_outbound(sending(spi_in=made.spi_in, **changes))
+    return pair
+
+
+def sending(**changes):
+    return AddOutbound(**({"spi_in": 0x1001, "encryption_out": bytes(range(20)), "integrity_out": b""} | changes))
 
 
 def packet(source, destination, protocol=17, ports=(1000, 2000)):
@@ -89,9 +98,9 @@ def test_a_packet_with_policy_and_without_sa_is_a_trap(database):
 
 
 def test_the_newest_pair_sends_and_the_older_still_receives(database):
-    old = database.add_pair(order())
+    old = both(database, order())
     assert database.outbound(packet("10.1.0.1", "10.2.0.1")) is old
-    new = database.add_pair(order(spi_in=0x2001, spi_out=0x2002))
+    new = both(database, order(spi_in=0x2001, spi_out=0x2002))
     assert database.outbound(packet("10.1.0.1", "10.2.0.1")) is new
     assert database.inbound(Peer().sends(packet("10.2.0.1", "10.1.0.1")), FROM_RIGHT)[0] is old
     database.remove_pair(new.spi_in)
@@ -99,7 +108,7 @@ def test_the_newest_pair_sends_and_the_older_still_receives(database):
 
 
 def test_the_most_specific_policy_decides_even_without_sa(database):
-    database.add_pair(order())
+    both(database, order())
     database.add_policy(policy(2, "10.1.0.0/16", "10.2.3.0/24"))
     with pytest.raises(NoSa) as caught:
         database.outbound(packet("10.1.0.1", "10.2.3.1"))
@@ -107,7 +116,7 @@ def test_the_most_specific_policy_decides_even_without_sa(database):
 
 
 def test_a_pair_with_narrower_selectors_carries_only_those(database):
-    pair = database.add_pair(order(remote_ts=selectors("10.2.5.0/24")))
+    pair = both(database, order(remote_ts=selectors("10.2.5.0/24")))
     assert database.outbound(packet("10.1.0.1", "10.2.5.1")) is pair
     with pytest.raises(NoSa):
         database.outbound(packet("10.1.0.1", "10.2.6.1"))
@@ -120,22 +129,55 @@ def test_a_pair_with_narrower_selectors_carries_only_those(database):
         {"spi_in": 0x9999, "spi_out": 0x1002},
         {"spi_in": 0x9999, "spi_out": 0x9998, "policy": 7},
         {"spi_in": 0x9999, "spi_out": 0x9998, "encryption_in": bytes(19)},
-        {"spi_in": 0x9999, "spi_out": 0x9998, "integrity_out": bytes(20)},
+        {"spi_in": 0x9999, "spi_out": 0x9998, "integrity_in": bytes(20)},
         {"spi_in": 0x9999, "spi_out": 0x9998, "local": Endpoint(ipaddress.ip_address("2001:db8::1"), 4500)},
     ],
     ids=["inbound SPI", "outbound SPI", "unknown policy", "short key", "surplus key", "two families"],
 )
 def test_a_pair_that_conflicts_or_does_not_fit_is_refused_and_changes_nothing(database, changes):
-    pair = database.add_pair(order())
+    pair = both(database, order())
     with pytest.raises(ValueError):  # noqa: PT011
-        database.add_pair(order(**changes))
+        both(database, order(**changes))
     assert database.outbound(packet("10.1.0.1", "10.2.0.1")) is pair
     assert database.pair(0x9999) is None
 
 
+def test_a_pair_receives_before_it_sends_and_the_older_one_sends_on_meanwhile(database):
+    """Between message 2 and 3 of a Quick Mode (RFC 2409 section 5.5)."""
+    new = database.add_inbound(order(spi_in=0x2001, spi_out=0x2002))
+    assert database.inbound(Peer(0x2001).sends(packet("10.2.0.1", "10.1.0.1")), FROM_RIGHT)[0] is new
+    with pytest.raises(NoSa):
+        database.outbound(packet("10.1.0.1", "10.2.0.1"))
+    # one that was begun later and confirmed earlier
+    other = both(database, order())
+    assert database.outbound(packet("10.1.0.1", "10.2.0.1")) is other
+    database.add_outbound(sending(spi_in=0x2001))
+    assert database.outbound(packet("10.1.0.1", "10.2.0.1")) is new
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"spi_in": 0x9999}, {"encryption_out": bytes(19)}, {"integrity_out": bytes(20)}],
+    ids=["no such pair", "short key", "surplus key"],
+)
+def test_what_cannot_send_does_not_and_receives_on(database, changes):
+    pair = database.add_inbound(order())
+    with pytest.raises(ValueError):  # noqa: PT011
+        database.add_outbound(sending(**changes))
+    with pytest.raises(NoSa):
+        database.outbound(packet("10.1.0.1", "10.2.0.1"))
+    assert database.inbound(Peer().sends(packet("10.2.0.1", "10.1.0.1")), FROM_RIGHT)[0] is pair
+
+
+def test_a_pair_gets_keys_to_send_with_once(database):
+    both(database, order())
+    with pytest.raises(ValueError, match="exists"):
+        database.add_outbound(sending())
+
+
 def test_the_same_outbound_spi_at_another_peer_is_another_sa_rfc4301_4_1(database):
-    database.add_pair(order())
-    database.add_pair(order(spi_in=0x2001, remote=Endpoint(ipaddress.ip_address("192.0.2.3"), 4500)))
+    both(database, order())
+    both(database, order(spi_in=0x2001, remote=Endpoint(ipaddress.ip_address("192.0.2.3"), 4500)))
 
 
 def test_an_unknown_spi_is_dropped(database):
@@ -145,7 +187,7 @@ def test_an_unknown_spi_is_dropped(database):
 
 @pytest.mark.parametrize(("encap", "source"), [(True, None), (False, FROM_RIGHT)])
 def test_an_sa_takes_only_the_encapsulation_that_was_negotiated(database, encap, source):
-    database.add_pair(order(encap=encap))
+    both(database, order(encap=encap))
     with pytest.raises(Dropped, match="wrong-encapsulation"):
         database.inbound(Peer().sends(packet("10.2.0.1", "10.1.0.1")), source)
 
@@ -154,7 +196,7 @@ def test_an_sa_takes_only_the_encapsulation_that_was_negotiated(database, encap,
     ("source", "destination"), [("10.3.0.1", "10.1.0.1"), ("10.2.0.1", "10.9.0.1"), ("10.1.0.1", "10.2.0.1")]
 )
 def test_a_decrypted_packet_outside_the_selectors_is_dropped_rfc4301_5_2(database, source, destination):
-    pair = database.add_pair(order())
+    pair = both(database, order())
     with pytest.raises(Dropped, match="outside-selectors"):
         database.inbound(Peer().sends(packet(source, destination)), FROM_RIGHT)
     assert pair.packets_in == 0
@@ -162,7 +204,7 @@ def test_a_decrypted_packet_outside_the_selectors_is_dropped_rfc4301_5_2(databas
 
 def test_ports_count_in_the_selector_check_rfc4301_5_2(database):
     network = ipaddress.ip_network("10.2.0.0/16")
-    database.add_pair(order(remote_ts=(TrafficSelector(network, 17, 53),)))
+    both(database, order(remote_ts=(TrafficSelector(network, 17, 53),)))
     peer = Peer()
     database.inbound(peer.sends(packet("10.2.0.1", "10.1.0.1", ports=(53, 9))), FROM_RIGHT)
     for wrong in (packet("10.2.0.1", "10.1.0.1", ports=(54, 9)), packet("10.2.0.1", "10.1.0.1", 6, (53, 9))):
@@ -171,20 +213,20 @@ def test_ports_count_in_the_selector_check_rfc4301_5_2(database):
 
 
 def test_dummy_packets_are_dropped_rfc4303_2_6(database):
-    database.add_pair(order())
+    both(database, order())
     with pytest.raises(Dropped, match="dummy"):
         database.inbound(Peer().sends(b"noise", 59), FROM_RIGHT)
 
 
 @pytest.mark.parametrize("next_header", [41, 6, 0])
 def test_tunnel_mode_lets_out_only_the_ip_version_it_names_rfc4303_2_6(database, next_header):
-    database.add_pair(order())
+    both(database, order())
     with pytest.raises(Dropped, match="malformed"):
         database.inbound(Peer().sends(packet("10.2.0.1", "10.1.0.1"), next_header), FROM_RIGHT)
 
 
 def test_an_authentic_newest_packet_from_a_new_port_moves_the_peer_rfc3948_4(database):
-    pair = database.add_pair(order())
+    pair = both(database, order())
     peer = Peer()
     first, second = (peer.sends(packet("10.2.0.1", "10.1.0.1")) for _ in range(2))
     database.inbound(second, ("192.0.2.2", 61000))
@@ -194,7 +236,7 @@ def test_an_authentic_newest_packet_from_a_new_port_moves_the_peer_rfc3948_4(dat
 
 
 def test_nothing_else_moves_the_peer(database):
-    pair = database.add_pair(order())
+    pair = both(database, order())
     peer = Peer()
     sent = peer.sends(packet("10.2.0.1", "10.1.0.1"))
     with pytest.raises(Dropped):
@@ -204,13 +246,13 @@ def test_nothing_else_moves_the_peer(database):
 
 
 def test_removing_a_policy_removes_its_pairs(database):
-    pair = database.add_pair(order())
+    pair = both(database, order())
     assert database.remove_policy(1) == [pair]
     assert database.pair(pair.spi_in) is None
     with pytest.raises(Dropped, match="no-policy"):
         database.outbound(packet("10.1.0.1", "10.2.0.1"))
     database.add_policy(policy(1, "10.1.0.0/16", "10.2.0.0/16"))
-    database.add_pair(order())
+    both(database, order())
 
 
 def test_transport_mode_carries_the_payload_between_the_outer_addresses_rfc4303_3_1_1():
@@ -220,19 +262,20 @@ def test_transport_mode_carries_the_payload_between_the_outer_addresses_rfc4303_
         (RIGHT, LEFT, right, (0x1002, 0x1001), (bytes(range(20)), bytes(20))),
     ):
         side.add_policy(policy(1, f"{here}/32", f"{there}/32"))
-        side.add_pair(
+        both(
+            side,
             order(
                 mode=Mode.TRANSPORT,
                 encap=False,
                 spi_in=spis[0],
                 spi_out=spis[1],
                 encryption_in=keys[0],
-                encryption_out=keys[1],
                 local=Endpoint(here, 500),
                 remote=Endpoint(there, 500),
                 local_ts=selectors(f"{here}/32"),
                 remote_ts=selectors(f"{there}/32"),
-            )
+            ),
+            encryption_out=keys[1],
         )
     inner = packet("192.0.2.1", "192.0.2.2")
     sealed = left.outbound(inner).seal(inner)
@@ -241,7 +284,7 @@ def test_transport_mode_carries_the_payload_between_the_outer_addresses_rfc4303_
 
 def test_the_flow_cache_is_bounded_and_forgets_when_pairs_change(database, monkeypatch):
     monkeypatch.setattr(module, "MAX_FLOWS", 8)
-    pair = database.add_pair(order())
+    pair = both(database, order())
     for port in range(100):
         assert database.outbound(packet("10.1.0.1", "10.2.0.1", ports=(port, 80))) is pair
         assert len(database._flows) <= 8
@@ -252,7 +295,7 @@ def test_the_flow_cache_is_bounded_and_forgets_when_pairs_change(database, monke
 
 def test_the_admitted_flows_of_a_pair_are_bounded(database, monkeypatch):
     monkeypatch.setattr(module, "MAX_ADMITTED", 8)
-    pair = database.add_pair(order())
+    pair = both(database, order())
     peer = Peer()
     for port in range(100):
         database.inbound(peer.sends(packet("10.2.0.1", "10.1.0.1", ports=(port, 80))), FROM_RIGHT)
@@ -264,7 +307,7 @@ def test_the_admitted_flows_of_a_pair_are_bounded(database, monkeypatch):
 def test_whatever_an_authenticated_peer_sends_is_delivered_inside_the_selectors_or_dropped(payload, next_header, mode):
     database = Database()
     database.add_policy(policy(1, "10.1.0.0/16", "10.2.0.0/16"))
-    pair = database.add_pair(order(mode=mode))
+    pair = both(database, order(mode=mode))
     try:
         _, inner = database.inbound(Peer().sends(payload, next_header), FROM_RIGHT)
     except Dropped:
@@ -277,7 +320,7 @@ def test_whatever_an_authenticated_peer_sends_is_delivered_inside_the_selectors_
 def test_any_datagram_is_dropped_and_counts_nothing(datagram, prefix):
     database = Database()
     database.add_policy(policy(1, "10.1.0.0/16", "10.2.0.0/16"))
-    pair = database.add_pair(order())
+    pair = both(database, order())
     with pytest.raises(Dropped) as caught:
         database.inbound(prefix + datagram, FROM_RIGHT)
     assert caught.value.reason in (Reason.MALFORMED, Reason.UNKNOWN_SPI, Reason.NOT_AUTHENTIC, Reason.REPLAYED)

@@ -16,7 +16,8 @@ from privsep.loop import Loop
 from privsep.schema.esp import (
     REPLIES,
     REQUESTS,
-    AddPair,
+    AddInbound,
+    AddOutbound,
     AddPolicy,
     Counters,
     Failed,
@@ -61,14 +62,19 @@ class Stage:
         )
 
     def ask(self, request):
-        return self.forwarder.handle(request)
+        """A pair sends at once where nothing else is said."""
+        reply = self.forwarder.handle(request)
+        if isinstance(request, AddInbound) and reply == Ok():
+            sending = AddOutbound(spi_in=request.spi_in, encryption_out=KEY_OUT, integrity_out=b"")
+            assert self.forwarder.handle(sending) == Ok()
+        return reply
 
     def turn(self, seconds=0.002):
         self.loop.after(seconds, self.loop.stop)
         self.loop.run()
 
     def order(self, spi_in=0x1001, spi_out=0x1002, lifetime=60, encap=True, local=LOOPBACK):
-        return AddPair(
+        return AddInbound(
             spi_in=spi_in,
             spi_out=spi_out,
             suite=SUITE,
@@ -76,8 +82,6 @@ class Stage:
             policy=1,
             encryption_in=KEY_IN,
             integrity_in=b"",
-            encryption_out=KEY_OUT,
-            integrity_out=b"",
             local=Endpoint(local, 4500),
             remote=Endpoint(LOOPBACK, self.peer.getsockname()[1]),
             encap=encap,

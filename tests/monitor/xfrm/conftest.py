@@ -547,6 +547,17 @@ class Kit:
     recording = staticmethod(recording)
 
     @staticmethod
+    def install(plane, pair):
+        """Both SAs, one after the other, or none, as `monitor.installer` has it."""
+        first = plane.install_inbound(pair)
+        if first._error is not None:
+            return first
+        second = plane.install_outbound(pair)
+        if second._error is not None:
+            plane.remove(pair)
+        return second
+
+    @staticmethod
     def result(future):
         """The value of a future that is resolved; raises its error."""
         values, errors = [], []

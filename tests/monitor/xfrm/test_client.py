@@ -73,7 +73,7 @@ def installed(kit, kernel, plane):
     """A pair that stands; the record starts after it."""
     pair = kit.pair()
     plane.allocate_spi(pair.local, pair.remote, pair.suite.protocol)
-    kit.result(plane.install(pair))
+    kit.result(kit.install(plane, pair))
     kernel.done.clear()
     return pair
 
@@ -81,7 +81,7 @@ def installed(kit, kernel, plane):
 def test_the_inbound_sa_takes_the_larval_ones_place_and_the_outbound_is_new(kit, kernel, plane):
     pair = kit.pair()
     assert plane.allocate_spi(pair.local, pair.remote, pair.suite.protocol) == 0x1000
-    kit.result(plane.install(pair))
+    kit.result(kit.install(plane, pair))
     assert kernel.kinds() == [Type.ALLOCSPI, Type.UPDSA, Type.NEWSA]
     assert kernel.done[1]["id.spi"] == (0x1000).to_bytes(4)
     assert kernel.done[2]["id.spi"] == (0x2000).to_bytes(4)
@@ -89,20 +89,20 @@ def test_the_inbound_sa_takes_the_larval_ones_place_and_the_outbound_is_new(kit,
 
 def test_an_inbound_spi_that_was_not_allocated_is_not_installed(kit, kernel, plane):
     with pytest.raises(DataplaneError, match="not reserved"):
-        kit.result(plane.install(kit.pair()))
+        kit.result(kit.install(plane, kit.pair()))
     assert kernel.done == []
 
 
 def test_an_spi_is_installed_once(kit, kernel, plane, installed):
     with pytest.raises(DataplaneError, match="not reserved"):
-        kit.result(plane.install(installed))
+        kit.result(kit.install(plane, installed))
     assert kernel.done == []
 
 
 def test_an_allocation_for_another_address_does_not_count(kit, kernel, plane):
     plane.allocate_spi(kit.endpoint("192.0.2.77"), kit.endpoint("192.0.2.2"), ProtocolId.ESP)
     with pytest.raises(DataplaneError, match="not reserved"):
-        kit.result(plane.install(kit.pair()))
+        kit.result(kit.install(plane, kit.pair()))
 
 
 CPI, PEERS_CPI = 0x1001, 0x500
@@ -124,7 +124,7 @@ def kinds_and_protocols(kernel):
 
 
 def test_ipcomp_makes_the_tunnel_and_esp_is_around_it_rfc3173(kit, kernel, plane, compressed):
-    kit.result(plane.install(compressed))
+    kit.result(kit.install(plane, compressed))
     assert kinds_and_protocols(kernel) == [
         (Type.UPDSA, 108, 1),
         (Type.UPDSA, 50, 0),
@@ -138,7 +138,7 @@ def test_a_cpi_that_was_not_allocated_is_not_installed(kit, kernel, plane, compr
     plane.release_spi(Spi(CPI), compressed.local, compressed.remote, ProtocolId.IPCOMP)
     kernel.done.clear()
     with pytest.raises(DataplaneError, match="not reserved"):
-        kit.result(plane.install(compressed))
+        kit.result(kit.install(plane, compressed))
     assert kernel.done == []
 
 
@@ -146,13 +146,13 @@ def test_a_cpi_that_was_not_allocated_is_not_installed(kit, kernel, plane, compr
 def test_a_refusal_takes_what_stands_and_nobody_elses(kit, kernel, plane, compressed, accepted, deleted):
     kernel.refuse[Type.NEWSA], kernel.allow[Type.NEWSA] = errno.EEXIST, accepted
     with pytest.raises(DataplaneError, match="EEXIST"):
-        kit.result(plane.install(compressed))
+        kit.result(kit.install(plane, compressed))
     assert kernel.spis(Type.DELSA) == deleted
 
 
 @pytest.mark.parametrize("which", ["inbound", "outbound", "decompressing", "compressing"])
 def test_when_one_sa_of_a_bundle_ends_the_others_go_too(kit, kernel, plane, compressed, which):
-    kit.result(plane.install(compressed))
+    kit.result(kit.install(plane, compressed))
     kernel.done.clear()
     assert plane.ended(getattr(Ends.of(compressed), which)) == compressed.spi_in
     assert kernel.spis(Type.DELSA) == [0x1000, CPI, 0x2000, PEERS_CPI]
@@ -219,7 +219,7 @@ def test_a_policy_is_ours_if_it_requires_protection_whatever_it_compresses(kit, 
 def test_a_pair_follows_its_peer_with_keys_that_are_not_its_own(kit, kernel, plane):
     pair = kit.pair(**kit.natted)
     plane.allocate_spi(pair.local, pair.remote, ProtocolId.ESP)
-    kit.result(plane.install(pair))
+    kit.result(kit.install(plane, pair))
     kernel.done.clear()
     kit.result(
         plane.follow(replace(pair, remote=kit.endpoint("192.0.2.2", 40001), encryption_in=b"", encryption_out=b""))
@@ -244,7 +244,7 @@ def test_an_outbound_sa_that_exists_is_not_replaced_and_nothing_stays(kit, kerne
     plane.allocate_spi(pair.local, pair.remote, pair.suite.protocol)
     kernel.refuse[Type.NEWSA] = errno.EEXIST
     with pytest.raises(DataplaneError, match="EEXIST"):
-        kit.result(plane.install(pair))
+        kit.result(kit.install(plane, pair))
     assert kernel.kinds() == [Type.ALLOCSPI, Type.UPDSA, Type.NEWSA, Type.DELSA]
     assert kernel.spis(Type.DELSA) == [0x1000]
     assert plane.owner(SaId(pair.remote.address, ProtocolId.ESP, pair.spi_out)) is None
@@ -255,7 +255,7 @@ def test_a_refused_inbound_sa_takes_the_larval_one_along(kit, kernel, plane):
     plane.allocate_spi(pair.local, pair.remote, pair.suite.protocol)
     kernel.refuse[Type.UPDSA] = errno.EPROTONOSUPPORT
     with pytest.raises(DataplaneError, match=r"^UPDSA: EPROTONOSUPPORT \(for the test\)$"):
-        kit.result(plane.install(pair))
+        kit.result(kit.install(plane, pair))
     assert kernel.kinds() == [Type.ALLOCSPI, Type.UPDSA, Type.DELSA]
 
 
@@ -266,7 +266,7 @@ def test_an_spi_of_one_protocol_is_none_of_the_other_rfc4301_4_1(kit, kernel, pl
     pair = kit.pair(kit.ah, **kit.keyed(AH))
     plane.allocate_spi(pair.local, pair.remote, ProtocolId.ESP)
     with pytest.raises(DataplaneError, match="not reserved"):
-        kit.result(plane.install(pair))
+        kit.result(kit.install(plane, pair))
     plane.release_spi(Spi(0x1000), pair.local, pair.remote, ProtocolId.AH)
     assert kernel.kinds() == [Type.ALLOCSPI]
 
@@ -275,7 +275,7 @@ def test_all_that_concerns_an_ah_pair_says_ah_rfc4302(kit, kernel, plane):
     pair = kit.pair(kit.ah, **kit.keyed(AH))
     kit.result(plane.add_policy(pair.policy))
     plane.allocate_spi(pair.local, pair.remote, ProtocolId.AH)
-    kit.result(plane.install(pair))
+    kit.result(kit.install(plane, pair))
     kit.result(plane.traffic(pair))
     kit.result(plane.remove(pair))
     policies, sas = kernel.done[:3], kernel.done[3:]
@@ -300,7 +300,7 @@ def test_flags_of_an_sa(kit, kernel, plane, protocol, keyword, over_ipv6, flags)
     chosen = replace(kit.over_ipv6 if over_ipv6 else kit.policy(), protocol=protocol)
     pair = kit.pair(chosen, **kit.keyed(suite))
     plane.allocate_spi(pair.local, pair.remote, protocol)
-    kit.result(plane.install(pair))
+    kit.result(kit.install(plane, pair))
     assert [message["flags"] for message in kernel.done[1:]] == [flags, flags]
 
 
@@ -318,7 +318,7 @@ def test_windows_above_32_and_extended_numbers_go_into_an_attribute(kit, kernel,
     suite = ChildSuite.parse("aes256gcm16-esn" if esn else "aes256gcm16")
     pair = kit.pair(suite=suite, replay_window=window)
     plane.allocate_spi(pair.local, pair.remote, ProtocolId.ESP)
-    kit.result(plane.install(pair))
+    kit.result(kit.install(plane, pair))
     inbound, outbound = kernel.done[1:]
     assert inbound.get("replay_window", 0) == plain
     assert dict(inbound["attrs"]).get("XFRMA_REPLAY_ESN_VAL") == attribute
@@ -527,7 +527,7 @@ def test_after_lost_events_what_vanished_is_found(kit, kernel, plane, installed)
 def test_a_single_pair_of_selectors_narrows_the_sa_below_its_policy(kit, kernel, plane):
     pair = kit.pair(local_ts=kit.selectors("10.1.7.0/24"), remote_ts=kit.selectors("10.2.0.0/16"))
     plane.allocate_spi(pair.local, pair.remote, pair.suite.protocol)
-    kit.result(plane.install(pair))
+    kit.result(kit.install(plane, pair))
     inbound, outbound = kernel.done[1:]
     assert (inbound["sel.prefixlen_d"], inbound["sel.prefixlen_s"]) == (24, 16)
     assert (outbound["sel.prefixlen_d"], outbound["sel.prefixlen_s"]) == (16, 24)
@@ -536,7 +536,7 @@ def test_a_single_pair_of_selectors_narrows_the_sa_below_its_policy(kit, kernel,
 def test_only_the_inbound_sa_has_a_soft_lifetime_and_a_replay_window(kit, kernel, plane):
     pair = kit.pair(lifetime=1000)
     plane.allocate_spi(pair.local, pair.remote, pair.suite.protocol)
-    kit.result(plane.install(pair))
+    kit.result(kit.install(plane, pair))
     inbound, outbound = kernel.done[1:]
     assert (inbound["lft.soft_add_expires_seconds"], inbound["lft.hard_add_expires_seconds"]) == (900, 1000)
     assert (outbound["lft.soft_add_expires_seconds"], outbound["lft.hard_add_expires_seconds"]) == (0, 1000)
@@ -637,7 +637,7 @@ def test_an_adopted_pair_sends_until_its_successor_may_and_one_that_never_did_is
     having(spi_9000=described(kit.pair(spi_in=Spi(0x9000))), **outbound)
     kit.result(plane.adopt(kit.pair(spi_in=Spi(0x9000))))
     spi = plane.allocate_spi(kit.policy().local, kit.policy().remote, ProtocolId.ESP)
-    kit.result(plane.install(kit.pair(spi_in=spi, spi_out=Spi(0x3000), role=Role.INITIATOR)))
+    kit.result(kit.install(plane, kit.pair(spi_in=spi, spi_out=Spi(0x3000), role=Role.INITIATOR)))
     assert (Type.NEWSA in kernel.kinds()) is not sends
     clock.advance(HOLD_SECONDS)
     assert kernel.kinds().count(Type.NEWSA) == 1
@@ -895,7 +895,7 @@ def replacing(kit, kernel, clock):
         spi = plane.allocate_spi(kit.policy().local, kit.policy().remote, ProtocolId.ESP)
         pair = kit.pair(kit.policy(number=number), spi_in=spi, spi_out=Spi(spi + 0x1000), role=role, **changes)
         kernel.done.clear()
-        kit.result(plane.install(pair))
+        kit.result(kit.install(plane, pair))
         return pair
 
     install(Role.INITIATOR)
@@ -1001,7 +1001,7 @@ def test_a_configured_priority_and_reqid_together_tell_that_a_policy_is_ours(
 def test_an_sa_of_a_lane_is_found_by_its_mark_and_known_without(kit, kernel, plane):
     pair = kit.pair(kit.in_lane)
     plane.allocate_spi(pair.local, pair.remote, pair.suite.protocol)
-    kit.result(plane.install(pair))
+    kit.result(kit.install(plane, pair))
     kernel.done.clear()
     kit.result(plane.traffic(pair))
     kit.result(plane.remove(pair))
@@ -1013,7 +1013,7 @@ def test_an_sa_of_a_lane_is_found_by_its_mark_and_known_without(kit, kernel, pla
 def test_an_event_names_no_mark_and_the_other_sa_is_removed_by_its(kit, kernel, plane, which):
     pair = kit.pair(kit.in_lane)
     plane.allocate_spi(pair.local, pair.remote, pair.suite.protocol)
-    kit.result(plane.install(pair))
+    kit.result(kit.install(plane, pair))
     kernel.done.clear()
     name = {
         "inbound": SaId(pair.local.address, ProtocolId.ESP, pair.spi_in),
@@ -1055,7 +1055,7 @@ def test_a_kernel_that_knows_directions_is_told_them(kit, kernel):
         kernel.done.clear()
         plane = KernelDataplane(kernel, directed=directed)
         spi = plane.allocate_spi(kit.pair().local, kit.pair().remote, ProtocolId.ESP)
-        kit.result(plane.install(kit.pair(spi_in=spi, suite=ChildSuite.parse("aes256gcm16-esn"))))
+        kit.result(kit.install(plane, kit.pair(spi_in=spi, suite=ChildSuite.parse("aes256gcm16-esn"))))
         assert [dict(message["attrs"]).get("XFRMA_SA_DIR", {}).get("value") for message in kernel.done] == ways
         window = dict(kernel.done[2]["attrs"])["XFRMA_REPLAY_ESN_VAL"]
         # Linux refuses a window of what is told to be outbound, and none of what is not
@@ -1112,7 +1112,7 @@ def compressing_install(kit, kernel, plane):
     cpis = Cpis(inbound=cpi, outbound=PEERS_CPI + spi)
     pair = kit.pair(policy, spi_in=spi, spi_out=Spi(spi + 0x1000), role=Role.INITIATOR, ipcomp=cpis)
     kernel.done.clear()
-    kit.result(plane.install(pair))
+    kit.result(kit.install(plane, pair))
     return pair
 
 
@@ -1167,7 +1167,7 @@ def test_what_compresses_is_in_its_lane_and_told_its_way(kit, kernel):
     policy = replace(kit.in_lane, ipcomp=True)
     spi = plane.allocate_spi(policy.local, policy.remote, ProtocolId.ESP)
     cpi = plane.allocate_spi(policy.local, policy.remote, ProtocolId.IPCOMP)
-    kit.result(plane.install(kit.pair(policy, spi_in=spi, ipcomp=Cpis(inbound=cpi, outbound=PEERS_CPI))))
+    kit.result(kit.install(plane, kit.pair(policy, spi_in=spi, ipcomp=Cpis(inbound=cpi, outbound=PEERS_CPI))))
     ways = [dict(message["attrs"])["XFRMA_SA_DIR"]["value"] for message in kernel.done]
     assert ways == [1, 1, 1, 1, 2, 2]
     decompressing, inbound, compressing, outbound = kernel.done[2:]

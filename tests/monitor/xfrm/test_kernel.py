@@ -67,7 +67,7 @@ def test_a_larval_sa_expires_and_is_reported(kit, bench, hasty):
     assert bench.wait(5) == [("expired", spi, True)]
     assert bench.ip("xfrm", "state") == ""
     with pytest.raises(DataplaneError, match="not reserved"):
-        kit.result(bench.plane.install(kit.pair(spi_in=spi)))
+        kit.result(kit.install(bench.plane, kit.pair(spi_in=spi)))
 
 
 def test_a_policy_requires_esp_in_every_direction_and_goes_away(kit, bench):
@@ -366,7 +366,7 @@ def test_a_refused_pair_leaves_nothing(kit, bench):
     pair = kit.pair()
     spi = bench.plane.allocate_spi(pair.local, pair.remote, ProtocolId.ESP)
     with pytest.raises(DataplaneError, match=r"UPDSA: E\w+ \(.*not found\)"):
-        kit.result(bench.plane.install(kit.pair(spi_in=spi)))
+        kit.result(kit.install(bench.plane, kit.pair(spi_in=spi)))
     assert bench.ip("xfrm", "state") == ""
 
 

@@ -155,7 +155,7 @@ class World:
             cpis = Cpis(inbound=cpi, outbound=cpi + 0x100)
         values = {"spi_in": spi, "spi_out": Spi(spi + 0x1000), "role": role, "ipcomp": cpis}
         pair = self.kit.pair(self.policy, **values | ends)
-        self.kit.result(self.plane.install(pair))
+        self.kit.result(self.kit.install(self.plane, pair))
         return pair
 
     def migrate(self, *pairs):
@@ -292,7 +292,7 @@ def test_where_a_place_is_taken_everything_stays(kit, world):
     other = kit.pair(kit.policy(number=8), spi_in=Spi(0x9999), spi_out=second.spi_out, **ends)
     world.kernel.next_spi = 0x9999
     world.plane.allocate_spi(other.local, other.remote, ProtocolId.ESP)
-    kit.result(world.plane.install(other))
+    kit.result(kit.install(world.plane, other))
     places = world.places()
     with pytest.raises(DataplaneError, match="stands where a pair would go"):
         world.migrate(first, second)

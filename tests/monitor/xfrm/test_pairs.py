@@ -32,7 +32,7 @@ def bench(bench):
 @pytest.mark.parametrize("suite", [GCM, CBC])
 def test_a_pair_stands_counts_and_goes(kit, bench, suite):
     pair = make(kit, bench, suite)
-    kit.result(bench.plane.install(pair))
+    kit.result(kit.install(bench.plane, pair))
     shown = bench.ip("xfrm", "state")
     assert f"spi 0x{pair.spi_in:08x} reqid 7 mode tunnel" in shown
     assert "replay_window 64" in shown
@@ -48,16 +48,16 @@ def test_a_pair_stands_counts_and_goes(kit, bench, suite):
 
 def test_an_outbound_sa_that_exists_is_kept_as_it_is(kit, bench):
     first = make(kit, bench, CBC)
-    kit.result(bench.plane.install(first))
+    kit.result(kit.install(bench.plane, first))
     before = bench.ip("xfrm", "state")
     with pytest.raises(DataplaneError, match="NEWSA: EEXIST"):
-        kit.result(bench.plane.install(make(kit, bench, CBC)))
+        kit.result(kit.install(bench.plane, make(kit, bench, CBC)))
     assert bench.ip("xfrm", "state") == before
 
 
 def test_a_hard_lifetime_takes_both_sas(kit, bench):
     pair = make(kit, bench, CBC, lifetime=3)
-    kit.result(bench.plane.install(pair))
+    kit.result(kit.install(bench.plane, pair))
     assert bench.wait(5)[0] == ("expired", pair.spi_in, False)
     bench.reported.clear()
     assert bench.wait(5) == [("expired", pair.spi_in, True)]
@@ -69,7 +69,7 @@ def test_a_pair_goes_with_its_sequence_numbers_and_counters(kit, bench, suite):
     """For the peer it is one SA still, in which no number may come twice; and its lifetimes go on."""
     kit.result(bench.plane.add_policy(kit.policy()))
     pair = make(kit, bench, suite)
-    kit.result(bench.plane.install(pair))
+    kit.result(kit.install(bench.plane, pair))
     bench.ip("neigh", "add", "192.0.2.2", "lladdr", "02:00:00:00:00:01", "dev", "under")
     for _ in range(3):
         bench.knock()
@@ -93,7 +93,7 @@ def test_all_pairs_of_a_policy_go_with_their_ports(kit, bench, version):
     kit.result(bench.plane.add_policy(policy))
     pairs = tuple(make(kit, bench, GCM, policy, spi_out=Spi(0x2000 + number), **ends) for number in range(3))
     for pair in pairs:
-        kit.result(bench.plane.install(pair))
+        kit.result(kit.install(bench.plane, pair))
     remote = kit.endpoint(there, 40001)
     assert kit.result(bench.plane.migrate(policy, pairs, remote)) == tuple(pair.spi_in for pair in pairs)
     shown = bench.ip("xfrm", "state")
@@ -108,7 +108,7 @@ def test_a_pair_of_an_interface_goes(kit, bench):
     policy = kit.policy(kernel=KernelOptions(lane=Lane(if_id_in=41, if_id_out=42)))
     kit.result(bench.plane.add_policy(policy))
     pair, remote = make(kit, bench, GCM, policy), kit.endpoint("192.0.2.99")
-    kit.result(bench.plane.install(pair))
+    kit.result(kit.install(bench.plane, pair))
     assert kit.result(bench.plane.migrate(policy, (pair,), remote)) == (pair.spi_in,)
     shown = bench.ip("xfrm", "state")
     assert ("192.0.2.2\n" in shown, shown.count("if_id 0x29"), shown.count("if_id 0x2a")) == (False, 1, 1)
@@ -120,7 +120,7 @@ def test_a_pair_with_a_mark_goes_where_the_kernel_finds_its_policies_and_else_st
     policy = kit.policy(kernel=KernelOptions(lane=lane))
     kit.result(bench.plane.add_policy(policy))
     pair, remote = make(kit, bench, GCM, policy), kit.endpoint("192.0.2.99")
-    kit.result(bench.plane.install(pair))
+    kit.result(kit.install(bench.plane, pair))
     try:
         went = kit.result(bench.plane.migrate(policy, (pair,), remote)) == (pair.spi_in,)
     except KernelError as error:
@@ -140,7 +140,7 @@ def compressed(kit, bench, **options):
     kit.result(bench.plane.add_policy(policy))
     cpi = bench.plane.allocate_spi(policy.local, policy.remote, ProtocolId.IPCOMP)
     pair = make(kit, bench, CBC, policy, ipcomp=Cpis(inbound=Cpi(cpi), outbound=Cpi(0x500)), **kit.natted)
-    kit.result(bench.plane.install(pair))
+    kit.result(kit.install(bench.plane, pair))
     return pair
 
 

@@ -126,7 +126,7 @@ def connect(kit, sides, suite, policy, **changes):
             **changes,
         )
         kit.result(side.plane.add_policy(chosen))
-        kit.result(side.plane.install(side.pair))
+        kit.result(kit.install(side.plane, side.pair))
 
 
 def keys(suite, first):

@@ -25,7 +25,7 @@ OFFER = keyd.IkeOffer(
     local=ipaddress.ip_address("192.0.2.1"),
     remote=ipaddress.ip_address("2001:db8::1"),
 )
-INSTALL = install.Install(
+INSTALL = install.InstallInbound(
     keymat=b"k" * 16,
     local=Endpoint(ipaddress.ip_address("192.0.2.1"), 500),
     remote=Endpoint(ipaddress.ip_address("192.0.2.2"), 500),
@@ -64,7 +64,7 @@ CASES = [
     (keyd.REPLIES, AUTHENTICATED),
     (keyd.REPLIES, keyd.Refused(why=keyd.Refusal.BAD_HASH)),
     (install.FROM_WORKER, INSTALL),
-    (keymat.REQUESTS, keymat.Redeem(keymat=b"k" * 16)),
+    (keymat.REQUESTS, keymat.RedeemInbound(keymat=b"k" * 16)),
 ]
 
 
@@ -267,4 +267,4 @@ def test_no_answer_to_the_worker_has_room_for_a_key():
 
 def test_messages_that_hold_keys_do_not_show_them():
     assert keymat.Redeemed.__repr__ is object.__repr__
-    assert esp.AddPair.__repr__ is object.__repr__
+    assert esp.AddInbound.__repr__ is esp.AddOutbound.__repr__ is object.__repr__
