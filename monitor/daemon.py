@@ -12,6 +12,7 @@ from functools import partial
 from typing import assert_never
 
 from monitor import control
+from monitor.admission import admit, admitted
 from monitor.commands import Commands
 from monitor.dataplane import Events
 from monitor.directories import Directories
@@ -84,6 +85,7 @@ class Daemon:
         )
         kind = Plane.USERSPACE if self._plane.userspace is not None else Plane.KERNEL
         self._listeners = open_listeners(gateway.listen, kind, gateway.users.worker[0])
+        admit(self._listeners.ike + self._listeners.natt, admitted(gateway))
         # in force while it is open, so until this process ends
         self._egress = restrict(gateway) if gateway.egress is Egress.RESTRICTED else None
         kernel = self._plane.kernel
