@@ -152,6 +152,22 @@ def test_a_new_mapping_is_believed_from_an_authenticated_message_only_rfc3947_7(
     assert before not in world.right.pairs
 
 
+def test_a_peer_moves_only_to_where_its_connection_may_be(make):
+    """What its key proves is who it is: an address that another connection is for is not its to take."""
+    ours = make.connection()
+    world = make.Pair(ours, dataclasses.replace(make.mirrored(ours), remote=make.address("203.0.113.9")))
+    nat = Translator(make, world)
+    assert world.up().outcome is Outcome.DONE
+    nat.outside = make.address("203.0.113.66")
+    world.sites[nat.outside] = world.left
+    world.run(60.0)
+    world.left.down(child="lan")
+    world.run(1.0)
+    assert world.right.pairs == {}, "the message was verified and obeyed"
+    assert world.right.status()[0].remote == Endpoint(make.address("203.0.113.9"), 44500)
+    assert world.right.logged("peer-moved") == []
+
+
 def test_pairs_follow_a_moved_peer(make):
     lan, dmz = make.child("lan"), make.child("dmz", remote_ts=make.selectors("10.3.0.0/16"))
     world, nat = behind_nat(make, children=(lan, dmz))
