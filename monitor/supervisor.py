@@ -29,8 +29,8 @@ PAUSE_FIRST = 0.2
 PAUSE_MOST = 30.0
 HEALTHY_SECONDS = 60.0
 """An epoch that lived so long starts the back-off anew."""
-READY_SECONDS = 15.0
-"""For keyd to load its configuration and credentials."""
+READY_SECONDS = 60.0
+"""For keyd to load its configuration and credentials; a busy machine, or an emulated one, needed more than 15."""
 DRAIN_SECONDS = 10.0
 """For the clean stop: DELETE to peers, SAs and policies removed."""
 USERSPACE = "userspace"

@@ -85,6 +85,10 @@ class ChildSa:
         """Whether it protects what the flow asks for."""
         return self.child is flow.child and self.local_ts == flow.local_ts and self.remote_ts == flow.remote_ts
 
+    def meets(self, flow: Flow) -> bool:
+        """Whether some packet belongs to both, so that the two cannot be different peers'."""
+        return self.local_ts.overlaps(flow.local_ts) and self.remote_ts.overlaps(flow.remote_ts)
+
 
 def flows(connection: Connection, child: Child) -> tuple[Flow, ...]:
     """All that a configured child protects, one Quick Mode each."""

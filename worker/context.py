@@ -9,7 +9,8 @@ from privsep.errors import PeerError
 from privsep.log import Code, Level, Log
 from privsep.rate import Rate, Sparing
 from privsep.schema import install, keyd
-from privsep.tasks import Task
+from privsep.schema.install import MonitorReply
+from privsep.tasks import Future, Task
 from privsep.types import Endpoint, Identity, Spi
 from worker.adoptions import Adoptions
 from worker.agreeing import Agreeing
@@ -138,9 +139,9 @@ class Context:
             case _:
                 raise Failed("the monitor answered something else than it was asked")
 
-    def release(self, spi: Spi) -> None:
-        """Remove the pair of that inbound SPI, or give the SPI back; nobody waits for that."""
-        self._monitor.ask(install.Remove(spi_in=spi))
+    def release(self, spi: Spi) -> Future[MonitorReply]:
+        """Remove the pair of that inbound SPI, or give the SPI back. Whom it concerns may wait for the answer."""
+        return self._monitor.ask(install.Remove(spi_in=spi))
 
     # the log
 

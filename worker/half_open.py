@@ -58,6 +58,7 @@ class Offer:
     sai_b: bytes
     """Body of the SA payload, for keyd (RFC 2409 section 5)."""
     nat_traversal: bool
+    knows_dpd: bool
     answer: tuple[int, bytes]
     """The payloads of message 2: the first one's type, and all octets."""
 

@@ -18,6 +18,7 @@ from worker.timers import Timer
 if TYPE_CHECKING:
     from worker.child import ChildSa
     from worker.exchange import Exchange
+    from worker.ikev1.dpd import Probe
 
 
 NOBODY = "-"
@@ -76,6 +77,12 @@ class IkeSa:
     """As many as exchanges of phase 2 have used."""
     renewal: Timer | None = None
     keepalive: Timer | None = None
+    knows_dpd: bool = False
+    """Whether the peer announced dead peer detection (RFC 3706 section 5.1)."""
+    asked: int = 0
+    """Sequence number of our last R-U-THERE; 0 before the first."""
+    probe: "Probe | None" = None
+    """Our question that waits for its acknowledgement."""
     moved: float = float("-inf")
     """When the peer last changed its address."""
 

@@ -2,7 +2,9 @@
 
 from privsep.config.model import Connection
 from privsep.log import Level
+from privsep.schema.install import MonitorReply
 from privsep.schema.keyd import Refusal
+from privsep.tasks import Future
 from privsep.types import Identity
 from worker.child import ChildSa, ChildState, Flow
 from worker.context import Context
@@ -93,10 +95,10 @@ def add_child(context: Context, child: ChildSa) -> None:
     context.peers.setdefault(peer.connection.name, {}).setdefault(peer.identity, peer)
 
 
-def forget_child(context: Context, child: ChildSa, reason: str) -> None:
-    """A pair is no more in use: the monitor removes it. Harmless when it is gone."""
+def forget_child(context: Context, child: ChildSa, reason: str) -> Future[MonitorReply] | None:
+    """A pair is no more in use: the monitor removes it and answers then. Harmless, and None, when it is gone."""
     if child.state is ChildState.CLOSED:
-        return
+        return None
     child.state = ChildState.CLOSED
     if child.renewal is not None:
         child.renewal.cancel()
@@ -105,9 +107,10 @@ def forget_child(context: Context, child: ChildSa, reason: str) -> None:
     if peer.by_spi_out.get((child.suite.protocol, child.spi_out)) is child:
         del peer.by_spi_out[child.suite.protocol, child.spi_out]
     _tidy(context, peer)
-    context.release(child.spi_in)
+    removal = context.release(child.spi_in)
     context.log(Level.NOTICE, "child-closed", **child.label, reason=reason)
     context.watcher.lost(child)
+    return removal
 
 
 def _tidy(context: Context, peer: Peer) -> None:

@@ -1,8 +1,6 @@
 """`[shunt.NAME]`: traffic that no connection protects, by decision; what may stand beside the children and what not."""
 
-import bisect
 import itertools
-from collections.abc import Iterator
 
 from privsep.config.model import Action, Child, Gateway, Order, Shunt
 from privsep.config.problems import quote
@@ -48,8 +46,6 @@ def check(gateway: Gateway, reader: Reader) -> None:
         for connection, child in gateway.children()
     ]
     taken: dict[Pair, str] = {pair: name for name, pairs in children for pair in pairs}
-    # a shunt that leaves a child nothing has its first pair in a network of its own: such children stand side by side
-    places = sorted((*_place(pairs[0][1].network), number) for number, (_, pairs) in enumerate(children))
     for shunt in gateway.shunts:
         path = ("shunt", shunt.name, "remote_ts")
         pairs = pairs_of(shunt)
@@ -57,8 +53,7 @@ def check(gateway: Gateway, reader: Reader) -> None:
             other = taken.setdefault(pair, f"[shunt.{shunt.name}]")
             if other != f"[shunt.{shunt.name}]":
                 reader.problem(path, f"{pair[0]} to {pair[1]} is also {other}'s; other selectors would be right")
-        for number in _inside(shunt, places) if shunt.order is Order.FIRST else ():
-            name, protected = children[number]
+        for name, protected in children if shunt.order is Order.FIRST else ():
             if all(any(_contains(pair, each) for pair in pairs) for each in protected):
                 reader.problem(
                     path, f'nothing is left for {name}; narrower selectors, or order = "last", would be right'
@@ -69,18 +64,6 @@ def check(gateway: Gateway, reader: Reader) -> None:
                 ("shunt", later.name, "remote_ts"),
                 f"overlaps [shunt.{earlier.name}], neither being more specific; longer prefixes for one would be right",
             )
-
-
-def _place(network: Network) -> tuple[int, int]:
-    return network.version, int(network.network_address)
-
-
-def _inside(shunt: Shunt, places: list[tuple[int, int, int]]) -> Iterator[int]:
-    """Numbers of the places that begin in a remote network of the shunt's."""
-    for network in (selector.network for selector in shunt.remote_ts):
-        low = bisect.bisect_left(places, _place(network))
-        high = bisect.bisect_left(places, (network.version, int(network.broadcast_address) + 1))
-        yield from (number for *_, number in places[low:high])
 
 
 def beyond_routes(gateway: Gateway, shunt: Shunt) -> str | None:

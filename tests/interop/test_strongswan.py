@@ -110,6 +110,25 @@ def test_strongswans_deletion_removes_our_sas_and_nothing_passes_in_clear(networ
     assert wiretap.counts()["cleartext"] == 0
 
 
+def test_a_peer_that_was_killed_gets_in_again_under_another_name_rfc3706(network, ours, strongswan, wiretap):
+    """Its old identity's SAs are in the way until they do not answer R-U-THERE; charon says that it knows that."""
+    ours.configure(*SUITES[0])
+    ours.config.write_text(ours.config.read_text().replace(f'remote_id = "{RIGHT}"', 'remote_id = "any"'))
+    ours.secrets.write_text(f'[[psk]]\nconnection = "peer"\nsecret = "{PSK}"\n')
+    ours.launch()
+    strongswan.start(*SUITES[0], ids=(LEFT, "first.example.org"))
+    strongswan.swanctl("--initiate", "--child", "net", "--timeout", "20")
+    network.kill(strongswan.pid)
+    strongswan.stop()
+    strongswan.start(*SUITES[0], ids=(LEFT, "second.example.org"))
+    strongswan.swanctl("--initiate", "--child", "net", "--timeout", "40")
+    assert network.wait_for(lambda: len(ours.children()) == 1)
+    (sa,) = ours.status()["ike_sas"]
+    assert sa["remote_id"] == "second.example.org"
+    assert "peer-dead" in ours.text()
+    assert_traffic_passes(network, wiretap)
+
+
 def test_a_wrong_psk_is_reported_as_such_when_we_initiate(network, ours, strongswan):
     strongswan.start(*SUITES[0], psk="another secret entirely")
     ours.start(*SUITES[0])

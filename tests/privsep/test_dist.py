@@ -72,7 +72,5 @@ def test_two_builds_are_the_same_octets_and_have_everything(tmp_path):
     (sdist,) = (tmp_path / "0").glob("*.tar.gz")
     with tarfile.open(sdist) as tar:
         inside = {member.name.partition("/")[2] for member in tar.getmembers() if member.isreg()}
-    tracked = subprocess.run(
-        ["git", "ls-tree", "-r", "--name-only", "HEAD"], cwd=HOUSE, capture_output=True, text=True, check=True
-    ).stdout.split()
+    tracked = subprocess.run(["git", "ls-files"], cwd=HOUSE, capture_output=True, text=True, check=True).stdout.split()
     assert set(tracked) - {".gitignore"} - inside == set()

@@ -76,6 +76,8 @@ class Daemon:
             self._process = None
 
     def _spawn(self, script: str, socket: str) -> None:
+        # of one that was killed
+        (self.site.directory / socket).unlink(missing_ok=True)
         with (self.site.directory / "out").open("wb") as output:
             self._process = subprocess.Popen(
                 self.site.command("sh", "-c", script), stdout=output, stderr=output, env=self._environment

@@ -72,6 +72,7 @@ def _judge(first: Received, candidates: tuple[Connection, ...], key: Key) -> Ver
         lifetime=choice.selection.lifetime,
         sai_b=split_chain(first.header.next_payload, first.body)[0][1],
         nat_traversal=traversal,
+        knows_dpd=knows_dpd(payloads),
         answer=encode_chain([choice.selection.answer, *vendor_ids(nat_traversal=traversal)]),
     )
 
@@ -124,3 +125,8 @@ def vendor_ids(*, nat_traversal: bool) -> tuple[VendorId, ...]:
 def knows_nat_traversal(payloads: Iterable[Payload]) -> bool:
     """RFC 3947 section 3.1."""
     return VendorId(Vendor.RFC_3947.data) in payloads
+
+
+def knows_dpd(payloads: Iterable[Payload]) -> bool:
+    """RFC 3706 section 5.1."""
+    return VendorId(Vendor.DPD.data) in payloads

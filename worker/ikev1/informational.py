@@ -131,6 +131,9 @@ async def _notified(context: Context, sa: IkeSa, notification: Notification) -> 
     match notification.type:
         case NotifyType.R_U_THERE:
             await _acknowledge(context, sa, notification)
+        case NotifyType.R_U_THERE_ACK:
+            if sa.probe is not None and _names(sa, notification):
+                sa.probe.acknowledged(notification.data)
         case NotifyType.INITIAL_CONTACT if sa.peer is not None:
             honour_initial_contact(context, sa, sa.peer.connection, sa.peer.identity)
         case _:
@@ -154,7 +157,7 @@ def _told(sa: IkeSa, notification: Notification) -> None:
 
 async def _acknowledge(context: Context, sa: IkeSa, notification: Notification) -> None:
     """RFC 3706 section 5.4: the same SPI and sequence number come back."""
-    if notification.spi not in (b"", sa.cky_i + sa.cky_r) or len(notification.data) != DPD_SEQUENCE_OCTETS:
+    if not _names(sa, notification) or len(notification.data) != DPD_SEQUENCE_OCTETS:
         raise PeerError("R-U-THERE of another SA or without a sequence number")
     answer = Notification(
         protocol=ProtocolId.ISAKMP,
@@ -163,6 +166,11 @@ async def _acknowledge(context: Context, sa: IkeSa, notification: Notification) 
         data=notification.data,
     )
     await send(context, sa, [answer])
+
+
+def _names(sa: IkeSa, notification: Notification) -> bool:
+    """Whether the SPI is the IKE SA's cookies (RFC 3706 section 6.1), which many leave away."""
+    return notification.spi in (b"", sa.cky_i + sa.cky_r)
 
 
 def _deleted(context: Context, sa: IkeSa, delete: Delete) -> None:

@@ -36,7 +36,14 @@ from worker.exchange import Exchange, Received
 from worker.half_open import HalfOpen, Offer
 from worker.ikev1 import informational
 from worker.ikev1.diagnosis import differs, silence
-from worker.ikev1.first_message import association, knows_nat_traversal, new_cookie, parse_message, vendor_ids
+from worker.ikev1.first_message import (
+    association,
+    knows_dpd,
+    knows_nat_traversal,
+    new_cookie,
+    parse_message,
+    vendor_ids,
+)
 from worker.isakmp_sa import IkeSa, IkeState
 from worker.nat import NATT_PORT, Nat, detect, nat_d
 from worker.negotiate import listed
@@ -147,6 +154,7 @@ class _Initiator:
         self._context.sas.complete(sa, cky_r)
         # bound to all addresses we learn only now which one this peer sees
         sa.local = received.local
+        sa.knows_dpd = knows_dpd(payloads)
         traversal = knows_nat_traversal(payloads) and self._connection.encap is not Encap.OFF
         return _Chosen(selection, traversal)
 
@@ -184,6 +192,7 @@ async def respond(context: Context, record: HalfOpen, third: Received) -> None:
         remote=third.remote,
         created=context.now,
         suite=offer.suite,
+        knows_dpd=offer.knows_dpd,
     )
     context.sas.add(sa)
     for evicted in context.sas.unauthenticated.add(sa, UNAUTHENTICATED_OCTETS + len(offer.sai_b)):

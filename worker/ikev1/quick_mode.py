@@ -23,7 +23,7 @@ from privsep.isakmp.payloads import (
 )
 from privsep.log import Level
 from privsep.payloads import split_chain
-from privsep.schema.install import Allocated, AllocateSpi, InstallInbound, InstallOutbound
+from privsep.schema.install import Allocated, AllocateSpi, Denial, InstallInbound, InstallOutbound
 from privsep.schema.keyd import (
     Done,
     QuickAccept,
@@ -44,7 +44,7 @@ from worker.codec import rules
 from worker.context import Context
 from worker.errors import Failed, KeydRefused, MonitorDenied, NoneChosen, SaClosed
 from worker.exchange import Exchange, Received
-from worker.ikev1 import informational
+from worker.ikev1 import dpd, informational
 from worker.isakmp_sa import IkeSa, IkeState, Peer
 from worker.moving import authenticated_from
 from worker.negotiate import AH_AND_NAT, choose_child, listed
@@ -333,18 +333,26 @@ class _Terms:
 
 
 async def _allocate(context: Context, sa: IkeSa, flow: Flow) -> Allocated:
-    """An inbound SPI. MonitorDenied where a pair for this flow would not be installed."""
-    return await context.allocate(
-        AllocateSpi(
-            connection=flow.connection.name,
-            child=flow.child.name,
-            identity=_peer(sa).identity,
-            local=sa.local,
-            remote=sa.remote,
-            local_ts=flow.local_ts,
-            remote_ts=flow.remote_ts,
-        )
+    """An inbound SPI. MonitorDenied where a pair for this flow would not be installed.
+
+    What a dead peer holds of the flow's traffic makes way; it takes some seconds to find out that the peer is dead.
+    """
+    newcomer = _peer(sa)
+    request = AllocateSpi(
+        connection=flow.connection.name,
+        child=flow.child.name,
+        identity=newcomer.identity,
+        local=sa.local,
+        remote=sa.remote,
+        local_ts=flow.local_ts,
+        remote_ts=flow.remote_ts,
     )
+    try:
+        return await context.allocate(request)
+    except MonitorDenied as denied:
+        if denied.why is not Denial.OVERLAP or not await dpd.make_way(context, flow, newcomer):
+            raise
+    return await context.allocate(request)
 
 
 async def _install_inbound(

@@ -1,7 +1,6 @@
 """`[shunt.NAME]`: what may stand beside the children, what leaves one of them nothing, what routes cannot do."""
 
 import pytest
-from effort import instructions
 
 from privsep.config.model import Action, Order
 from privsep.config.userspace import beyond_userspace
@@ -98,16 +97,3 @@ def test_routes_cannot_do_what_looks_at_more(gateway, problems, text, why):
     (beyond,) = beyond_userspace(gateway(CHILD + text))
     assert beyond.named.startswith("shunt spare (")
     assert why in beyond.named
-
-
-def test_a_shunt_is_held_against_the_children_in_its_networks_alone(gateway):
-    def cost(shunts):
-        children = "".join(
-            f'[connection.paris.child.c{n}]\nlocal_ts = ["10.1.0.0/16"]\nremote_ts = ["10.3.{n}.0/24"]\n'
-            for n in range(60)
-        )
-        text = CHILD + children + "".join(shunt(f"s{n}", remote=f'"100.64.{n}.0/24"') for n in range(shunts))
-        return instructions(lambda: gateway(text))
-
-    # as much as sixty children more, and not sixty looks at each
-    assert cost(60) < 2.5 * cost(0)
