@@ -372,6 +372,7 @@ def test_it_cannot_keep_the_supervisor_busy_by_dying(worlds, record):
 
 TALES = """
 suite = algorithms.ChildSuite.parse("aes128-sha1")
+selector = types.TrafficSelector(ipaddress.ip_network("10.1.0.0/24"))
 end = types.Endpoint(ipaddress.ip_address("192.0.2.1"), 500)
 child = install.ChildStatus(
     name="n", state="s", suite=suite, spi_in=256, spi_out=256, local_ts=(selector,), remote_ts=(selector,), encap=False,
