@@ -52,6 +52,11 @@ SANDBOX = (
     "tests/process/test_sandbox_together.py tests/process/test_audit.py",
     "tests/redteam/test_reach_out.py tests/redteam/test_steal.py tests/redteam/test_captured_esp.py",
 )
+WORKER = ("tests/worker", "tests/exchanges", "tests/process/test_bad_input.py")
+CODEC = (
+    "tests/privsep/schema tests/privsep/isakmp tests/worker/codec tests/keyd/test_phase1.py",
+    "tests/redteam/test_fuzz.py",
+)
 TARGETS: dict[str, tuple[str, ...]] = {
     "keyd/handles.py": KEYD,
     "keyd/service.py": KEYD,
@@ -69,6 +74,13 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "keyd/sandbox.py": SANDBOX,
     "monitor/sandbox.py": SANDBOX,
     "monitor/userspace/sandbox.py": SANDBOX,
+    "monitor/sockets.py": ("tests/monitor/test_sockets.py", "tests/monitor/xfrm/test_kernel.py", "tests/process"),
+    "keyd/groups/modp.py": ("tests/keyd/test_groups.py", "tests/keyd"),
+    "privsep/schema/codec.py": CODEC,
+    "privsep/isakmp/identification.py": CODEC,
+    **dict.fromkeys(
+        (f"worker/{name}.py" for name in ("demux", "exchange", "half_open", "moving", "ikev1/main_mode")), WORKER
+    ),
 }
 """Files whose checks count, and the tests that should notice, in stages."""
 
@@ -98,6 +110,22 @@ class Editor(ast.NodeTransformer):
         self.done = (node.lineno, what)
         return True
 
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        nothing = isinstance(node.returns, ast.Constant) and node.returns.value is None
+        if nothing and self._takes(node, f"{node.name} does nothing"):
+            node.body = [ast.copy_location(ast.Pass(), node)]
+            return node
+        return self.generic_visit(node)
+
+    def visit_Assign(self, node: ast.Assign) -> ast.AST:
+        """A named number that is a quarter of what it was."""
+        name, value = ast.unparse(node.targets[0]), node.value
+        number = isinstance(value, ast.Constant) and type(value.value) is int and value.value > 4
+        if number and name.isupper() and self._takes(node, "a quarter of: " + ast.unparse(node)):
+            node.value = ast.copy_location(ast.Constant(value.value // 4), value)
+            return node
+        return self.generic_visit(node)
+
     def visit_If(self, node: ast.If) -> ast.AST:
         if self._takes(node, "the condition never holds: " + ast.unparse(node.test)):
             return ast.copy_location(ast.If(ast.Constant(False), node.body, node.orelse), node)
@@ -118,6 +146,8 @@ class Editor(ast.NodeTransformer):
 
     def visit_Compare(self, node: ast.Compare) -> ast.AST:
         turned = {ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt}
+        if "len(" in ast.unparse(node):
+            turned |= {ast.Eq: ast.GtE, ast.NotEq: ast.Lt}
         for index, operator in enumerate(node.ops):
             if type(operator) in turned and self._takes(node, "the bound moves: " + ast.unparse(node)):
                 operators = [*node.ops]
@@ -146,6 +176,10 @@ class Editor(ast.NodeTransformer):
             return _call("allow", node.args[:1], node)
         if name == "_each" and ast.unparse(node.args[0]) == "kill" and self._takes(node, "what was fatal is admitted"):
             return _call("_each", [ast.Name("allow", ast.Load()), *node.args[1:]], node)
+        for index, keyword in enumerate(node.keywords):
+            if (keyword.arg or "").startswith("max_") and self._takes(keyword.value, f"without {keyword.arg}"):
+                node.keywords = node.keywords[:index] + node.keywords[index + 1 :]
+                return node
         if name in ("all", "any") and self._takes(node, f"{name} becomes its opposite: " + ast.unparse(node)):
             return _call({"all": "any", "any": "all"}[name], node.args, node)
         return self.generic_visit(node)
