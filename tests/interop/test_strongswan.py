@@ -1,6 +1,8 @@
 """Against Debian's strongSwan, with pings through its user-space ESP (kernel-libipsec) and ours."""
 
 import re
+import subprocess
+import time
 from itertools import product
 
 import pytest
@@ -252,3 +254,37 @@ def test_two_hundred_proposals_of_strongswan_are_taken_rfc2408_3_5(network, ours
     (sa,) = ours.status()["ike_sas"]
     assert (sa["role"], sa["proposal"]) == ("responder", SUITES[0][0])
     assert_traffic_passes(network, wiretap)
+
+
+PINGS, REKEYS = 1000, 10
+
+
+def test_a_strongswan_that_rekeys_under_traffic_loses_no_packet_rfc2409_5_5(network, ours, strongswan, wiretap):
+    """It sends by its new SA on our message 2; a hundred packets a second, whose answers take the same way back."""
+    ours.start(*SUITES[0])
+    strongswan.start(*SUITES[0])
+    strongswan.swanctl("--initiate", "--child", "net", "--timeout", "20")
+    flood = (
+        "ping",
+        "-n",
+        "-q",
+        "-c",
+        str(PINGS),
+        "-i",
+        "0.01",
+        "-W",
+        "2",
+        "-I",
+        network.right.inner,
+        network.left.inner,
+    )
+    pinging = subprocess.Popen(network.right.command(*flood), stdout=subprocess.PIPE, text=True)
+    for _ in range(REKEYS):
+        strongswan.swanctl("--rekey", "--child", "net")
+        time.sleep(0.5)
+    said, _ = pinging.communicate(timeout=60)
+    sent, received = (int(re.search(rf"(\d+) {what}", said).group(1)) for what in ("packets transmitted", "received"))
+    renewed = len(re.findall(r"^notice installed ", ours.text(), re.M)) - 1
+    assert renewed >= REKEYS // 2
+    assert (sent, received) == (PINGS, PINGS), f"{sent - received} of {sent} lost in {renewed} rekeys"
+    assert wiretap.counts()["cleartext"] == 0
