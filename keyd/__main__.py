@@ -24,7 +24,7 @@ from privsep.sandbox.confine import become_user, begin, lock_down
 from privsep.schema import keyd, keymat
 from privsep.schema.levels import SetLevel
 
-WORKER_SECONDS = 30.0
+WORKER_SECONDS = 60.0
 """How long the worker may take to connect; it starts when we report ready."""
 
 
