@@ -6,12 +6,12 @@ flood. Real peers are a round trip of 300 ms away: this process holds their data
 
 import argparse
 import heapq
+import ipaddress
 import itertools
 import json
 import os
 import select
 import socket
-import struct
 import subprocess
 import sys
 import tempfile
@@ -21,8 +21,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "shared"))
 
-from load import IKE_PORT, Load
+import spoof
+from load import Load
 from responders import LEFT, LEFT_HOST, PSK, RIGHT, RIGHT_HOST, Ours
 
 from privsep.schema import install
@@ -32,59 +34,25 @@ ROUND_TRIP = 0.3
 PEERS = 8
 PATIENCE = 45.0
 """Seconds; all retransmissions of a message take 41."""
-MEGABYTE = 1 << 20
 
 
 # what is sent
 
 
-def first_message() -> bytes:
-    """Message 1 of a real peer, without its cookie."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.bind((LEFT, 0))
-    load = make_load()
-    load.open()
-    load.close()
-    return load.sent[0][8:]
-
-
-def padded(body: bytes, octets: int) -> bytes:
-    """The same with a second transform that is made of attributes of private use."""
-    padding = struct.pack(">HH", 16384, 2000) + bytes(2000)
-    padding *= octets // len(padding)
-    second = struct.pack(">BBHBBH", 0, 0, 8 + len(padding), 99, 1, 0) + padding
-    message = bytearray(body)
-    payload, proposal, transform = 20, 32, 40
-    end = transform + int.from_bytes(message[transform + 2 : transform + 4], "big")
-    message[transform], message[proposal + 7] = 3, 2
-    message[end:end] = second
-    for place in (payload, proposal):
-        length = int.from_bytes(message[place + 2 : place + 4], "big") + len(second)
-        message[place + 2 : place + 4] = length.to_bytes(2, "big")
-    message[16:20] = struct.pack(">I", 8 + len(message))
-    return bytes(message)
-
-
-def ip_packet(source: bytes, port: int, data: bytes) -> bytes:
-    """IPv4 and UDP; the kernel fills in length, identification and checksum of the former."""
-    udp = struct.pack(">HHHH", port, IKE_PORT, 8 + len(data), 0)
-    header = struct.pack(">BBHHHBBH4s4s", 0x45, 0, 0, 0, 0, 64, 17, 0, source, socket.inet_aton(RIGHT))
-    return header + udp + data
-
-
 def send(kind: str, per_second: int, octets: int, seconds: float) -> int:
     """The flooding process."""
-    body = first_message()
+    body = spoof.first_message(IKE)
     if octets:
-        body = padded(body, octets)
-    ours = socket.inet_aton(LEFT)
-    sock = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
+        body = spoof.padded(body, octets)
+    sock = spoof.raw_socket()
     began, sent = time.monotonic(), 0
     print("begun", flush=True)
     while (passed := time.monotonic() - began) < seconds:
         while sent < passed * per_second:
-            source = ours if kind == "spoofed" else bytes((10, *os.urandom(3)))
-            sock.sendto(ip_packet(source, 1024 + sent % 60000, os.urandom(8) + body), (RIGHT, 0))
+            source = (
+                LEFT if kind == "spoofed" else str(ipaddress.IPv4Address(0x0A000000 + int.from_bytes(os.urandom(3))))
+            )
+            spoof.send(sock, body, source, 1024 + sent % 60000, RIGHT)
             sent += 1
         time.sleep(0.002)
     print(sent, flush=True)
@@ -234,7 +202,7 @@ def handshakes(left: str, kind: str, per_second: int) -> dict:
 
 FLOODS = {
     "51 KB, 200/s from anywhere, 20 s": (
-        Anybody, lambda responder, left: memory(responder, left, "any", 200, 51_000, 20)),
+        Anybody, lambda responder, left: memory(responder, left, "any", 200, 50_000, 20)),
     "14 KB, 200/s from anywhere, 20 s": (
         Anybody, lambda responder, left: memory(responder, left, "any", 200, 14_000, 20)),
     "small, 5000/s from anywhere, 20 s": (

@@ -10,6 +10,7 @@ import tracemalloc
 from itertools import count
 
 import pytest
+from spoof import padded
 
 from privsep.schema.install import Outcome
 from privsep.types import Endpoint
@@ -54,29 +55,6 @@ def with_vendor_ids(body, *identifiers):
             offset += int.from_bytes(message[offset + 2 : offset + 4], "big")
         message[offset] = 13
         message += struct.pack(">BBH", 0, 0, 4 + len(identifier)) + identifier
-    message[16:20] = struct.pack(">I", 8 + len(message))
-    return bytes(message)
-
-
-def with_attributes(body, number, octets):
-    """A message without its cookie whose SA payload has a second transform, of that size and unlike all others."""
-    padding, left = b"", octets
-    while left:
-        value = min(left, 2000)
-        padding += struct.pack(">HH", 16384, value) + number.to_bytes(value, "big")
-        left -= value
-    second = struct.pack(">BBHBBH", 0, 0, 8 + len(padding), 99, 1, 0) + padding
-    message = bytearray(body)
-    # header without cookie_i 20, generic header 4, DOI and situation 8, proposal 8, transform
-    sa, proposal, transform = 20, 32, 40
-    end = transform + int.from_bytes(message[transform + 2 : transform + 4], "big")
-    assert end == sa + int.from_bytes(message[sa + 2 : sa + 4], "big"), "one proposal with one transform"
-    message[transform] = 3
-    message[proposal + 7] = 2
-    message[end:end] = second
-    for place in (sa, proposal):
-        length = int.from_bytes(message[place + 2 : place + 4], "big") + len(second)
-        message[place + 2 : place + 4] = length.to_bytes(2, "big")
     message[16:20] = struct.pack(">I", 8 + len(message))
     return bytes(message)
 
@@ -166,7 +144,7 @@ def test_messages_that_all_differ_deny_nobody_anything(make):
 def test_large_messages_push_out_large_ones_only(make):
     world = far(make.Pair())
     flood = Flood(world, 500, source=configured(make))
-    flood.body = lambda number: with_attributes(flood.template, number, 14000)
+    flood.body = lambda number: padded(flood.template, 14000, number)
     world.run(5.0)
     table = half_open(world.right)
     assert len(table) > 200
@@ -185,7 +163,7 @@ def test_the_memory_of_a_flood_is_bounded_and_given_back(make, octets):
     try:
         before = tracemalloc.get_traced_memory()[0]
         for number in range({0: 42_000, 1900: 5000, 14000: 350}[octets]):
-            flood.body = lambda number: with_attributes(flood.template, number, octets) if octets else flood.template
+            flood.body = lambda number: padded(flood.template, octets, number) if octets else flood.template
             flood.send()
         table = half_open(world.right)
         kept, limit = tracemalloc.get_traced_memory()[0] - before, ORDINARY_OCTETS + LARGE_OCTETS
@@ -204,10 +182,10 @@ def test_the_memory_of_a_flood_is_bounded_and_given_back(make, octets):
 def test_a_first_message_may_have_as_many_transforms_as_an_octet_counts_and_no_more_octets(make):
     world = make.Pair()
     flood = Flood(world, 0, source=configured(make))
-    flood.body = lambda number: with_attributes(flood.template, number, 18000)
+    flood.body = lambda number: padded(flood.template, 18000, number)
     flood.send()
     assert len(half_open(world.right)) == 0
-    flood.body = lambda number: with_attributes(flood.template, number, 14000)
+    flood.body = lambda number: padded(flood.template, 14000, number)
     flood.send()
     assert len(half_open(world.right)) == 1
     assert 255 * 36 < 14000
