@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from privsep.types import Address, Endpoint
 from worker.demux import origin
 
-MAX_WAITING = 512
-"""A tenth of a second of first messages. Whoever would wait longer sends again before its turn comes."""
-MAX_WAITING_OF_ONE = 64
+MAX_WAITING = 2048
+"""A tenth of a second's work, and as many as may have come while the worker did not run on a busy machine."""
+MAX_WAITING_OF_ONE = 1024
+"""Half: who spoofs a peer's address is of one origin with that peer, and must not leave it without a place."""
 MAX_WAITING_OCTETS = 2 << 20
 SHARE = 0.5
 """Of the worker's time."""

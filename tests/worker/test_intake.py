@@ -40,7 +40,7 @@ def test_there_is_room_for_a_bounded_number_of_octets():
 @pytest.mark.parametrize("family", [4, 6])
 def test_one_address_or_prefix_does_not_take_the_place_of_others(family):
     intake = Intake(0.0)
-    whose = [7] * 1000 if family == 4 else range(1000)
+    whose = [7] * 3000 if family == 4 else range(3000)
     assert sum(intake.put(stray(number, family=family)) for number in whose) == MAX_WAITING_OF_ONE
     assert intake.put(stray(8, family=4))
 
