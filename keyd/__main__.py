@@ -23,6 +23,7 @@ from privsep.rpc import ENDPOINT, Peer, Wire, run_in_batches
 from privsep.sandbox.confine import become_user, begin, lock_down
 from privsep.schema import keyd, keymat
 from privsep.schema.levels import SetLevel
+from privsep.schema.names import Resolved
 
 WORKER_SECONDS = 60.0
 """How long the worker may take to connect; it starts when we report ready."""
@@ -96,8 +97,8 @@ def _from_monitor(
     request: keymat.Request, sequence: int, service: Service, monitor: Channel[keymat.Request, keymat.Reply]
 ) -> None:
     match request:
-        case keymat.RedeemInbound() | keymat.RedeemOutbound():
-            monitor.send(service.redeem(request), sequence)
+        case keymat.RedeemInbound() | keymat.RedeemOutbound() | Resolved():
+            monitor.send(service.answer(request), sequence)
         case SetLevel():
             log.set_level(request.level, request.connection)
         case _:

@@ -21,9 +21,11 @@ from keyd.secret import Secret
 from privsep.config import access
 from privsep.config.identities import parse_identity
 from privsep.config.model import Connection, Gateway, Remote
+from privsep.config.names import RemoteName
 from privsep.config.problems import ConfigError, Problem, quote
 from privsep.config.reader import Reader, Section
 from privsep.config.toml_lines import MAX_SIZE, Document
+from privsep.iana import IdType
 from privsep.types import Address, Auth, Identity
 
 MAX_PSKS = 16384
@@ -120,8 +122,10 @@ class Credentials:
 
 
 def _identities(identity: Identity | None, address: Remote | None) -> list[Identity]:
-    """What stands for a side, the closest first."""
+    """What stands for a side, the closest first. A name stands for itself, whatever its address is today."""
     found = [] if identity is None else [identity]
+    if isinstance(address, RemoteName):
+        return [*found, Identity(IdType.FQDN, address.name.encode())]
     return [*found, Identity.of_address(address)] if isinstance(address, Address) else found
 
 

@@ -2,7 +2,7 @@
 
 import struct
 from collections.abc import Callable
-from typing import Any
+from typing import Any, assert_never
 
 from keyd.context import Context, PskStore
 from keyd.groups.pool import Pool
@@ -33,6 +33,7 @@ from privsep.schema.keyd import (
     Reply,
     Request,
 )
+from privsep.schema.names import Resolved
 
 
 class Service:
@@ -87,8 +88,18 @@ class Service:
                 return Refused(why=refuse.why)
             return Refused(why=refuse.why, detail=fault.reason[:MAX_TEXT], notify=fault.notify)
 
-    def redeem(self, request: keymat.Redemption) -> keymat.Reply:
+    def answer(self, request: keymat.Question) -> keymat.Reply:
         """The answer to the monitor."""
+        match request:
+            case keymat.RedeemInbound() | keymat.RedeemOutbound():
+                return self.redeem(request)
+            case Resolved():
+                return self._locate(request)
+            case _:
+                assert_never(request)
+
+    def redeem(self, request: keymat.Redemption) -> keymat.Reply:
+        """Keys, each half once."""
         return self._redeem(request)
 
     def same_secret(self) -> bytes:
@@ -99,6 +110,14 @@ class Service:
             secret = self._credentials.psk_for(connection)
             places.append(place if secret is None else first.setdefault(bytes(secret), place))
         return struct.pack(f">{len(places)}H", *places)
+
+    def _locate(self, request: Resolved) -> keymat.Known:
+        """The monitor is trusted: it is what says who a connection's peer is."""
+        for each in request.located:
+            connection = self._gateway.connection(each.connection)
+            if connection is not None:
+                self._gateway.locate(connection, each.address)
+        return keymat.Known()
 
     def idle(self) -> bool:
         """A little of the work that can wait; False when there is none."""

@@ -14,6 +14,7 @@ import struct
 from collections.abc import Iterable
 
 from privsep.config.model import Gateway
+from privsep.config.names import RemoteName
 from privsep.types import Address
 
 MAX_ADMITTED = 128
@@ -40,11 +41,16 @@ Instruction = tuple[int, int, int, int]
 
 
 def admitted(gateway: Gateway) -> frozenset[Address] | None:
-    """Where all peers are, or None where some may be anywhere, or where there are too many."""
-    remotes = [connection.remote for connection in gateway.connections]
-    found = {each for each in remotes if isinstance(each, ipaddress.IPv4Address | ipaddress.IPv6Address)}
-    if not all(isinstance(each, ipaddress.IPv4Address | ipaddress.IPv6Address) for each in remotes):
-        return None
+    """Where all peers are, by now; None where some may be anywhere, or where there are too many."""
+    found: set[Address] = set()
+    for connection in gateway.connections:
+        match connection.remote:
+            case ipaddress.IPv4Address() | ipaddress.IPv6Address():
+                found.add(connection.remote)
+            case RemoteName():
+                found |= set() if connection.remote.address is None else {connection.remote.address}
+            case _:
+                return None
     return frozenset(found) if max(_count(found, 4), _count(found, 6)) <= MAX_ADMITTED else None
 
 

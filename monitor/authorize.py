@@ -15,6 +15,7 @@ from monitor.dataplane import Cpis, Pair
 from monitor.sadb import Claim, Claims, Policies, Sadb, fixed
 from privsep.algorithms import ChildSuite
 from privsep.config.model import Child, Connection, Encap, Gateway, Remote, RemoteAny
+from privsep.config.names import RemoteName
 from privsep.iana import ProtocolId
 from privsep.schema.install import AllocateSpi, Denial, InstallInbound
 from privsep.schema.keymat import Redeemed, RedeemedOutbound
@@ -192,6 +193,8 @@ def _accepts(configured: Remote, actual: Address) -> bool:
     match configured:
         case RemoteAny():
             return True
+        case RemoteName():
+            return configured.address == actual
         case ipaddress.IPv4Network() | ipaddress.IPv6Network():
             return actual in configured
         case _:

@@ -12,20 +12,26 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 
 import prctl
 
 from monitor.egress import restrict
+from monitor.lookup import LOOKUP_SECONDS, Resolvers
+from monitor.names import MAX_RUNNING
 from monitor.plane import MAX_TOLD, foresee
+from monitor.resolver.ask import look_up
 from monitor.routes import Routes
 from monitor.sockets import Plane
 from privsep.config import handover, loader
 from privsep.config.model import Egress, Gateway, Layer
-from privsep.config.toml_lines import Document
+from privsep.config.names import RemoteName
+from privsep.config.toml_lines import Document, Path
 from privsep.errors import OperatorError
+from privsep.loop import Loop
 from privsep.sandbox import landlock, memory, namespaces
+from privsep.schema.names import Answer, Found
 from privsep.types import Address
 
 UNASKED = "only root with CAP_NET_ADMIN may ask the kernel"
@@ -35,6 +41,10 @@ _TRIALS: dict[Layer, Callable[[], object]] = {
     Layer.NETNS: namespaces.leave_network,
 }
 """Applied to this process, which ends soon."""
+
+
+_Found = tuple[Path, str]
+"""Where in the configuration, and what is to be said of it."""
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -67,7 +77,7 @@ def main() -> int:
 
 
 def _report(gateway: Gateway, text: str, filename: str) -> _Report:
-    warnings = list(_elsewhere(gateway, text, filename))
+    warnings = _warnings(gateway, text, filename)
     if os.geteuid() != 0 or not prctl.cap_effective.net_admin:
         return _Report(dataplane=f"cannot be told, because {UNASKED}", obstacles=[UNASKED], warnings=warnings)
     try:
@@ -104,20 +114,74 @@ def _failure(trial: Callable[[], object]) -> str:
     return ""
 
 
-def _elsewhere(gateway: Gateway, text: str, filename: str) -> Iterator[_Warning]:
-    """Connections that could send nothing now. It may come yet, by DHCP or failover: `run` starts all the same."""
-    foreign = {each.local for each in gateway.connections if each.local is not None and not _is_ours(each.local)}
-    if not foreign:
-        return
+def _warnings(gateway: Gateway, text: str, filename: str) -> list[_Warning]:
+    """What may mend itself: `run` starts all the same."""
+    found = [*_told(_elsewhere(gateway)), *_told(_unresolved(gateway))]
+    if not found:
+        return []
     document = Document.parse(text, filename)
-    named = [each for each in gateway.connections if each.local in foreign]
-    for connection in named[:MAX_TOLD]:
-        line = document.line_of(("connection", connection.name, "local"))
-        what = f"no interface of this machine has {connection.local}; until one has, the connection can send nothing"
-        yield _Warning(file=filename, line=line, text=what)
-    if len(named) > MAX_TOLD:
-        more = f"{len(named) - MAX_TOLD} more connections have a `local` that is not of this machine"
-        yield _Warning(file=filename, line=1, text=more)
+    return [_Warning(file=filename, line=document.line_of(path), text=what) for path, what in found]
+
+
+def _told(found: Iterable[_Found]) -> Iterator[_Found]:
+    """The first of one kind, and how many more there are."""
+    kind = list(found)
+    yield from kind[:MAX_TOLD]
+    if len(kind) > MAX_TOLD:
+        yield (), f"{len(kind) - MAX_TOLD} more like the last line"
+
+
+def _elsewhere(gateway: Gateway) -> Iterator[_Found]:
+    """Connections that could send nothing now. It may come yet, by DHCP or failover."""
+    foreign = {each.local for each in gateway.connections if each.local is not None and not _is_ours(each.local)}
+    for connection in gateway.connections:
+        if connection.local in foreign:
+            what = (
+                f"no interface of this machine has {connection.local}; until one has, the connection can send nothing"
+            )
+            yield ("connection", connection.name, "local"), what
+
+
+def _unresolved(gateway: Gateway) -> Iterator[_Found]:
+    """Connections whose peer nobody can find now."""
+    remotes = {each.remote for each in gateway.connections if isinstance(each.remote, RemoteName)}
+    answers = _look_up(gateway, remotes) if os.geteuid() == 0 else {each: _ask(each) for each in remotes}
+    for connection in gateway.connections:
+        if isinstance(connection.remote, RemoteName):
+            name, answer = connection.remote.name, answers.get(connection.remote)
+            if not isinstance(answer, Found):
+                why = f"no answer within {LOOKUP_SECONDS:g} s" if answer is None else answer.why
+                what = f"{name} does not resolve ({why}); its connection waits until it does"
+                yield ("connection", connection.name, "remote"), what
+
+
+def _ask(remote: RemoteName) -> Answer:
+    """By whoever runs `check`, without privilege."""
+    return look_up(remote.name, remote.version or 0)
+
+
+def _look_up(gateway: Gateway, remotes: Collection[RemoteName]) -> dict[RemoteName, Answer]:
+    """As `run` does it, by processes of nobody's; what takes too long is left out."""
+    loop, answers, waiting = Loop(), dict[RemoteName, Answer](), list(remotes)
+    resolvers = Resolvers(gateway.users, gateway.absent, loop, lambda line, record: print(line, file=sys.stderr))
+
+    def ask_next() -> None:
+        if waiting:
+            remote = waiting.pop()
+            resolvers.ask(remote.name, remote.version, lambda answer: answered(remote, answer))
+        elif len(answers) == len(remotes):
+            loop.stop()
+
+    def answered(remote: RemoteName, answer: Answer) -> None:
+        answers[remote] = answer
+        ask_next()
+
+    if remotes:
+        loop.after(LOOKUP_SECONDS, loop.stop)
+        for _ in range(MAX_RUNNING):
+            ask_next()
+        loop.run()
+    return answers
 
 
 def _is_ours(address: Address) -> bool:

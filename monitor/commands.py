@@ -60,10 +60,12 @@ class Commands:
         dataplane_reason: str,
         processes: Callable[[], dict[str, int]],
         set_level: Callable[[Level, str], bool],
+        unresolved: Callable[[str], str] = lambda connection: "",
     ) -> None:
         """`dataplane_reason` tells why this data plane; `processes` gives name and pid of each running process.
 
-        `set_level` takes the log's level for a connection, or "" for all.
+        `set_level` takes the log's level for a connection, or "" for all; `unresolved` tells why the name of a
+        connection's peer has no address, empty where nothing is missing.
         """
         self._service = service
         self._gateway = service.gateway
@@ -71,6 +73,7 @@ class Commands:
         self._dataplane_reason = dataplane_reason
         self._processes = processes
         self._set_level = set_level
+        self._unresolved = unresolved
         self._followers: dict[Client, int] = {}
         """With how many events each had no room for, since it was last told so."""
         order = frozenset({"child", "timeout"})
@@ -186,6 +189,10 @@ class Commands:
         return WorkerState.RUNNING, ike_sas
 
     async def _up(self, request: _Request, client: Client) -> None:
+        missing = self._unresolved(request.connection)
+        if missing:
+            client.finish(FAILED, f"{missing}; it is asked for again")
+            return
         await self._order(request, client, self._service.up(request.connection, request.child, client.progress))
 
     async def _down(self, request: _Request, client: Client) -> None:

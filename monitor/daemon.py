@@ -4,6 +4,7 @@ Everything that needs more privilege than the monitor keeps is made in `Daemon._
 """
 
 import os
+import random
 import signal
 import socket
 from collections.abc import Callable
@@ -17,11 +18,13 @@ from monitor.commands import Commands
 from monitor.dataplane import Events
 from monitor.directories import Directories
 from monitor.egress import restrict, table_name
-from monitor.inheritance import interfaces
+from monitor.inheritance import interfaces, recall
 from monitor.installer import Leave
 from monitor.journal import NAME, Journal
 from monitor.levels import Levels
 from monitor.logpipe import LogPipe
+from monitor.lookup import RESOLVER, Resolvers
+from monitor.names import Names
 from monitor.notify import Notifier
 from monitor.plane import choose, leave_kernel
 from monitor.redeemer import Redeemer
@@ -29,6 +32,7 @@ from monitor.service import Service
 from monitor.sockets import Plane, open_listeners
 from monitor.supervisor import State, Supervisor
 from monitor.waiting import run
+from monitor.whereabouts import Whereabouts
 from privsep import log
 from privsep.channel import Channel, pair
 from privsep.config.model import Egress, Gateway, OnStop
@@ -94,9 +98,10 @@ class Daemon:
             leave_kernel(Journal(path, self.loop, log.event), log.event)
             path.unlink()
         journal = Journal(None if kernel is None else path, self.loop, self._log_event)
+        recall(gateway, journal)
         self._interfaces_before = interfaces(journal)
         self._service = Service(
-            gateway, self._plane.dataplane, self._redeem, self._to_worker, self.loop, self._log_event, journal, kernel
+            gateway, self._plane.dataplane, self._ask_keyd, self._to_worker, self.loop, self._log_event, journal, kernel
         )
         self._supervisor = Supervisor(
             self.loop,
@@ -106,7 +111,23 @@ class Daemon:
             self._start_worker,
             self._start_userspace if self._plane.userspace is not None else None,
         )
-        self._commands = Commands(self._service, self.loop, self._plane.reason, self._processes, self._set_level)
+        self._whereabouts = Whereabouts(
+            gateway,
+            self._service,
+            self._listeners.ike + self._listeners.natt,
+            self._egress,
+            self._ask_keyd,
+            self._to_worker,
+            self._log_event,
+        )
+        resolvers = Resolvers(gateway.users, gateway.absent, self.loop, partial(self._child_says, RESOLVER))
+        self._names = Names(
+            gateway, self.loop, self._log_event, resolvers.ask, random.random, self._whereabouts.located
+        )
+        self._service.unanswered = self._names.hasten
+        self._commands = Commands(
+            self._service, self.loop, self._plane.reason, self._processes, self._set_level, self._names.missing
+        )
         self._control = control.Control(control_socket, self.loop, self._commands.serve, self._log_event)
         self._signals = self._catch_signals()
         self._placed = False
@@ -119,6 +140,7 @@ class Daemon:
             self._log_event(Level.NOTICE, "egress-restricted", table=table_name(self._gateway.users.worker[0]))
         self._supervisor.start()
         run(self._place_policies())
+        self._names.start()
         self.loop.run()
         return 1 if self._supervisor.failed else 0
 
@@ -140,6 +162,7 @@ class Daemon:
         """Keyd and the worker run."""
         self._service.epoch_began()
         self._levels.tell_all()
+        self._whereabouts.epoch_began()
         self._ready_if_so()
 
     def epoch_ended(self) -> None:
@@ -155,6 +178,7 @@ class Daemon:
     def drain(self) -> Future[None]:
         """DELETE to the peers, SAs removed. Traffic is refused until the next start, unless it is to pass."""
         self._notifier.stopping()
+        self._names.stop()
         return self._service.stop(self._leave())
 
     def _leave(self) -> Leave:
@@ -284,17 +308,17 @@ class Daemon:
             self._log_event(Level.NOTICE, "level-set", to=level.value, about=connection or "all")
         return done
 
-    def _to_keyd(self, request: keymat.Redemption, sequence: int) -> None:
+    def _to_keyd(self, request: keymat.Question, sequence: int) -> None:
         if self._keyd is None:
             raise ChannelClosed
         self._keyd.send(request, sequence)
 
-    def _redeem(self, request: keymat.Redemption) -> Future[keymat.Reply]:
+    def _ask_keyd(self, request: keymat.Question) -> Future[keymat.Reply]:
         if self._redeemer is None:
             future: Future[keymat.Reply] = Future()
             future.set_error(ChannelClosed)
             return future
-        return self._redeemer.redeem(request)
+        return self._redeemer.ask(request)
 
     # events
 

@@ -55,6 +55,7 @@ from pyroute2.nftables.expressions import genex, verdict
 
 from monitor.sockets import IKE_PORT, NATT_PORT
 from privsep.config.model import Connection, Gateway, RemoteAny
+from privsep.config.names import RemoteName
 from privsep.errors import OperatorError
 from privsep.types import Address, Network
 
@@ -133,6 +134,20 @@ def restrict(gateway: Gateway) -> socket.socket:
     return sock
 
 
+def readmit(sock: socket.socket, gateway: Gateway) -> None:
+    """A name has another address: the sets are filled anew, in one transaction. OSError with the kernel's reason.
+
+    `sock` is what `restrict` returned.
+    """
+    if _anywhere(gateway.connections):
+        return
+    table = table_name(gateway.users.worker[0])
+    messages: list[Any] = []
+    for family in _FAMILIES:
+        messages += [_flush(table, family.remotes), *_remotes(table, family, gateway.connections)]
+    _transact(sock, 0, messages)
+
+
 def _open() -> socket.socket:
     try:
         sock: socket.socket = AsyncNetlinkSocket(family=NETLINK_NETFILTER).setup_socket()
@@ -164,20 +179,38 @@ def _batches(uid: int, connections: tuple[Connection, ...]) -> Iterator[list[Any
     yield [_message(nft.nft_table_msg(), nft.NFT_MSG_NEWTABLE, TABLE_NAME=table, TABLE_FLAGS=_TABLE_F_OWNER)]
     yield [_set(table, PORTS, nft.DATA_TYPE_INET_SERVICE, 2)]
     yield [_elements(table, PORTS, [(port.to_bytes(2, "big"), ()) for port in (IKE_PORT, NATT_PORT)])]
-    remotes = [each.remote for each in connections if not isinstance(each.remote, RemoteAny)]
-    anywhere = len(remotes) < len(connections)
+    anywhere = _anywhere(connections)
     if not anywhere:
         for family in _FAMILIES:
             yield [_set(table, family.remotes, family.type, family.daddr[1], "NFT_SET_INTERVAL")]
-            elements = list(_bounds(_ranges(remotes, family.version), family.daddr[1]))
-            for start in range(0, len(elements), MAX_ELEMENTS):
-                yield [_elements(table, family.remotes, elements[start : start + MAX_ELEMENTS])]
+            for message in _remotes(table, family, connections):
+                yield [message]
     user = [*_load("meta", key=int(nft.Meta.NFT_META_SKUID)), *_equals(uid.to_bytes(4, sys.byteorder))]
     yield [
         _chain(table),
         *(_rule(table, [*user, *_to_peer(family, anywhere), *verdict(_ACCEPT)]) for family in _FAMILIES),
         _rule(table, [*user, genex("counter", {}), *verdict(_DROP)]),
     ]
+
+
+def _anywhere(connections: tuple[Connection, ...]) -> bool:
+    return any(isinstance(each.remote, RemoteAny) for each in connections)
+
+
+def _remotes(table: str, family: _Family, connections: tuple[Connection, ...]) -> Iterator[Any]:
+    """Messages that fill the set of this IP version. A name without an address adds nothing."""
+    remotes: list[Address | Network] = []
+    for connection in connections:
+        match connection.remote:
+            case RemoteAny():
+                continue
+            case RemoteName():
+                remotes += [] if connection.remote.address is None else [connection.remote.address]
+            case _:
+                remotes.append(connection.remote)
+    elements = list(_bounds(_ranges(remotes, family.version), family.daddr[1]))
+    for start in range(0, len(elements), MAX_ELEMENTS):
+        yield _elements(table, family.remotes, elements[start : start + MAX_ELEMENTS])
 
 
 def _to_peer(family: _Family, anywhere: bool) -> Iterator[Any]:
@@ -255,6 +288,11 @@ def _elements(table: str, name: str, elements: Iterable[tuple[bytes, tuple[str, 
             for key, flags in elements
         ],
     )
+
+
+def _flush(table: str, name: str) -> Any:
+    """Without a list of elements: all of them."""
+    return _message(_Elements(), nft.NFT_MSG_DELSETELEM, SET_ELEM_LIST_TABLE=table, SET_ELEM_LIST_SET=name)
 
 
 def _chain(table: str) -> Any:

@@ -11,13 +11,14 @@ from collections.abc import Collection, Mapping
 from monitor.authorize import PASSED, READMISSION, authorize, find_child, outer_addresses
 from monitor.dataplane import Adopting, DataplaneError, Pair, Policy
 from monitor.journal import Journal, OptionsRecord, PairRecord, PolicyRecord, ShuntRecord
-from monitor.sadb import Claim, Entry, Phase, Policies, Sadb
+from monitor.sadb import NOBODYS, Claim, Entry, Phase, Policies, Sadb
 from monitor.waiting import quietly
-from privsep.config.model import DataplaneChoice, Gateway, Shunt, Users
+from privsep.config.model import DataplaneChoice, Gateway, Remote, Shunt, Users
+from privsep.config.names import RemoteName
 from privsep.log import Level, Log
 from privsep.schema.install import Denial, InstallInbound
 from privsep.schema.keymat import Redeemed
-from privsep.types import HANDLE_OCTETS, Endpoint, Role, Spi, hex_spi
+from privsep.types import HANDLE_OCTETS, Address, Endpoint, Role, Spi, hex_spi
 
 _NOBODY = (0, 0)
 _NOTHING = Gateway(
@@ -85,6 +86,19 @@ def pair_record(redeemed: Redeemed, pair: Pair, since: float) -> PairRecord:
         cpi_in=None if pair.ipcomp is None else pair.ipcomp.inbound,
         cpi_out=None if pair.ipcomp is None else pair.ipcomp.outbound,
     )
+
+
+def recall(gateway: Gateway, journal: Journal) -> None:
+    """Where names led when an earlier instance ran: its pairs are there, and without a name server so is the peer."""
+    records: list[PolicyRecord | PairRecord] = [*journal.of(PolicyRecord), *journal.of(PairRecord)]
+    for record in records:
+        connection, address = gateway.connection(record.connection), record.remote.address
+        if connection is not None and address not in NOBODYS.values() and _may_be_at(connection.remote, address):
+            gateway.locate(connection, address)
+
+
+def _may_be_at(remote: Remote, address: Address) -> bool:
+    return isinstance(remote, RemoteName) and remote.version in (None, address.version)
 
 
 def interfaces(journal: Journal) -> Mapping[str, int]:

@@ -107,6 +107,15 @@ class Installer:
         if clean:
             self._journal.remove()
 
+    async def locate(self, connection: Connection) -> None:
+        """The connection's name has another address now: its policies lead there. DataplaneError.
+
+        But for those under which there are pairs: they follow with the peer's next pair, which proves that it is there.
+        """
+        for owner, policy in self.policies.locate(connection):
+            if not self.closed and not self.sadb.under(policy.number):
+                await self._place(owner, policy)
+
     async def _place(self, owner: tuple[str, str], policy: Policy) -> None:
         """Written down first: a policy that nobody knows of would refuse its traffic for ever.
 

@@ -19,6 +19,7 @@ from monitor.xfrm.interfaces import Interfaces, configured, remove_made
 from monitor.xfrm.netlink import XfrmNetlink
 from monitor.xfrm.probe import can_migrate, knows_direction, probe
 from privsep.config.model import DataplaneChoice, Gateway
+from privsep.config.names import RemoteName
 from privsep.config.userspace import beyond_userspace
 from privsep.errors import OperatorError
 from privsep.log import Log
@@ -137,7 +138,8 @@ def _able_kernel(gateway: Gateway) -> XfrmNetlink | str:
 
 def _able(gateway: Gateway, netlink: XfrmNetlink) -> str:
     """Why the kernel, and what it does worse than another one would."""
-    travels = any(fixed(connection.remote) is None for connection in gateway.connections)
+    remotes = [connection.remote for connection in gateway.connections]
+    travels = any(fixed(remote) is None or isinstance(remote, RemoteName) for remote in remotes)
     return ABLE + (NO_MIGRATION if travels and not can_migrate(netlink) else "")
 
 

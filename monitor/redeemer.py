@@ -4,21 +4,21 @@ from collections.abc import Callable
 from itertools import count
 
 from privsep.errors import ChannelClosed, Violation
-from privsep.schema.keymat import Ready, Redemption, Reply
+from privsep.schema.keymat import Question, Ready, Reply
 from privsep.tasks import Future
 
 
 class Redeemer:
     """`send` puts a request on the channel; `on_ready` is called when keyd serves, which it says once and first."""
 
-    def __init__(self, send: Callable[[Redemption, int], None], on_ready: Callable[[Ready], None]) -> None:
+    def __init__(self, send: Callable[[Question, int], None], on_ready: Callable[[Ready], None]) -> None:
         self._send = send
         self._on_ready: Callable[[Ready], None] | None = on_ready
         self._sequence = count(1)
         self._waiting: dict[int, Future[Reply]] = {}
 
-    def redeem(self, request: Redemption) -> Future[Reply]:
-        """That half or NotRedeemable; ChannelClosed when keyd ends first."""
+    def ask(self, request: Question) -> Future[Reply]:
+        """Keyd's answer; ChannelClosed when keyd ends first."""
         future: Future[Reply] = Future()
         sequence = next(self._sequence)
         self._waiting[sequence] = future

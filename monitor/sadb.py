@@ -15,6 +15,7 @@ from monitor.dataplane import Pair, Policy
 from monitor.numbers import MAX_POLICY_NUMBER, Numbers
 from privsep.config.lanes import Lane
 from privsep.config.model import Child, Connection, Gateway, Remote, RemoteAny
+from privsep.config.names import RemoteName
 from privsep.iana import ProtocolId
 from privsep.types import Address, Cpi, Endpoint, Identity, Network, Spi, TrafficSelector
 
@@ -24,6 +25,13 @@ MAX_ALLOCATED_PER_CONNECTION = 1024
 MAX_INSTALLED = 65536
 """Pairs: bounds the monitor's memory and the kernel's."""
 MAX_INSTALLED_PER_CONNECTION = 16384
+
+NOBODYS: Mapping[int, Address] = {
+    4: ipaddress.IPv4Address("192.0.0.8"),
+    6: ipaddress.IPv6Address("100::"),
+}
+"""By IP version: where the policies of a name lead that has no address yet, so that nothing passes in clear meanwhile.
+No host has one of these (RFC 7600, RFC 6666), and no SA is ever installed to one."""
 
 Selectors = tuple[TrafficSelector, ...]
 _Traffic = tuple[str, str, Selectors, Selectors]
@@ -159,6 +167,7 @@ class Policies:
 
     def __init__(self, gateway: Gateway, earlier: Mapping[int, tuple[str, str]] | None = None) -> None:
         """`earlier`: numbers that an earlier instance gave to (connection, child). None of them goes to another."""
+        self._gateway = gateway
         self.reserved = Claims()
         """Traffic of peers whose address is configured. It stays theirs while they are down."""
         self._static: dict[tuple[str, str], Policy] = {}
@@ -175,7 +184,7 @@ class Policies:
             remote = fixed(connection.remote)
             if remote is None:
                 continue
-            local = connection.local or _only_local(gateway, remote)
+            local = _local(gateway, connection, remote)
             for child in connection.children:
                 owner = connection.name, child.name
                 self._static[owner] = Policy(
@@ -191,6 +200,18 @@ class Policies:
                 self.reserved.add(
                     Claim(connection.name, connection.remote_id, child.local_ts, child.remote_ts, child.kernel.lane)
                 )
+
+    def locate(self, connection: Connection) -> Iterator[tuple[tuple[str, str], Policy]]:
+        """The name of a connection has another address now: its policies, changed, each with (connection, child)."""
+        remote = fixed(connection.remote)
+        if remote is None:
+            return
+        local = _local(self._gateway, connection, remote)
+        for child in connection.children:
+            owner = connection.name, child.name
+            policy = replace(self._static[owner], local=Endpoint(local, 0), remote=Endpoint(remote, 0))
+            self._static[owner] = policy
+            yield owner, policy
 
     def static(self) -> tuple[Policy, ...]:
         """Those that are installed at start."""
@@ -272,12 +293,18 @@ class Policies:
 
 
 def fixed(remote: Remote) -> Address | None:
-    """The peer's one address, None where the configuration leaves it open."""
+    """The peer's one address, None where the configuration leaves it open; of a name the last, at first nobody's."""
     match remote:
+        case RemoteName():
+            return remote.address or NOBODYS[remote.version or 4]
         case RemoteAny() | ipaddress.IPv4Network() | ipaddress.IPv6Network():
             return None
         case _:
             return remote
+
+
+def _local(gateway: Gateway, connection: Connection, remote: Address) -> Address:
+    return connection.local or _only_local(gateway, remote)
 
 
 def _only_local(gateway: Gateway, remote: Address) -> Address:

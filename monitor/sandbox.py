@@ -17,6 +17,7 @@ import prctl
 from privsep.config.model import Layer
 from privsep.sandbox.confine import Confinement, Grant
 from privsep.sandbox.namespaces import CLONE_NEWNET
+from privsep.sandbox.policy import ASKING
 from privsep.sandbox.seccomp import Rule, allow, equals, fail, kill, without
 
 _NEW_NAMESPACES = 0x7E020000
@@ -133,6 +134,7 @@ SYSCALLS: tuple[Rule, ...] = (
     allow("unshare", equals(0, CLONE_NEWNET)),  # children leave the network
     allow("socket", equals(0, socket.AF_UNIX)),  # keyd's and the worker's end of their channel
     allow("socket", equals(0, socket.AF_NETLINK)),  # XFRM, addresses, routes
+    *ASKING,  # the resolver's
     allow("socketpair", equals(0, socket.AF_UNIX)),  # the channels of the next epoch
 )
 

@@ -44,12 +44,14 @@ from privsep.schema.install import (
     Remove,
     Removed,
     Stop,
+    Unanswered,
     Up,
     WorkerReply,
     WorkerRequest,
 )
 from privsep.schema.keymat import (
     NotRedeemable,
+    Question,
     Ready,
     Redeemed,
     RedeemedOutbound,
@@ -63,8 +65,7 @@ from privsep.types import Endpoint, Spi, hex_spi
 
 STOP_SECONDS = 5.0
 """For the worker's DELETE messages at the end."""
-ADOPTED_AT_ONCE = 512
-ADOPT_SECONDS = 0.1
+ADOPTED_AT_ONCE, ADOPT_SECONDS = 512, 0.1
 MOVE_SECONDS = 1.0
 """Between two moves of a pair: packets in another order than they were sent must not make it swing."""
 
@@ -73,13 +74,13 @@ R = TypeVar("R", Redeemed, RedeemedOutbound)
 
 
 class Service:
-    """One for the life of the daemon. `redeem` and `to_worker` reach the present epoch's processes."""
+    """One for the life of the daemon. `ask_keyd` and `to_worker` reach the present epoch's processes."""
 
     def __init__(
         self,
         gateway: Gateway,
         dataplane: Dataplane,
-        redeem: Callable[[Redemption], Future[Reply]],
+        ask_keyd: Callable[[Question], Future[Reply]],
         to_worker: Callable[[MonitorRequest | MonitorReply, int], None],
         clock: Clock,
         log: Log,
@@ -89,15 +90,16 @@ class Service:
         """`kernel` is the data plane, if it is one that outlives us; `journal` tells what it has from before."""
         self.gateway = gateway
         self.dataplane = dataplane
-        self._installer = Installer(
+        self.installer = Installer(
             gateway, dataplane, log, journal or Journal(None, clock, log), kernel, self._tell_moved
         )
-        self.sadb = self._installer.sadb
-        self._redeem = redeem
+        self.sadb = self.installer.sadb
+        self._ask_keyd = ask_keyd
         self._to_worker = to_worker
         self._clock = clock
         self._log = log
         self._epoch: Epoch | None = None
+        self.unanswered: Callable[[str], None] = lambda connection: None  # whose peer is not where its name leads
         self._order_numbers = count(1)
         self._log_rarely = Sparing(log, clock.now, clock.after)
         """For what a captured worker or a busy network repeats at will."""
@@ -106,6 +108,7 @@ class Service:
             InstallInbound: self._on_install_inbound,
             InstallOutbound: self._on_install_outbound,
             Remove: self._on_remove,
+            Unanswered: lambda _, remark, __: self.unanswered(remark.connection),
             Progress: Epoch.progressed,
             Completed: Epoch.answered,
             Described: Epoch.answered,
@@ -114,11 +117,8 @@ class Service:
     # the daemon's life
 
     def start(self) -> Future[bool]:
-        """Adopt what an earlier instance left, put the configured policies in place. DataplaneError.
-
-        False if the daemon ends before all are.
-        """
-        return begin(self._installer.start())
+        """Adopt what an earlier instance left, place what is configured; False if we end before. DataplaneError."""
+        return begin(self.installer.start())
 
     def keyd_ready(self, ready: Ready) -> None:
         """A new keyd has read the secrets. Violation if it tells of them what cannot be."""
@@ -159,9 +159,9 @@ class Service:
         """The worker is gone: SPIs that it did not use and halves of pairs are released, whoever waits is told."""
         epoch, self._epoch = self._epoch, None
         for allocation in self.sadb.allocations():
-            self._installer.release(allocation)
+            self.installer.release(allocation)
         for entry in self.sadb.entries():
-            run(self._installer.withdraw(entry))
+            run(self.installer.withdraw(entry))
         if epoch is not None:
             epoch.end()
 
@@ -175,14 +175,14 @@ class Service:
         return begin(self._stop(leave))
 
     async def _stop(self, leave: Leave) -> None:
-        self._installer.closed = True
+        self.installer.closed = True
         if self._epoch is not None:
             try:
                 await within(self._clock, STOP_SECONDS, self._epoch.ask(Stop(), Completed))
             except (TimeoutError, ChannelClosed, WorkerBusy):
                 self._log(Level.WARNING, "stop-unanswered")
             self.epoch_ended()
-        await self._installer.clear(leave)
+        await self.installer.clear(leave)
 
     # from the worker
 
@@ -213,13 +213,13 @@ class Service:
             self._answer(epoch, sequence, answer)
 
     def _allocate(self, message: AllocateSpi) -> Allocated | Denial:
-        plan = foresee(self.gateway, self.sadb, self._installer.policies, message)
+        plan = foresee(self.gateway, self.sadb, self.installer.policies, message)
         if isinstance(plan, Denial):
             return plan
-        if self._installer.closed or not self.sadb.may_allocate(message.connection):
+        if self.installer.closed or not self.sadb.may_allocate(message.connection):
             return Denial.QUOTA
         try:
-            allocation = self._installer.allocate(plan.connection, plan.child, message.local, message.remote)
+            allocation = self.installer.allocate(plan.connection, plan.child, message.local, message.remote)
         except DataplaneError:
             return Denial.DATAPLANE
         return Allocated(spi=allocation.spi, cpi=allocation.cpi)
@@ -249,12 +249,12 @@ class Service:
             return
         self._answer(epoch, sequence, Installed(spi_in=redeemed.spi_in))
         if epoch is not self._epoch:
-            await self._installer.withdraw(entry)
+            await self.installer.withdraw(entry)
 
     async def _redeemed(self, epoch: Epoch, request: Redemption, kind: type[R]) -> R | Denial | None:
         """That half of the keymat, or why there is none; None where the epoch has ended, and nobody waits."""
         try:
-            reply = await self._redeem(request)
+            reply = await self._ask_keyd(request)
         except ChannelClosed:
             return None
         if epoch is not self._epoch:
@@ -267,7 +267,7 @@ class Service:
 
     async def _judge_and_install(self, redeemed: Redeemed, message: InstallInbound) -> Entry | Denial:
         """The pair, which receives; or nothing of it is in place, and this is why."""
-        pair = authorize(self.gateway, self.sadb, self._installer.policies, redeemed, message)
+        pair = authorize(self.gateway, self.sadb, self.installer.policies, redeemed, message)
         if isinstance(pair, Denial):
             return pair
         entry = Entry(
@@ -280,7 +280,7 @@ class Service:
             keymat=message.keymat,
         )
         try:
-            await self._installer.install_inbound(entry, pair, pair_record(redeemed, pair, entry.since))
+            await self.installer.install_inbound(entry, pair, pair_record(redeemed, pair, entry.since))
         except DataplaneError as error:
             self._log(Level.ERROR, "install-failed", connection=redeemed.connection, error=error)
             return Denial.DATAPLANE
@@ -325,7 +325,7 @@ class Service:
         if isinstance(pair, Denial):
             return pair
         try:
-            await self._installer.install_outbound(entry, pair)
+            await self.installer.install_outbound(entry, pair)
         except DataplaneError as error:
             self._log(Level.ERROR, "install-failed", connection=entry.connection, error=error)
             return Denial.DATAPLANE
@@ -336,7 +336,7 @@ class Service:
         spi = Spi(message.spi_in)
         allocation, entry = self.sadb.allocation(spi), self.sadb.entry(spi)
         if allocation is not None:
-            self._installer.release(allocation)
+            self.installer.release(allocation)
             self._answer(epoch, sequence, Removed())
         elif entry is not None and entry.phase in (Phase.RECEIVING, Phase.INSTALLED):
             run(self._remove(epoch, entry, sequence))
@@ -345,7 +345,7 @@ class Service:
 
     async def _remove(self, epoch: Epoch, entry: Entry, sequence: int) -> None:
         try:
-            await self._installer.remove(entry)
+            await self.installer.remove(entry)
         except DataplaneError as error:
             self._log_rarely(Level.ERROR, "remove-failed", **_describe(entry), error=error)
             self._answer(epoch, sequence, Denied(why=Denial.DATAPLANE))
@@ -404,7 +404,7 @@ class Service:
 
     def acquired(self, number: int) -> None:
         """A packet matched a policy and found no SA."""
-        owner = self._installer.policies.owner(number)
+        owner = self.installer.policies.owner(number)
         if owner is not None and self._epoch is not None:
             self._log_rarely(Level.INFO, "acquire", connection=owner[0], child=owner[1])
             self._send(Acquire(connection=owner[0], child=owner[1]))
@@ -417,7 +417,7 @@ class Service:
                 self.sadb.release(spi)
             return
         if hard:
-            self._installer.forget(entry)
+            self.installer.forget(entry)
         self._log(Level.NOTICE if hard else Level.INFO, "expired" if hard else "expires", **_describe(entry))
         if self._epoch is not None:
             self._send(Expired(spi_in=spi, hard=hard))
@@ -439,7 +439,7 @@ class Service:
 
     async def _follow(self, entry: Entry, remote: Endpoint) -> None:
         try:
-            await self._installer.follow(entry, remote)
+            await self.installer.follow(entry, remote)
         except DataplaneError as error:
             self._log_rarely(Level.WARNING, "move-failed", **_describe(entry), error=error)
 

@@ -24,6 +24,7 @@ from privsep.schema.install import (
     Up,
 )
 from privsep.schema.levels import SetLevel
+from privsep.schema.names import Resolved
 from privsep.types import Endpoint, Spi, hex_spi
 from worker import unspoken
 from worker.child import ChildSa
@@ -130,6 +131,8 @@ class Engine:
                 self._keeper.expired(Spi(message.spi_in), hard=message.hard)
             case Adopted():
                 self._keeper.adopt(message)
+            case Resolved():
+                self._keeper.located(message.located)
             case Moved():
                 followed(self._context, Spi(message.spi_in), message.remote)
                 self._keeper.moved(Spi(message.spi_in), message.remote)

@@ -4,6 +4,7 @@ import ipaddress
 from collections.abc import Callable
 
 from privsep.config.model import Connection, Gateway, RemoteAny
+from privsep.config.names import RemoteName
 from privsep.iana import NotifyType
 from privsep.schema.keyd import Refusal
 from privsep.tasks import Future
@@ -66,7 +67,7 @@ class Establisher:
         """A new IKE SA; the one that is being negotiated with that address, if there is one."""
         known = ends or configured_ends(self._context.gateway, connection)
         if known is None:
-            raise Failed("the peer's address is not configured: only the peer can begin")
+            raise Failed(_nowhere(connection))
         local, remote = known
         key = (connection.name, remote.address)
         running = self._running.get(key)
@@ -109,9 +110,21 @@ def configured_ends(gateway: Gateway, connection: Connection) -> Ends | None:
     match connection.remote:
         case RemoteAny() | ipaddress.IPv4Network() | ipaddress.IPv6Network():
             return None
+        case RemoteName():
+            return None if connection.remote.address is None else _ends(gateway, connection, connection.remote.address)
         case address:
-            local = connection.local or _any_local(gateway, address)
-            return Endpoint(local, IKE_PORT), Endpoint(address, IKE_PORT)
+            return _ends(gateway, connection, address)
+
+
+def _nowhere(connection: Connection) -> str:
+    if isinstance(connection.remote, RemoteName):
+        return f"{connection.remote} has no address yet"
+    return "the peer's address is not configured: only the peer can begin"
+
+
+def _ends(gateway: Gateway, connection: Connection, address: Address) -> Ends:
+    local = connection.local or _any_local(gateway, address)
+    return Endpoint(local, IKE_PORT), Endpoint(address, IKE_PORT)
 
 
 def _any_local(gateway: Gateway, remote: Address) -> Address:

@@ -4,18 +4,22 @@ before this one had.
 A goal that fails is tried again with back-off as long as it is wanted.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from privsep.config.model import Child, Connection, Start
+from privsep.config.names import RemoteName
 from privsep.errors import PeerError
 from privsep.log import Level
-from privsep.schema.install import Adopted
+from privsep.schema.install import Adopted, Unanswered
+from privsep.schema.names import Located
 from privsep.tasks import Future
-from privsep.types import Endpoint, Spi, hex_spi
+from privsep.types import Address, Endpoint, Spi, hex_spi
 from worker.child import ChildSa, flows, fraction
 from worker.context import Context
-from worker.errors import Failed
+from worker.effects import TellMonitor
+from worker.errors import Failed, TimedOut
 from worker.establish import Ends, Establisher, configured_ends
 from worker.peers import peers_of, serving
 from worker.renewal import GRACE, Renewal
@@ -113,6 +117,8 @@ class Keeper:
             outcome = UP
         except (Failed, PeerError) as error:
             outcome = error.reason
+            if isinstance(error, TimedOut):
+                self._look_up(goal.connection)
             raise
         finally:
             goal.running = False
@@ -161,6 +167,36 @@ class Keeper:
         goal.retry = None
         self.bring_up(goal)
 
+    # names
+
+    def _look_up(self, connection: Connection) -> None:
+        """Nobody answers where the name leads: it may lead elsewhere by now."""
+        if isinstance(connection.remote, RemoteName):
+            self._context.outbox.append(TellMonitor(0, Unanswered(connection=connection.name)))
+
+    def located(self, located: Iterable[Located]) -> None:
+        """Peers have an address now, or another one: what is wanted of them is tried there at once."""
+        for each in located:
+            self._located(each.connection, each.address)
+
+    def _located(self, name: str, address: Address) -> None:
+        context, connection = self._context, self._context.gateway.connection(name)
+        if connection is None or not isinstance(connection.remote, RemoteName):
+            return
+        earlier = connection.remote.address
+        context.gateway.locate(connection, address)
+        for goal in self.of(name):
+            if goal.ends is not None:
+                goal.ends = configured_ends(context.gateway, connection)
+            if not goal.running and (goal.retry is not None or goal.wanted is Wanted.ALWAYS):
+                goal.attempts = 0
+                self._retry_in(goal, START_DELAY + START_SPREAD * len(self.goals) * fraction(context.random))
+        if earlier is None:
+            for adopted in context.adopted.of(name):
+                self._succeed(adopted)
+        elif earlier != address:
+            self._renewal.follow(connection, address)
+
     # events
 
     def acquire(self, connection: str, child: str) -> None:
@@ -208,8 +244,15 @@ class Keeper:
             return
         context.adopted.put(adopted)
         context.log(Level.INFO, "adopted", **goal.label(), spi_in=hex_spi(adopted.spi_in))
+        self._succeed(adopted)
+
+    def _succeed(self, adopted: Adopted) -> None:
+        """Have a pair of our own in place of an earlier worker's, if anything tells where the peer is."""
+        context, goal = self._context, self.goals[adopted.connection, adopted.child]
         if self.ends(goal) and not goal.running:
-            goal.ends = (adopted.local, adopted.remote)
+            was = adopted.local, adopted.remote
+            still = goal.connection.describes(adopted.local.address, adopted.remote.address)
+            goal.ends = was if still else configured_ends(context.gateway, goal.connection)
             spread = min(START_SPREAD * len(context.adopted), adopted.left_s / 2)
             self._retry_in(goal, START_DELAY + spread * fraction(context.random))
 

@@ -7,10 +7,11 @@ never remove both. Whoever finds that it is time to renew a pair while a newer o
 
 from collections.abc import Iterable
 
+from privsep.config.model import Connection
 from privsep.errors import PeerError
 from privsep.iana import ProtocolId
 from privsep.log import Level
-from privsep.types import Role, Spi
+from privsep.types import Address, Role, Spi
 from worker.child import ChildSa, ChildState, renewal_delay
 from worker.context import Context
 from worker.errors import Failed, Withdrawn
@@ -23,8 +24,8 @@ GRACE = 5.0
 """Seconds that a replaced SA still takes what is on its way."""
 PEERS_GRACE = 30.0
 """The same where the peer renewed. It removes what it replaced by itself, as soon as it likes; some never do."""
-RETRY = 20.0
-"""Seconds between two attempts to renew."""
+RETRY, MAX_RETRY = 20.0, 300.0
+"""Seconds between two attempts to renew; to follow a name, at first and at last."""
 
 
 class Renewal:
@@ -146,6 +147,32 @@ class Renewal:
             forget_ike(self._context, sa, reason)
 
     # both
+
+    def follow(self, connection: Connection, address: Address, pause: float = RETRY) -> None:
+        """The name of the peer leads elsewhere: an IKE SA there, if it is the same peer, then its pairs anew.
+
+        What there is stays until then: a name server's word alone ends nothing. Tried again as long as the name leads
+        there.
+        """
+        away = [
+            child
+            for peer in peers_of(self._context, connection.name)
+            for child in peer.children.values()
+            if child.remote.address != address
+        ]
+        if away and connection.specificity(address) >= 0:
+            label: dict[str, object] = {"connection": connection.name, "remote": address}
+            self._context.spawn(self._follow(connection, address, pause), "renewal-failed", lambda: label)
+
+    async def _follow(self, connection: Connection, address: Address, pause: float) -> None:
+        try:
+            sa = await self._establisher.ike(connection)
+        except (Failed, PeerError):
+            self._context.after(pause, lambda: self.follow(connection, address, min(2 * pause, MAX_RETRY)))
+            raise
+        for child in tuple(sa.peer.children.values()) if sa.peer is not None else ():
+            if child.remote.address != sa.remote.address:
+                self.renew_child(child)
 
     def moved(self, sa: IkeSa) -> None:
         """The peer's address has changed: its pairs send to the old one until they are replaced."""

@@ -13,8 +13,9 @@ from monitor.xfrm.messages import NEW, DelSa, GetSa, Migrate, NewSa
 from monitor.xfrm.netlink import KernelError, XfrmNetlink
 from privsep.algorithms import ChildSuite
 from privsep.config.model import Gateway, RemoteAny
+from privsep.config.names import RemoteName
 from privsep.iana import ProtocolId
-from privsep.types import MAX_CPI, MIN_CPI, Address, Cpi, Endpoint, Mode, Network, Spi, TrafficSelector
+from privsep.types import MAX_CPI, MIN_CPI, Address, Cpi, Endpoint, Mode, Spi, TrafficSelector
 
 _LOOPBACKS: dict[int, Address] = {4: ipaddress.IPv4Address("127.0.0.1"), 6: ipaddress.IPv6Address("::1")}
 """Where the tried SA leads: nowhere."""
@@ -71,11 +72,18 @@ def can_migrate(netlink: XfrmNetlink) -> bool:
 
 def _versions(gateway: Gateway) -> set[int]:
     """IP versions of the outer addresses that the configuration names; 4 if it leaves them all open."""
-    named: list[Address | Network] = [*gateway.listen]
+    found = {int(address.version) for address in gateway.listen}
     for connection in gateway.connections:
-        named += [] if connection.local is None else [connection.local]
-        named += [] if isinstance(connection.remote, RemoteAny) else [connection.remote]
-    return {int(end.version) for end in named} or {4}
+        if connection.local is not None:
+            found.add(int(connection.local.version))
+        match connection.remote:
+            case RemoteAny():
+                continue
+            case RemoteName():
+                found |= set() if connection.remote.version is None else {connection.remote.version}
+            case remote:
+                found.add(int(remote.version))
+    return found or {4}
 
 
 def lacking(netlink: XfrmNetlink, suites: Collection[ChildSuite], versions: Iterable[int]) -> str | None:

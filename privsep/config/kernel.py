@@ -4,6 +4,7 @@ import re
 
 from privsep.config.lanes import ANY_MARK, MAX_U32, KernelOptions, Lane, Mark
 from privsep.config.model import Gateway, Remote
+from privsep.config.names import RemoteName
 from privsep.config.problems import quote
 from privsep.config.reader import Reader, Section
 from privsep.types import Address
@@ -35,7 +36,7 @@ def read(section: Section, remote: Remote | None) -> KernelOptions:
     )
     if options.interface is not None and (options.lane.if_ids == {0} or len(options.lane.if_ids) > 1):
         section.problem("interface", "an XFRM interface has one if_id for both directions; add if_id = 1, or another")
-    if options.reqid is not None and not isinstance(remote, Address | None):
+    if options.reqid is not None and not isinstance(remote, Address | RemoteName | None):
         section.problem("reqid", "a fixed reqid is for one remote address, as each peer has SAs of its own; drop it")
     return options
 

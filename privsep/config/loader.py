@@ -15,6 +15,7 @@ from privsep.config.durations import between
 from privsep.config.identities import parse_identity
 from privsep.config.model import (
     DEFAULT_REPLAY_WINDOW,
+    RESOLVER_UID,
     Child,
     Connection,
     DataplaneChoice,
@@ -28,12 +29,12 @@ from privsep.config.model import (
     Start,
     Users,
 )
-from privsep.config.names import MAX_UID, Names
+from privsep.config.names import MAX_UID, Names, RemoteName
 from privsep.config.problems import quote
 from privsep.config.reader import Reader, Section, one_of
 from privsep.config.selectors import parse_network, parse_selector
 from privsep.config.toml_lines import Document
-from privsep.iana import ProtocolId
+from privsep.iana import IdType, ProtocolId
 from privsep.log import Level
 from privsep.types import Address, Auth, Identity, Mode, TrafficSelector
 
@@ -63,6 +64,7 @@ DEFAULT_USERS = {
     "worker": ("_privsep-worker", 1_900_000_001),
     "keyd": ("_privsep-keyd", 1_900_000_002),
     "userspace": ("_privsep-esp", 1_900_000_003),
+    "resolver": ("_privsep-names", RESOLVER_UID),
 }
 """The users that the package creates; where they do not exist, numbers that no user, container or service has."""
 
@@ -101,7 +103,7 @@ class _Exchange(Enum):
 
 
 def load(text: str, filename: str, names: Names | None = None) -> Gateway:
-    """The configuration; ConfigError with all its problems. `names` answers for hosts and users (default: ask)."""
+    """The configuration; ConfigError with all its problems. `names` answers for users (default: ask)."""
     with _no_garbage():
         reader = Reader(Document.parse(text, filename))
         gateway = _Loader(reader, names or Names()).gateway()
@@ -164,7 +166,7 @@ class _Loader:
         return gateway
 
     def _users(self, gateway: Section) -> Users:
-        """`gateway.users`: three different ones, none of them root."""
+        """`gateway.users`: different ones, none of them root."""
         section = gateway.table("users") or Section(self._reader, (*gateway.path, "users"), {})
         found: dict[str, tuple[int, int]] = {}
         for role in DEFAULT_USERS:
@@ -173,7 +175,7 @@ class _Loader:
                 section.problem(role, f"{role} would be root or in its group; an unprivileged user would be right")
             for other, taken in found.items():
                 if ids[0] == taken[0]:
-                    section.problem(role, f"{role} and {other} are the same user; three different would be right")
+                    section.problem(role, f"{role} and {other} are the same user; one for each would be right")
             found[role] = ids
         section.close()
         return Users(**found)
@@ -233,16 +235,12 @@ class _Loader:
         )
 
     def _remote(self, text: str, local: Address | None) -> Remote:
-        """An address, a network, "any", or a name, which is resolved now."""
+        """An address, a network, "any", or a name, whose address is looked for while the daemon runs."""
         if text == "any":
             return RemoteAny()
-        remote: Remote
-        if "/" in text:
-            remote = parse_network(text)
-        elif _NUMERIC.fullmatch(text) or not _HOST.fullmatch(text):
-            remote = parse_address(text)
-        else:
-            remote = parse_address(str(self._names.host(text, local.version if local else None)))
+        if "/" not in text and _HOST.fullmatch(text) and not _NUMERIC.fullmatch(text):
+            return RemoteName(text, None if local is None else local.version)
+        remote = parse_network(text) if "/" in text else parse_address(text)
         if local is not None and remote.version != local.version:
             raise ValueError(f"{text} is IPv{remote.version} but local is {local}; one IP version would be right")
         return remote
@@ -261,6 +259,8 @@ class _Loader:
         if not section.has("remote_id"):
             if isinstance(remote, Address):
                 return Identity.of_address(remote)
+            if isinstance(remote, RemoteName):
+                return Identity(IdType.FQDN, remote.name.encode())
             if remote is not None:
                 section.problem("remote_id", '"remote_id" must say who the peer is; add remote_id = "..." or "any"')
             return None
@@ -281,6 +281,8 @@ def _child(name: str, section: Section, local: Address | None, remote: Remote | 
     section.close()
     if start is not Start.WAIT and isinstance(remote, RemoteAny | ipaddress.IPv4Network | ipaddress.IPv6Network):
         section.problem("start", f'start = "{start.value}" needs one remote address; start = "wait" would be right')
+    if mode is Mode.TRANSPORT and isinstance(remote, RemoteName):
+        section.problem("mode", "transport mode is between two addresses, and a name has none for good; use tunnel")
     if local_ts is None or remote_ts is None:
         return None
     checks.check_selectors(section, mode, local_ts, remote_ts)

@@ -11,12 +11,15 @@ from enum import Enum
 from privsep.algorithms import ChildSuite, IkeSuite
 from privsep.config.index import Index, specificity
 from privsep.config.lanes import UNSAID, KernelOptions
+from privsep.config.names import RemoteName
 from privsep.iana import ProtocolId
 from privsep.log import Level
 from privsep.types import Address, Auth, Identity, Mode, Network, TrafficSelector
 
 DEFAULT_REPLAY_WINDOW = 64
 """Packets; RFC 4303 section 3.4.3 asks for 32 at least and prefers 64."""
+RESOLVER_UID = 1_900_000_004
+"""A number that no user, container or service has."""
 
 
 class DataplaneChoice(Enum):
@@ -84,7 +87,7 @@ class RemoteAny:
     """`remote = "any"`."""
 
 
-Remote = Address | Network | RemoteAny
+Remote = Address | Network | RemoteAny | RemoteName
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -94,6 +97,7 @@ class Users:
     worker: tuple[int, int]
     keyd: tuple[int, int]
     userspace: tuple[int, int]
+    resolver: tuple[int, int] = (RESOLVER_UID, RESOLVER_UID)
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -184,6 +188,11 @@ class Gateway:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "index", Index(self.connections))
+
+    def locate(self, connection: Connection, address: Address) -> None:
+        """The name that is the connection's `remote` has this address now."""
+        if isinstance(connection.remote, RemoteName):
+            self.index.move(connection, connection.remote, address)
 
     def children(self) -> Iterator[tuple[Connection, Child]]:
         """Those of all connections, in the order of the configuration."""

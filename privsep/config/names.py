@@ -1,19 +1,31 @@
 """Names that only the machine can turn into numbers: hosts and users.
 
-The worker has no resolver and keyd no network, and processes that asked at different times could get different answers.
-So the first process asks and hands its `answers` to the others, whose `Names` know these and nothing else.
+Users are asked for once, by the first process, which hands its `answers` to the others: these know nothing else.
+Hosts are asked for while the daemon runs, again and again (`monitor/names.py`), and nobody waits for them here.
 """
 
-import ipaddress
 import pwd
-import socket
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
-from privsep.config.problems import quote
 from privsep.types import Address
 
 MAX_UID = 0xFFFFFFFE
 """Linux: the last one means "none"."""
+
+
+@dataclass(slots=True, unsafe_hash=True)
+class RemoteName:
+    """`remote` by name. Its address is the one value of a configuration that changes (`Gateway.locate`)."""
+
+    name: str
+    version: int | None
+    """Of IP; None where `local` leaves that open."""
+    address: Address | None = field(default=None, compare=False)
+    """The last that was found; None before the first."""
+
+    def __str__(self) -> str:
+        return self.name if self.address is None else f"{self.name} ({self.address})"
 
 
 class Names:
@@ -23,21 +35,6 @@ class Names:
         """With `answers`, the machine is not asked at all."""
         self.answers: dict[str, str] = dict(answers or {})
         self._offline = answers is not None
-
-    def host(self, name: str, version: int | None) -> Address:
-        """The first address of that IP version (None: of either); ValueError if there is none."""
-        key = f"host {version or 'any'} {name}"
-        if key not in self.answers:
-            family = {4: socket.AF_INET, 6: socket.AF_INET6, None: socket.AF_UNSPEC}[version]
-            try:
-                found = [] if self._offline else socket.getaddrinfo(name, None, family, socket.SOCK_DGRAM)
-            except (OSError, UnicodeError) as error:
-                reason = error.strerror if isinstance(error, OSError) and error.strerror else "no host name"
-                raise ValueError(f"{quote(name)} does not resolve ({reason}); an address would always do") from None
-            if not found:
-                raise ValueError(f"{quote(name)} has no address; an address would always do")
-            self.answers[key] = str(found[0][4][0])
-        return ipaddress.ip_address(self.answers[key])
 
     def user(self, user: str | int) -> tuple[int, int] | None:
         """Its uid and gid; a number that names no user is its own gid. None for a name that does not exist."""

@@ -10,6 +10,7 @@ import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
+from typing import assert_never
 
 import prctl
 
@@ -29,6 +30,7 @@ class Grant(Enum):
 
     NOTHING = "nothing"
     SOCKETS_IN_WORKPLACE = "sockets in the workplace"
+    NAME_SERVICE = "reading how names are looked up, and asking name servers"
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -41,7 +43,7 @@ class Confinement:
     """0 only for the monitor, which stays root in name to own its files and to start its children."""
     gid: int
     root: str | None
-    """An empty directory; None only for the monitor, whose children need the file system."""
+    """An empty directory; None for the monitor, whose children need the file system, and for the resolver."""
     layers: frozenset[Layer]
     """Those that apply here, less those that the configuration names as absent."""
     grant: Grant
@@ -53,6 +55,10 @@ class Confinement:
     syscalls: tuple[seccomp.Rule, ...]
     otherwise: int
     """What happens to a system call that no rule admits."""
+    readable: tuple[str, ...] = ()
+    """For Grant.NAME_SERVICE: files and directories, as far as they exist."""
+    tcp_ports: tuple[int, ...] = ()
+    """For Grant.NAME_SERVICE: where it may connect to."""
 
 
 def begin() -> None:
@@ -105,15 +111,26 @@ def _take(confinement: Confinement, workplace: str | None) -> None:
     os.chdir(inside)
     name = confinement.name
     if Layer.LANDLOCK in confinement.layers:
-        granted = "." if confinement.grant is Grant.SOCKETS_IN_WORKPLACE else None
         # /proc does not show a Landlock domain; the name does, and the filter lets nobody change it
-        name = f"{name}:L{landlock.restrict(sockets_in=granted)}"
+        name = f"{name}:L{_enter_landlock(confinement)}"
     prctl.set_name(name)
     # a change of credentials undoes it, and what follows
     memory.hide()
     if confinement.uid != 0:
         identity.refuse_return()
         _end_with_parent(parent)
+
+
+def _enter_landlock(confinement: Confinement) -> int:
+    match confinement.grant:
+        case Grant.NOTHING:
+            return landlock.restrict()
+        case Grant.SOCKETS_IN_WORKPLACE:
+            return landlock.restrict(sockets_in=".")
+        case Grant.NAME_SERVICE:
+            return landlock.restrict(readable=confinement.readable, tcp_ports=confinement.tcp_ports)
+        case _:
+            assert_never(confinement.grant)
 
 
 def _read(own_status: int) -> status.Status:

@@ -8,7 +8,7 @@ import mmap
 import socket
 from collections.abc import Iterable
 
-from privsep.sandbox.seccomp import Rule, allow, equals, only, refuse
+from privsep.sandbox.seccomp import Argument, Rule, allow, equals, only, refuse
 
 PR_GET_SECCOMP = 21
 _READ_WRITE = mmap.PROT_READ | mmap.PROT_WRITE
@@ -18,6 +18,9 @@ _MREMAP_MAYMOVE = 1
 _MADV_DONTNEED, _MADV_FREE = 4, 8
 _FUTEX_WAIT, _FUTEX_WAKE, _FUTEX_CMP_REQUEUE, _FUTEX_WAIT_BITSET = 0, 1, 4, 9
 _FUTEX_PRIVATE, _FUTEX_CLOCK_REALTIME = 128, 256
+
+_SOCKET_KIND = 0xF
+"""Of the type that socket(2) is given; the other bits are flags."""
 
 _FUTEX = tuple(
     allow("futex", equals(1, operation | private | clock))  # locks of CPython, glibc and libzmq; no PI, no robust ones
@@ -81,6 +84,13 @@ ZEROMQ: tuple[Rule, ...] = (
     allow("ppoll"),  # the same
 )
 """For a socket that is connected before lockdown: reconnecting and accepting are not in it."""
+
+ASKING: tuple[Rule, ...] = tuple(
+    allow("socket", equals(0, family), Argument(1, _SOCKET_KIND, kind))  # UDP and TCP of either version; nothing raw
+    for family in (socket.AF_INET, socket.AF_INET6)
+    for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM)
+)
+"""Name servers. The resolver's, and so the monitor's, whose filter its children inherit."""
 
 SOFT_REFUSALS: tuple[Rule, ...] = (
     refuse("open", errno.EACCES),  # libraries look for files and do without

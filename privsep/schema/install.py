@@ -22,6 +22,7 @@ from privsep.schema.codec import (
     Text,
 )
 from privsep.schema.levels import SetLevel
+from privsep.schema.names import Resolved
 from privsep.types import Endpoint, Identity, Role, TrafficSelector
 
 Selectors = Annotated[tuple[TrafficSelector, ...], Length(1, 16)]
@@ -104,6 +105,16 @@ class Progress:
 
     order: U32
     text: Text
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class Unanswered:
+    """Nobody answers at the address of the connection's name: look it up again, if that was not done just now.
+
+    No answer; what is found comes as `Resolved`.
+    """
+
+    connection: Name
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -267,9 +278,9 @@ class Described:
     ike_sas: Annotated[tuple[IkeStatus, ...], Length(0, 16)]
 
 
-WorkerRequest = AllocateSpi | InstallInbound | InstallOutbound | Remove | Progress
+WorkerRequest = AllocateSpi | InstallInbound | InstallOutbound | Remove | Progress | Unanswered
 MonitorReply = Allocated | Installed | Removed | Denied
-MonitorRequest = Up | Down | Describe | Stop | Acquire | Expired | Adopted | Moved | SetLevel
+MonitorRequest = Up | Down | Describe | Stop | Acquire | Expired | Adopted | Moved | SetLevel | Resolved
 WorkerReply = Completed | Described
 
 FROM_WORKER: Table[WorkerRequest | WorkerReply] = Table(
@@ -279,6 +290,7 @@ FROM_WORKER: Table[WorkerRequest | WorkerReply] = Table(
         3: Remove,
         4: Progress,
         5: InstallOutbound,
+        6: Unanswered,
         16: Completed,
         17: Described,
     }
@@ -294,6 +306,7 @@ FROM_MONITOR: Table[MonitorRequest | MonitorReply] = Table(
         7: Adopted,
         12: Moved,
         13: SetLevel,
+        14: Resolved,
         16: Allocated,
         17: Installed,
         18: Removed,

@@ -1,4 +1,4 @@
-"""What the monitor may ask keyd: keymat, one half after the other, and to log more or less.
+"""What the monitor may ask keyd: keymat, one half after the other, and to note where names lead and what to log.
 
 Keys travel on no other channel. As responder the inbound half is to be had as soon as KEYMAT is derived, so that its SA
 stands when message 2 leaves; the outbound half once HASH(3) has proved that the peer is alive and has our nonce (RFC
@@ -11,6 +11,7 @@ from typing import Annotated
 from privsep.algorithms import ChildSuite
 from privsep.schema.codec import U32, CpiField, Handle, Length, Name, SpiField, Table
 from privsep.schema.levels import SetLevel
+from privsep.schema.names import Resolved
 from privsep.types import Identity, Mode, Role, TrafficSelector
 
 Places = Annotated[bytes, Length(0, 32768)]
@@ -82,9 +83,16 @@ class NotRedeemable:
     """No such keymat, or that half is not verified yet, or it was redeemed before."""
 
 
-Redemption = RedeemInbound | RedeemOutbound
-Request = Redemption | SetLevel
-Reply = Redeemed | RedeemedOutbound | NotRedeemable | Ready
+@dataclass(slots=True, frozen=True, kw_only=True)
+class Known:
+    """The answer to `Resolved`: from now on these addresses count."""
 
-REQUESTS: Table[Request] = Table({1: RedeemInbound, 2: SetLevel, 3: RedeemOutbound})
-REPLIES: Table[Reply] = Table({1: Redeemed, 2: NotRedeemable, 3: Ready, 4: RedeemedOutbound})
+
+Redemption = RedeemInbound | RedeemOutbound
+Question = Redemption | Resolved
+"""What wants an answer."""
+Request = Question | SetLevel
+Reply = Redeemed | RedeemedOutbound | NotRedeemable | Ready | Known
+
+REQUESTS: Table[Request] = Table({1: RedeemInbound, 2: SetLevel, 3: RedeemOutbound, 4: Resolved})
+REPLIES: Table[Reply] = Table({1: Redeemed, 2: NotRedeemable, 3: Ready, 4: RedeemedOutbound, 5: Known})

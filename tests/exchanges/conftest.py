@@ -131,6 +131,7 @@ class FakeMonitor:
         self.progress: list[str] = []
         self.completed: dict[int, install.Completed] = {}
         self.described: dict[int, install.Described] = {}
+        self.unanswered: list[str] = []
 
     def answer(self, request: install.WorkerRequest) -> install.MonitorReply:
         match request:
@@ -183,6 +184,8 @@ class FakeMonitor:
                 self.completed[sequence] = message
             case install.Described():
                 self.described[sequence] = message
+            case install.Unanswered():
+                self.unanswered.append(message.connection)
             case _:
                 raise AssertionError(message)
 

@@ -12,6 +12,7 @@ from namespace import own_network
 from monitor.admission import MAX_ADMITTED, admit, admitted
 from monitor.sockets import IKE_PORT, NATT_PORT, Plane, open_listeners
 from privsep.config.model import RemoteAny
+from privsep.config.names import RemoteName
 
 pytestmark = pytest.mark.root
 
@@ -110,7 +111,9 @@ def test_where_a_peer_may_be_anywhere_or_there_are_many_all_are_admitted():
     assert admitted(gateway(one, other, one)) == {one, other}
     assert admitted(gateway(one, RemoteAny())) is None
     assert admitted(gateway(one, ipaddress.ip_network("198.51.100.0/24"))) is None
-    assert admitted(gateway(one, "a name whose address is not known yet")) is None
+    # a name is where it leads, and nowhere before that is known
+    assert admitted(gateway(one, RemoteName("gw.example.org", 6))) == {one}
+    assert admitted(gateway(one, RemoteName("gw.example.org", 6, other))) == {one, other}
     many = [ipaddress.ip_address(0x0A000000 + number) for number in range(MAX_ADMITTED + 1)]
     assert admitted(gateway(*many[1:])) == set(many[1:])
     assert admitted(gateway(*many)) is None

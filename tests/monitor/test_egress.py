@@ -18,9 +18,10 @@ import pytest
 from namespace import own_network
 
 from monitor import egress
-from monitor.egress import restrict, table_name
+from monitor.egress import readmit, restrict, table_name
 from monitor.sockets import Plane, open_listeners
 from privsep.config.model import RemoteAny, Users
+from privsep.config.names import RemoteName
 from privsep.errors import OperatorError
 
 pytestmark = pytest.mark.root
@@ -90,7 +91,11 @@ def make(kit):
 
     def gateway(*remotes, worker=WORKER):
         parsed = [
-            RemoteAny() if each == "any" else (ipaddress.ip_network if "/" in each else ipaddress.ip_address)(each)
+            each
+            if isinstance(each, RemoteName)
+            else RemoteAny()
+            if each == "any"
+            else (ipaddress.ip_network if "/" in each else ipaddress.ip_address)(each)
             for each in remotes
         ]
         return dataclasses.replace(
@@ -188,6 +193,37 @@ def test_where_a_remote_is_any_the_ports_are_what_is_left_of_the_rule(listeners,
     other = keep(made_by(WORKER))
     assert not reaches(other, PEER[4])
     assert not reaches(other, STRANGER[4])
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_name_opens_where_it_leads_now_and_nowhere_else(listeners, reaches, make, keep, version):
+    """Beside a network that contains one of its addresses, and as often as it moves."""
+    here, there = ("127.0.0.2", "127.0.0.3") if version == 4 else ("::1", "::1")
+    sock = next(each for each in listeners().ike if each.family == FAMILY[version])
+    gateway = make("127.1.0.0/24", "192.0.2.1", RemoteName("gw.example.org", None))
+    rule = keep(restrict(gateway))
+    assert not reaches(sock, here)
+    named = gateway.connections[2]
+    for address, others in ((here, there), (there, here), ("127.1.0.1", here), (here, there)):
+        gateway.locate(named, ipaddress.ip_address(address))
+        readmit(rule, gateway)
+        if ipaddress.ip_address(address).version == version:
+            assert reaches(sock, address)
+        if others != address:
+            assert not reaches(sock, others)
+    # what is configured by address stays
+    if version == 4:
+        assert reaches(sock, "127.1.0.1")
+
+
+def test_thousands_of_addresses_are_filled_in_anew_in_one_transaction(listeners, reaches, make, keep):
+    gateway = make(*(f"10.{n >> 8}.{n & 255}.1" for n in range(9999)), RemoteName("gw.example.org", 4))
+    rule = keep(restrict(gateway))
+    sock = next(each for each in listeners().ike if each.family == socket.AF_INET)
+    assert not reaches(sock, "127.0.0.2")
+    gateway.locate(gateway.connections[-1], ipaddress.ip_address("127.0.0.2"))
+    readmit(rule, gateway)
+    assert reaches(sock, "127.0.0.2")
 
 
 def test_without_a_connection_nothing_leaves(listeners, reaches, make, keep):

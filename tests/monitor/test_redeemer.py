@@ -19,7 +19,7 @@ def keyd():
             self.ready += 1
 
         def redeem(self):
-            return self.redeemer.redeem(RedeemInbound(keymat=bytes(16)))
+            return self.redeemer.ask(RedeemInbound(keymat=bytes(16)))
 
     return Keyd()
 
@@ -65,4 +65,4 @@ def test_a_channel_that_is_closed_already_is_an_error_of_the_redemption():
     def closed(message, sequence):
         raise ChannelClosed
 
-    assert isinstance(Redeemer(closed, lambda: None).redeem(RedeemInbound(keymat=bytes(16)))._error(), ChannelClosed)
+    assert isinstance(Redeemer(closed, lambda: None).ask(RedeemInbound(keymat=bytes(16)))._error(), ChannelClosed)

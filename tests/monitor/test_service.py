@@ -105,7 +105,7 @@ def test_a_policy_that_is_placed_during_the_stop_is_removed_too(cold_bench):
     stopped = cold_bench.service.stop()
     # the answer to what was asked before comes first, and brings one policy more
     last = next(policy for name, policy in plane.calls if name == "add_policy")
-    cold_bench.service._installer._placed[99] = last
+    cold_bench.service.installer._placed[99] = last
     while plane.waiting:
         plane.waiting.pop(0).set_result(None)
     assert answers_to(stopped) is None
@@ -119,7 +119,7 @@ def test_a_peer_at_a_changing_address_may_come_while_policies_are_placed(cold_be
     cold_bench.service.epoch_began()
     child = cold_bench.gateway.connection("road").children[0]
     policy = kit.replace(plane.calls[0][1], number=7, local_ts=child.local_ts)
-    cold_bench.service._installer.policies.record("road", child.name, policy)
+    cold_bench.service.installer.policies.record("road", child.name, policy)
     while plane.waiting:
         plane.waiting.pop(0).set_result(None)
     assert answers_to(started) is True
@@ -532,7 +532,7 @@ def test_when_all_numbers_are_taken_another_connection_s_oldest_unused_goes(benc
     bench.service.gateway = replace(bench.gateway, connections=(*bench.gateway.connections, other))
     assert isinstance(road(3, connection="path"), int)
     assert sorted(placed(bench).values()) == [1, 3]
-    assert bench.service._installer.policies.owner(max(placed(bench))) == ("path", "lan")
+    assert bench.service.installer.policies.owner(max(placed(bench))) == ("path", "lan")
 
 
 @pytest.mark.parametrize("sequence", [0, 7])

@@ -231,6 +231,48 @@ def test_it_cannot_take_all_spis(worlds, record):
     record(f"SPIs of a connection are bounded ({MAX_ALLOCATED_PER_CONNECTION})", "not bounded: 10 more")
 
 
+# look-ups
+
+COUNTED = """
+from monitor import lookup
+from privsep import log
+from privsep.log import Level
+ask = lookup.Resolvers.ask
+def counted(self, name, version, told):
+    log.event(Level.NOTICE, "name-resolved", name=name, to="a test that counts")
+    ask(self, name, version, told)
+lookup.Resolvers.ask = counted
+"""
+REMARKS = """
+deadline, sent = time.monotonic() + 8, 0
+while time.monotonic() < deadline:
+    for name in ("named", "named", "peer", "nobody"):
+        me.tell_monitor(install.Unanswered(connection=name))
+        sent += 1
+    time.sleep(0.002)
+result = sent
+"""
+
+
+def test_it_cannot_make_a_storm_of_look_ups(worlds, record):
+    """It may say that a peer named by the configuration does not answer, and the name is then looked up again."""
+
+    def looked_up(plan: Plan) -> int:
+        world = worlds(plan)
+        assert world.logged(0, "^notice name-resolved name=localhost")
+        mark = world.mark()
+        assert world.attack(REMARKS) > 1000
+        assert world.bystander_works()
+        return len(re.findall("^notice name-resolved name=localhost", world.log_since(mark), re.M))
+
+    paced = looked_up(SHIPPED.without(monitor=COUNTED))
+    # one that was due all the same may be among them: the pauses begin with 5 s
+    assert paced <= 3
+    stormy = looked_up(SHIPPED.without(monitor=COUNTED + "from monitor import names\nnames.HASTE_SECONDS = 0.0"))
+    assert stormy > 2 * paced + 3
+    record(f"a name is looked up after a pause ({paced} in 8 s)", f"without the pause {stormy}")
+
+
 # the log
 
 FORGED = "notice installed connection=second child=net identity=192.0.2.4"

@@ -97,6 +97,13 @@ local_ts = ["{LEFT}/32"]
 remote_ts = ["198.51.100.7/32"]
 esp = ["{ESP}"]
 start = "wait"
+
+[connection.named]
+local = "{LEFT}"
+remote = "localhost"
+[connection.named.child.net]
+local_ts = ["10.1.0.0/16"]
+remote_ts = ["10.7.0.0/16"]
 """
 SECRETS = f"""\
 [[psk]]
@@ -110,6 +117,9 @@ connection = "lax"
 secret = "{PSK}"
 [[psk]]
 connection = "host"
+secret = "{PSK}"
+[[psk]]
+connection = "named"
 secret = "{PSK}"
 """
 

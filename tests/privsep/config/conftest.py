@@ -5,9 +5,6 @@ from privsep.config.names import Names
 from privsep.config.problems import ConfigError
 
 ANSWERS = {
-    "host any gw2.example.net": "192.0.2.2",
-    "host 4 gw2.example.net": "192.0.2.2",
-    "host 6 gw2.example.net": "2001:db8::2",
     "user _privsep-worker": "501 601",
     "user _privsep-keyd": "502 602",
     "user _privsep-esp": "503 603",

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from privsep.algorithms import IkeSuite
 from privsep.config import loader
 from privsep.config.model import Connection, Encap, Gateway, RemoteAny
-from privsep.config.names import Names
+from privsep.config.names import Names, RemoteName
 from privsep.iana import IdType
 from privsep.types import Auth, Identity
 
@@ -29,6 +29,7 @@ REMOTES = [
     ),
     *(ipaddress.ip_network(each) for each in ("::/0", "2001:db8::/32", "2001:db8::/127", "2001:db8::2/128")),
 ]
+NOWHERE = ipaddress.ip_address("203.0.113.99")
 PEERS = [Identity(IdType.FQDN, b"a.example.org"), Identity(IdType.FQDN, b"b.example.org")]
 OFFERS = [(STRONG,), (WEAK,), (STRONG, WEAK)]
 SHUNT = "[shunt.a]\naction = 'drop'\nlocal_ts = ['10.1.0.0/16']\nremote_ts = ['10.2.0.0/16']\n"
@@ -108,6 +109,51 @@ def test_the_first_candidate_with_a_suite_is_the_first_connection_with_it(gatewa
 def test_a_connection_describes_the_addresses_that_a_look_at_it_says(gateway, local, remote):
     found = [each for each in gateway.connections if each.describes(local, remote)]
     assert sorted(map(id, found)) == sorted(map(id, scanned(gateway, local, remote)))
+
+
+@given(
+    st.lists(
+        st.tuples(st.booleans(), st.sampled_from([None, *PEERS]), st.sampled_from(OFFERS)), min_size=1, max_size=8
+    ),
+    st.lists(st.tuples(st.integers(0, 7), st.sampled_from(ADDRESSES)), max_size=12),
+)
+def test_a_name_that_moves_is_found_where_it_is_as_if_it_had_always_been_there(rows, moves):
+    """Beside connections of the same address, and of the same name."""
+    local = None
+    among = [
+        connection(n, local, RemoteName("gw.example.org", None) if named else ADDRESSES[n % 3], identity, offer)
+        for n, (named, identity, offer) in enumerate(rows)
+    ]
+    moving = gateway(*among)
+    for number, address in moves:
+        if number < len(among):
+            moving.locate(among[number], address)
+    still = gateway(
+        *(
+            dataclasses.replace(each, remote=each.remote.address or NOWHERE)
+            if isinstance(each.remote, RemoteName)
+            else each
+            for each in among
+        ),
+    )
+    for address in ADDRESSES:
+        for identity in PEERS:
+            names = [
+                [each.name for each in found.accepting(ADDRESSES[0], address, identity)] for found in (moving, still)
+            ]
+            assert names[0] == names[1]
+        names = [[each.name for each in found.candidates(ADDRESSES[0], address)] for found in (moving, still)]
+        assert names[0] == names[1]
+        assert [each.describes(ADDRESSES[0], address) for each in moving.connections] == [
+            each.describes(ADDRESSES[0], address) for each in still.connections
+        ]
+
+
+def test_a_name_without_an_address_is_nobody_s():
+    made = gateway(connection(0, None, RemoteName("gw.example.org", 4), None, OFFERS[0]))
+    for address in ADDRESSES:
+        assert made.candidates(ADDRESSES[0], address) == made.accepting(ADDRESSES[0], address, PEERS[0]) == ()
+        assert made.connections[0].specificity(address) == -1
 
 
 @given(gateways)

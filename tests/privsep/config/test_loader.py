@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from privsep.algorithms import ChildSuite, IkeSuite
 from privsep.config import loader, model
-from privsep.config.names import Names
+from privsep.config.names import Names, RemoteName
 from privsep.config.problems import ConfigError
 from privsep.iana import IdType, ProtocolId
 from privsep.log import Level
@@ -166,7 +166,7 @@ def test_a_gateway_without_users_of_its_own_falls_back_to_numbers_that_nobody_ha
         (3, '"userspace"', lambda g: g.dataplane, model.DataplaneChoice.USERSPACE),
         (9, '"any"', lambda g: g.connections[0].remote, model.RemoteAny()),
         (9, '"198.51.100.0/24"', lambda g: g.connections[0].remote, ipaddress.ip_network("198.51.100.0/24")),
-        (9, '"gw2.example.net"', lambda g: g.connections[0].remote, ipaddress.ip_address("192.0.2.2")),
+        (9, '"gw2.example.net"', lambda g: g.connections[0].remote, RemoteName("gw2.example.net", 4)),
         (11, '"any"', lambda g: g.connections[0].remote_id, None),
         (11, '"keyid:00ff"', lambda g: g.connections[0].remote_id, Identity(IdType.KEY_ID, b"\x00\xff")),
         (13, '["AES-SHA-MODP1536"]', lambda g: str(g.connections[0].suites[0]), "aes128-sha1-modp1536"),
@@ -210,12 +210,24 @@ def test_a_misspelt_egress_is_refused_and_not_taken_for_open():
         loader.load('[gateway]\negress = "restrict"\n' + SMALL, "g", Names({}))
 
 
-def test_a_name_resolves_to_the_ip_version_of_local(gateway):
-    loaded = gateway(
-        '[connection.a]\nlocal = "2001:db8::1"\nremote = "gw2.example.net"\n'
+def test_a_name_stays_a_name_of_the_ip_version_of_local(gateway):
+    """Loading asks nobody: a name that does not resolve is no mistake of the configuration."""
+    text = (
+        '[connection.a]\n{local}remote = "gw2.example.net"\nlocal_id = "gw1.example.net"\n'
         '[connection.a.child.c]\nlocal_ts = ["2001:db8:1::/48"]\nremote_ts = ["2001:db8:2::/48"]\n'
     )
-    assert loaded.connections[0].remote == ipaddress.ip_address("2001:db8::2")
+    for local, version in (('local = "2001:db8::1"\n', 6), ('local = "192.0.2.1"\n', 4), ("", None)):
+        (connection,) = gateway(text.format(local=local)).connections
+        assert (connection.remote.name, connection.remote.version) == ("gw2.example.net", version)
+        assert connection.remote.address is None
+        # who it is does not change with its address
+        assert connection.remote_id == Identity(IdType.FQDN, b"gw2.example.net")
+
+
+def test_transport_mode_needs_an_address_that_stays(problems):
+    text = SMALL.replace('remote = "192.0.2.2"', 'remote = "gw2.example.net"') + 'mode = "transport"\n'
+    told = "transport mode is between two addresses, and a name has none for good; use tunnel"
+    assert told in [each for _, each in problems(text)]
 
 
 def test_transport_mode_protects_the_outer_addresses_by_default_rfc4301_4_1(gateway):
@@ -258,7 +270,7 @@ def test_transport_mode_takes_protocols_and_ports_on_the_outer_addresses(gateway
         (8, '"gw1.example.org"', 8, "'gw1.example.org' is no address"),
         (9, '"192.0.2.256"', 9, "'192.0.2.256' is no address"),
         (9, '"192.0.2.2/24"', 9, "\"192.0.2.0/24\" would be right"),
-        (9, '"nowhere.example.net"', 9, "'nowhere.example.net' has no address; an address would always do"),
+        (9, '"no where"', 9, "'no where' is no address"),
         (9, '"gw_2 "', 9, "'gw_2 ' is no address"),
         (9, '"2001:db8::2"', 9, "2001:db8::2 is IPv6 but local is 192.0.2.1; one IP version would be right"),
         (9, '"192.0.2.1"', 9, "192.0.2.1 is our own address; the peer's would be right"),
@@ -322,7 +334,11 @@ def test_all_problems_are_told_at_once(problems):
         ("[gateway.users]\nworker = 0", 2, "worker would be root or in its group"),
         ("[gateway.users]\nworker = 'root'", 2, "worker would be root or in its group"),
         ("[gateway.users]\nworker = 'wheel'", 2, "worker would be root or in its group"),
-        ("[gateway.users]\nkeyd = 'alice'\nworker = 1000", 2, "keyd and worker are the same user; three different"),
+        (
+            "[gateway.users]\nkeyd = 'alice'\nworker = 1000",
+            2,
+            "keyd and worker are the same user; one for each would be right",
+        ),
         ("[gateway.users]\nkeyd = 'bob'", 2, "user 'bob' does not exist; create it, or name a number"),
         ("[gateway.users]\nkeyd = ''", 2, "user '' does not exist"),
         ("[gateway.users]\nkeyd = '99999999999'", 2, "user '99999999999' does not exist"),

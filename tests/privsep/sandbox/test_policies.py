@@ -25,7 +25,8 @@ SOFT = {**dict.fromkeys(QUIETLY.split(), errno.EACCES), "ioctl": errno.ENOTTY, "
 """What libraries try in passing, and how it is refused."""
 
 MONITOR_SOFT = {
-    "an internet socket": "socket.socket(socket.AF_INET, socket.SOCK_DGRAM)",
+    "a raw internet socket": "socket.socket(socket.AF_INET, socket.SOCK_RAW, 255)",
+    "a raw internet socket of the other family": "socket.socket(socket.AF_INET6, socket.SOCK_RAW, 255)",
     "a packet socket": "socket.socket(socket.AF_PACKET)",
     "another family's socket pair": "call(53, 2, 1, 0, 0)",
     "a thread in another namespace": "call(56, 0x7E020000, 0, 0, 0, 0)",
