@@ -144,10 +144,10 @@ def test_a_request_is_not_served_for_ever(server, loop, monkeypatch):
 
 
 def test_a_follower_of_events_may_stay(server, loop, monkeypatch):
-    monkeypatch.setattr(control_module, "TOTAL_SECONDS", 0.05)
+    monkeypatch.setattr(control_module, "TOTAL_SECONDS", 1.0)
     operator, client = server.served({"command": "events"})
     client.endless(lambda: None)
-    loop.during(0.1)
+    loop.during(1.2)
     client.event({"event": "installed"})
     loop.until(lambda: operator.poll() or operator.received)
     assert operator.lines == [{"kind": "event", "event": "installed"}]
