@@ -38,7 +38,8 @@ AUTHORIZE = (
 )
 MONITOR = (
     "tests/monitor/test_installer.py tests/monitor/test_service.py tests/monitor/test_inheritance.py "
-    "tests/monitor/test_sadb.py tests/monitor/test_status.py tests/monitor/test_commands.py",
+    "tests/monitor/test_numbers.py tests/monitor/test_sadb.py tests/monitor/test_status.py "
+    "tests/monitor/test_commands.py",
     "tests/redteam/test_fuzz.py",
     "tests/redteam/test_install.py tests/redteam/test_captured_keyd.py tests/redteam/test_exhaust.py",
 )
@@ -62,7 +63,7 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "keyd/service.py": KEYD,
     "monitor/authorize.py": AUTHORIZE,
     **dict.fromkeys(
-        (f"monitor/{name}.py" for name in ("service", "installer", "epoch", "inheritance", "sadb")), MONITOR
+        (f"monitor/{name}.py" for name in ("service", "installer", "epoch", "inheritance", "numbers", "sadb")), MONITOR
     ),
     **dict.fromkeys((f"monitor/xfrm/{name}.py" for name in ("client", "migration", "policy", "spd")), XFRM),
     **{
