@@ -25,7 +25,7 @@ HASH, NOTIFY, DELETE = 8, 11, 12
 MIN_SENT = 200
 READING_SECONDS = 20
 MAX_GROWTH_KB = 16 * 1024
-"""2048 SAs of strangers at some 4 KB each, and what the allocator keeps."""
+"""1536 SAs of strangers at some 8 KB each, and what the allocator keeps."""
 MAX_LOG_OCTETS = 64 * 1024
 
 
