@@ -4,6 +4,7 @@ Each case has addresses of its own, so that daemons serve all cases at once and 
 """
 
 import os
+import re
 import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -71,6 +72,9 @@ conn {name}
 """
 
 
+_SAID = re.compile(r"(?m)^\t(ike|phase2|phase2alg|pfs)=.*\n")
+
+
 @dataclass(frozen=True)
 class Placed:
     """A case with its number, of which its addresses are made; on the left are we."""
@@ -120,12 +124,12 @@ class Placed:
             "remote_id": self.outer(other),
             "inner": self.inner(end),
             "other": self.inner(other),
-            "ike": IKE,
+            "ike": "default" if case.silent else IKE,
             "encap": case.encap,
             "force": "yes" if case.encap == "force" else "no",
             "mode": case.mode,
             "protocol": suite.protocol.name.lower(),
-            "suite": case.suite.removeprefix(AH),
+            "suite": "default" if case.silent else case.suite.removeprefix(AH),
             "start": "trap" if case.initiator == "trap" and end == 1 else "wait",
             "lane": f'if_id = {self.number}\ninterface = "{self.interface}"\n' if case.routed and end == 1 else "",
             "compresses": "true" if case.ipcomp == "both" or (case.ipcomp and end == 1) else "false",
@@ -143,7 +147,12 @@ def ours(placed: Iterable[Placed], end: int, uid: int) -> tuple[str, str]:
     users = f"{{ worker = {uid}, keyd = {uid + 1}, userspace = {uid + 2} }}"
     gateway = f'[gateway]\ndataplane = "kernel"\non_stop = "remove"\nusers = {users}\n'
     secrets = (f'[[psk]]\nconnection = "{each["name"]}"\nsecret = "{PSK}"\n' for each in values)
-    return gateway + "".join(OURS.format(**each) for each in values), "".join(secrets)
+    return gateway + "".join(_without_defaults(OURS.format(**each)) for each in values), "".join(secrets)
+
+
+def _without_defaults(text: str) -> str:
+    """strongSwan has a word for it; others have to be told nothing."""
+    return re.sub(r"(?m)^.*\bdefault\b.*\n", "", text)
 
 
 def strongswan(placed: Iterable[Placed]) -> str:
@@ -166,7 +175,8 @@ def libreswan(placed: Iterable[Placed]) -> tuple[str, str]:
             else ""
         )
         values["force"] = "yes" if each.case.encap == "force" else "auto"
-        text += LIBRESWAN.format(**values)
+        conn = LIBRESWAN.format(**values)
+        text += _SAID.sub("", conn) if each.case.silent else conn
     return text, f': PSK "{PSK}"\n'
 
 
