@@ -35,7 +35,7 @@ from worker.effects import Effect, Send
 from worker.establish import Establisher
 from worker.exchange import Exchange, Received
 from worker.half_open import whose
-from worker.ikev1 import first_message, informational, main_mode, quick_mode
+from worker.ikev1 import first_message, informational, main_mode, quick_responder
 from worker.isakmp_sa import IkeSa, IkeState
 from worker.keeper import Keeper
 from worker.moving import comes_from_peer, followed, keep_alive
@@ -208,7 +208,9 @@ class Engine:
         elif sa.opening >= MAX_OPENING or sa.answering >= MAX_ANSWERING:
             raise PeerError("too many exchanges at once")
         else:
-            self._context.spawn(quick_mode.respond(self._context, sa, received), "quick-mode-failed", lambda: sa.label)
+            self._context.spawn(
+                quick_responder.respond(self._context, sa, received), "quick-mode-failed", lambda: sa.label
+            )
 
     def _informational(self, sa: IkeSa | None, received: Received) -> None:
         if sa is None or not comes_from_peer(sa, received):

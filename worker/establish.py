@@ -12,7 +12,7 @@ from privsep.types import Address, Endpoint
 from worker.child import ChildSa, Flow
 from worker.context import Context
 from worker.errors import Failed, KeydRefused, SaClosed, TimedOut
-from worker.ikev1 import main_mode, quick_mode
+from worker.ikev1 import main_mode, quick_initiator
 from worker.isakmp_sa import IkeSa
 from worker.nat import IKE_PORT
 from worker.peers import GONE, forget_ike, newest, peers_of
@@ -41,7 +41,7 @@ class Establisher:
             if sa is None:
                 sa = await self.ike(flow.connection, ends or self._last_seen(flow))
             try:
-                return await quick_mode.initiate(self._context, sa, flow)
+                return await quick_initiator.initiate(self._context, sa, flow)
             except SaClosed:
                 continue
             except TimedOut as error:
