@@ -242,7 +242,7 @@ ENDS_THE_MONITOR = {
 }
 
 FAILS_IN_THE_MONITOR = {
-    "an internet socket": "socket.socket(socket.AF_INET, socket.SOCK_DGRAM)",
+    "a raw internet socket": "socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)",
     "a packet socket": "socket.socket(socket.AF_PACKET, socket.SOCK_RAW)",
     "a user namespace": "assert libc.unshare(0x10000000) == 0",
     "a mount namespace": "assert libc.unshare(0x20000) == 0",
@@ -253,6 +253,7 @@ FAILS_IN_THE_MONITOR = {
 WORKS_IN_THE_MONITOR = {
     "a netlink XFRM socket": "socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 6).bind((0, 0))",
     "a unix socket": "socket.socket(socket.AF_UNIX)",
+    "a socket to a name server, for the resolver, which inherits the filter": "socket.socket(type=socket.SOCK_DGRAM)",
     "reading the configuration again": "open('/etc/passwd').read(1)",
     "a late import": "import fractions",
 }

@@ -71,7 +71,8 @@ def test_the_worker_s_memory_holds_no_secret_of_a_running_session(network, ours,
     assert found["worker"] == {"the marker", "cookies"}
     assert found["monitor"] & ike_keys.keys() == set()
     assert "the marker" in found["monitor"]
-    assert found["userspace"] == esp_keys.keys()
+    # of an integrity key OpenSSL keeps what it derives from it; the octets themselves may be there or not
+    assert {name for name in esp_keys if name.endswith("cipher")} <= found["userspace"] <= esp_keys.keys()
     # keyd holds what it still needs: SKEYID_e as the cipher's key (appendix B), SKEYID until both have authenticated
     assert found["keyd"] >= {"the marker", "PSK", "SKEYID_d", "SKEYID_a", "the cipher's key"}
     assert found["keyd"] >= {f"{each} of the held session" for each in ("SKEYID", "SKEYID_d", "SKEYID_a")}
