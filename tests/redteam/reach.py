@@ -44,7 +44,8 @@ def find_child(gateway, connection, child, find=monitor.authorize.find_child):
 def unless_violated(method):
     return lambda self, reason: None if "violation" in reason else method(self, reason)
 
-monitor.authorize.CHECKS, monitor.authorize.find_child = (), find_child
+monitor.authorize.CHECKS = monitor.authorize.FORESEEABLE = ()
+monitor.authorize.find_child = find_child
 monitor.authorize._lengths_fit = lambda suite, encryption, integrity: True
 privsep.rate.LINES_PER_SECOND, monitor.userspace.client.TRAP_SECONDS = 10**9, 0.0
 Supervisor.end_epoch = unless_violated(Supervisor.end_epoch)

@@ -266,7 +266,8 @@ NO_SECOND_OPINION = """
 from monitor import authorize
 
 OFF = ("_most_specific", "_spis_differ", "_spi_is_ours", "_spi_addresses")
-authorize.CHECKS = tuple(check for check in authorize.CHECKS if check.__name__ not in OFF)
+for name in ("CHECKS", "FORESEEABLE"):
+    setattr(authorize, name, tuple(check for check in getattr(authorize, name) if check.__name__ not in OFF))
 """
 
 NO_LOOK_AT_SELECTORS = """
