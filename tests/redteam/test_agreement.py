@@ -15,7 +15,7 @@ from privsep.algorithms import ChildSuite
 from privsep.payloads import split_chain
 from privsep.schema import keyd as ops
 from privsep.schema.keyd import Refusal
-from privsep.schema.keymat import Redeemed, RedeemInbound
+from privsep.schema.keymat import Redeemed, RedeemedOutbound, RedeemInbound, RedeemOutbound
 from privsep.types import TrafficSelector
 
 
@@ -31,10 +31,15 @@ def careless(monkeypatch):
     monkeypatch.setattr(agreement, "accepted_child", with_any_spi)
 
 
-def what_the_peer_has(s, first, second) -> Redeemed:
+def what_the_peer_has(s, first, second) -> tuple[Redeemed, RedeemedOutbound]:
     s.peer.do(ops.QuickFinish(quick=first.quick, ciphertext=second))
     third = s.peer.do(ops.QuickAccept(quick=first.quick))
-    return s.peer.service.redeem(RedeemInbound(keymat=third.keymat))
+    halves = (RedeemInbound(keymat=third.keymat), RedeemOutbound(keymat=third.keymat))
+    return tuple(map(s.peer.service.redeem, halves))
+
+
+def has_one_key(receives: Redeemed, sends: RedeemedOutbound) -> bool:
+    return receives.encryption_in == sends.encryption_out
 
 
 def test_it_cannot_have_the_peer_use_one_key_for_both_directions(shipped, without, record, careless):
@@ -48,8 +53,7 @@ def test_it_cannot_have_the_peer_use_one_key_for_both_directions(shipped, withou
 
     assert attack(shipped)[2] == ops.Refused(why=Refusal.BAD_PROPOSAL)
     s, first, keyed = attack(without(FREE))
-    theirs = what_the_peer_has(s, first, keyed.ciphertext)
-    assert theirs.encryption_in == theirs.encryption_out
+    assert has_one_key(*what_the_peer_has(s, first, keyed.ciphertext))
     record("keyd: the SPI of the answer is that of KEYMAT and not the peer's", "off: one key in both directions")
 
 
@@ -61,12 +65,12 @@ def test_it_cannot_have_another_spi_sealed_than_the_one_that_keys_are_derived_fr
         s.respond()
         quick, first = s.quick_opened()
         keyed = worker.keyd(s.quick_answer(quick, 0x1001))
-        return s.spi_out, what_the_peer_has(s, first, keyed.ciphertext)
+        return s.spi_out, *what_the_peer_has(s, first, keyed.ciphertext)
 
-    spi, theirs = attack(shipped)
-    assert (theirs.spi_in, theirs.spi_out, theirs.encryption_in == theirs.encryption_out) == (spi, 0x1001, False)
-    spi, theirs = attack(without(UNREAD))
-    assert (theirs.spi_in, theirs.spi_out, theirs.encryption_in == theirs.encryption_out) == (spi, spi, True)
+    spi, receives, sends = attack(shipped)
+    assert (receives.spi_in, receives.spi_out, has_one_key(receives, sends)) == (spi, 0x1001, False)
+    spi, receives, sends = attack(without(UNREAD))
+    assert (receives.spi_in, receives.spi_out, has_one_key(receives, sends)) == (spi, spi, True)
     record("keyd composes the SA payload", "composed by the worker: one key in both directions")
 
 

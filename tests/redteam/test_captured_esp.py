@@ -126,12 +126,14 @@ def keys_of_a_held_pair(load: Load) -> dict[str, bytes]:
     return traffic_keys(tunnel)
 
 
-def test_it_does_not_have_the_keys_of_a_pair_before_the_monitor_has_authorized_it(worlds, record):
+def test_it_does_not_have_the_key_to_send_by_before_the_peer_has_confirmed(worlds, record):
+    """What receives it has before message 2 leaves, judged by the monitor; what sends with message 3, which is held."""
     world = worlds(SHIPPED)
     with second_peer(world) as load:
         keys = keys_of_a_held_pair(load)
         assert search(world.pid("keyd"), "keyd", keys) == keys.keys()
-        assert search(world.pid("userspace"), "userspace", keys) == set()
+        # the peer's, who began: it sends by what we receive
+        assert search(world.pid("userspace"), "userspace", keys) == {"KEYMAT out, cipher"}
         mark = world.mark()
         load._socket.release()
         assert world.logged(mark, "^notice installed connection=second")
@@ -181,14 +183,14 @@ def test_a_wrong_answer_to_an_order_is_no_success(worlds, record):
     world = worlds(SHIPPED)
     say = """
 honest = type(me.forwarder).handle
-me.forwarder.handle = lambda order: {wrong} if isinstance(order, esp.AddInbound) else honest(me.forwarder, order)
+me.forwarder.handle = lambda order: {wrong} if isinstance(order, {orders}) else honest(me.forwarder, order)
 """
     try:
         for wrong in ("esp.Failed()", "esp.Trapped(policy=1)", "esp.PairExpired(spi_in=order.spi_in)",
                       "esp.Counters(bytes_in=1, bytes_out=1, packets_in=1, packets_out=1)"):  # fmt: skip
-            world.in_esp(say.format(wrong=wrong))
+            world.in_esp(say.format(wrong=wrong, orders="esp.AddInbound"))
             assert negotiate(world).startswith("warning denied reason=dataplane")
-        world.in_esp(say.format(wrong="esp.Ok()"))
+        world.in_esp(say.format(wrong="esp.Ok()", orders="esp.AddInbound | esp.AddOutbound"))
         before = pairs(world)
         assert negotiate(world).startswith("notice installed")
         assert pairs(world) == before
