@@ -1,4 +1,4 @@
-"""What a captured worker with real keymat tells the monitor, and the gateways to which it tells it.
+"""What a captured worker with real keymat tells the monitor.
 
 `LIES` has one request for each way to be wrong, with the checks that say no to it, in order.
 """
@@ -13,113 +13,22 @@ from itertools import count
 
 from counterpart import GATEWAY, Peer, Session, Worker, wish
 from lab import LEFT, LEFT_HOST, PSK, RIGHT, RIGHT_HOST
-from world import ATTACKER, IKE, SECOND, SECOND_PSK, Plan, World
+from switches import (
+    KEYD_BELIEVES,
+    KEYD_COVERS_ALL,
+    KEYD_DOUBTS_AGAIN,
+    KEYD_LOOKS_AGAIN,
+    REMOVE_THERE,
+    keyd_says,
+)
+from world import ATTACKER, IKE, SECOND, SECOND_PSK, World
 
 from keyd.service import Service
 from privsep.algorithms import IkeSuite
 from privsep.config.identities import parse_identity
 from privsep.schema import install, keyd
 from privsep.schema.install import Denial
-from privsep.types import Endpoint, TrafficSelector
-
-EVERYONE = ("worker", "keyd", "monitor.userspace")
-"""keyd and the ESP process are honest until a control tells them otherwise; the latter says what it has."""
-SHIPPED = Plan(captured=EVERYONE).without(monitor="# a world of its own: what other scenarios install would be counted")
-SWITCHES = """
-import json
-import sys
-from pathlib import Path
-from monitor import authorize, numbers, sadb, service
-from monitor.userspace.client import UserspaceDataplane
-
-switches = Path(sys.argv[-1]).with_name("switches")
-
-def off(name):
-    return switches.exists() and name in json.loads(switches.read_text())
-
-def switchable(check):
-    return lambda case: authorize.PASSED if off(check.__name__) else check(case)
-
-authorize.CHECKS = tuple(map(switchable, authorize.CHECKS))
-authorize.FORESEEABLE = tuple(map(switchable, authorize.FORESEEABLE))
-judge, place = service.authorize, UserspaceDataplane.install_inbound
-shipped = sadb.MAX_INSTALLED_PER_CONNECTION, numbers.MAX_POLICIES_PER_CONNECTION, numbers.MAX_UNUSED_OF_IDENTITY
-
-def scaled(*arguments):
-    # sixteen thousand would take a while
-    sadb.MAX_INSTALLED_PER_CONNECTION = 2 if off("scale") else shipped[0]
-    numbers.MAX_POLICIES_PER_CONNECTION = 8 if off("scale") else shipped[1]
-    numbers.MAX_UNUSED_OF_IDENTITY = 1 << 20 if off("identity") else shipped[2]
-    return judge(*arguments)
-
-def reserve(self, entry):
-    # without its checks the monitor would lose count, and later lies would meet what is left
-    if self.entry(entry.pair.spi_in) is not None:
-        self.forget(self.entry(entry.pair.spi_in))
-    count_in(self, entry)
-
-def unreserved(self, pair):
-    if off("reserved"):
-        self._spis.add(pair.spi_in)
-        self._installed.discard(pair.spi_in)
-    return place(self, pair)
-
-count_in, sadb.Sadb.reserve = sadb.Sadb.reserve, reserve
-service.authorize, UserspaceDataplane.install_inbound = scaled, unreserved
-"""
-SWITCHABLE = SHIPPED.without(monitor=SWITCHES)
-
-FEW_POLICIES = 8
-"""As `scaled` has it."""
-
-WEAK_ESP = """
-database = sys.modules["monitor.userspace.database"]
-if "honest" not in globals():
-    honest = database.Database.add_inbound, database.transform
-
-def add_inbound(self, order):
-    self._by_spi.pop(order.spi_in, None)
-    self._outbound.clear()
-    return honest[0](self, order)
-
-def transform(suite, encryption, integrity):
-    return sys.modules["monitor.userspace.esp"].Combined(suite.cipher, encryption)
-
-database.Database.add_inbound, database.transform = (add_inbound, transform) if weak else honest
-"""
-INSTALLED_THERE = "result = sorted(me.database._by_spi)"
-REMOVE_THERE = """
-for spi in spis:
-    me.forwarder._remove(me.database.remove_pair(spi))
-"""
-
-KEYD_COVERS_ALL = """
-from keyd import agreement
-covers, agreement.Child.covers = agreement.Child.covers, lambda *_: True
-"""
-KEYD_LOOKS_AGAIN = "agreement.Child.covers = covers"
-KEYD_BELIEVES = """
-honest = phase1.Phase1._select
-phase1.Phase1._select = lambda self, sa, main, identity: main.claimed
-"""
-KEYD_DOUBTS_AGAIN = "phase1.Phase1._select = honest"
-KEYD_SAYS = """
-honest = me.service._redeem
-
-def redeem(request):
-    true = honest(request)
-    if isinstance(true, keymat.Redeemed):
-        return dataclasses.replace(true, {instead})
-    return dataclasses.replace(true, {then}) if isinstance(true, keymat.RedeemedOutbound) else true
-
-me.service._redeem = redeem
-"""
-KEYD_IS_HONEST = "me.service._redeem = honest"
-
-
-def keyd_says(instead: str, then: str = "") -> tuple[str, str]:
-    """With keyd's help: what it says instead of the truth, of each half, and how it stops."""
-    return KEYD_SAYS.format(instead=instead, then=then), KEYD_IS_HONEST
+from privsep.types import Endpoint, Identity, TrafficSelector
 
 
 def selectors(text: str) -> TrafficSelector:
@@ -132,12 +41,22 @@ def endpoint(address: str, port: int = 500) -> Endpoint:
     return Endpoint(ip_address(address), port)
 
 
+class NotAllocated(Exception):
+    """The monitor says no before there are keys."""
+
+    def __init__(self, why: Denial) -> None:
+        super().__init__(why)
+        self.why = why
+
+
 class Attacker:
     """In the captured worker, with peers of his own to authenticate. Remembers what he got, to give it back."""
 
     def __init__(self, world: World) -> None:
         self.world, self.worker = world, Worker(world)
         self.pairs: list[int] = []
+        self.halves: list[int] = []
+        """What only receives."""
         self._sessions: dict[tuple[object, ...], Session] = {}
 
     def session(self, lie: "Lie") -> Session | keyd.Refused:
@@ -175,7 +94,11 @@ class Attacker:
         session = self.session(lie)
         if isinstance(session, keyd.Refused):
             return f"keyd: {session.why.name}"
-        spis = lie.spis(self, lie)
+        try:
+            spis = lie.spis(self, lie)
+        except NotAllocated as no:
+            return no.why.name
+        lie.meanwhile(self, lie)
         keymat = self.keymat(session, lie, spis)
         if isinstance(keymat, keyd.Refused):
             return f"keyd: {keymat.why.name}"
@@ -186,25 +109,60 @@ class Attacker:
                 remote=endpoint(lie.remote or lie.address, lie.remote_port),
             )
         )
-        if isinstance(answer, install.Installed):
-            answer = self.worker.monitor(install.InstallOutbound(spi_in=answer.spi_in))
         if isinstance(answer, install.Denied):
+            return answer.why.name
+        answer = self.worker.monitor(install.InstallOutbound(spi_in=answer.spi_in))
+        if isinstance(answer, install.Denied):
+            if answer.why is not Denial.DATAPLANE:
+                # as `InstallOutbound` has it
+                self.halves.append(spis[0])
             return answer.why.name
         self.pairs.append(spis[0])
         return "INSTALLED"
 
-    def allocate(self, child: str, address: str) -> int:
-        return self.worker.monitor(wish(*child.split("/"), address)).spi
+    def allocate(self, child: str, address: str, **said: object) -> int:
+        """An SPI for that child, whatever shall be done with it; NotAllocated."""
+        return self._allocated(replace(wish(*child.split("/"), address), **said))
+
+    def foretell(self, lie: "Lie") -> str:
+        """What becomes of it where the worker says all that with the allocation: ALLOCATED, or why not."""
+        lie.meanwhile(self, lie)
+        connection, child = lie.child.split("/")
+        address = Identity.of_address(ip_address(lie.address))
+        try:
+            spi = self._allocated(
+                install.AllocateSpi(
+                    connection=connection,
+                    child=child,
+                    identity=parse_identity(lie.identity) if lie.identity else address,
+                    local=endpoint(lie.local, lie.local_port),
+                    remote=endpoint(lie.remote or lie.address, lie.remote_port),
+                    local_ts=selectors(lie.local_ts),
+                    remote_ts=selectors(lie.remote_ts),
+                )
+            )
+        except NotAllocated as no:
+            return no.why.name
+        assert self.remove(spi) == install.Removed()
+        return "ALLOCATED"
+
+    def _allocated(self, said: install.AllocateSpi) -> int:
+        answer = self.worker.monitor(said)
+        if isinstance(answer, install.Denied):
+            raise NotAllocated(answer.why)
+        return answer.spi
 
     def remove(self, spi: int) -> install.MonitorReply:
         return self.worker.monitor(install.Remove(spi_in=spi))
 
     def withdraw(self) -> None:
         """Leave nothing behind for the next lie."""
-        for spi in self.pairs:
+        spis = [*self.pairs, *self.halves]
+        for spi in spis:
             self.remove(spi)
-        self.world.in_esp(REMOVE_THERE, spis=self.pairs)
+        self.world.in_esp(REMOVE_THERE, spis=spis)
         self.pairs.clear()
+        self.halves.clear()
 
 
 def pretend(peer: Peer, name: str) -> None:
@@ -218,7 +176,7 @@ OUTBOUND = count(0x51530000)
 
 
 def fresh_spis(attacker: Attacker, lie: "Lie") -> tuple[int, int]:
-    return attacker.allocate(lie.child, lie.address), next(OUTBOUND)
+    return attacker.allocate(lie.child, lie.address, **lie.pretext), next(OUTBOUND)
 
 
 def never_allocated(attacker: Attacker, lie: "Lie") -> tuple[int, int]:
@@ -247,18 +205,20 @@ def installed_already(attacker: Attacker, lie: "Lie") -> tuple[int, int]:
 def outbound_of_another(attacker: Attacker, lie: "Lie") -> tuple[int, int]:
     spi_in, spi_out = fresh_spis(attacker, lie)
     assert attacker.tell(replace(lie, spis=lambda *_: (spi_in, spi_out))) == "INSTALLED"
-    return attacker.allocate(lie.child, lie.address), spi_out
+    return fresh_spis(attacker, lie)[0], spi_out
 
 
-def after_another_identity(attacker: Attacker, lie: "Lie") -> tuple[int, int]:
-    assert attacker.tell(replace(lie, address="192.0.2.10", spis=fresh_spis)) == "INSTALLED"
-    return fresh_spis(attacker, lie)
+def nothing(attacker: Attacker, lie: "Lie") -> None:
+    """An honest interval."""
 
 
-def after_two_more(attacker: Attacker, lie: "Lie") -> tuple[int, int]:
+def another_identity(attacker: Attacker, lie: "Lie") -> None:
+    assert attacker.tell(replace(lie, address="192.0.2.10", meanwhile=nothing)) == "INSTALLED"
+
+
+def two_more(attacker: Attacker, lie: "Lie") -> None:
     for _ in range(2):
-        assert attacker.tell(replace(lie, spis=fresh_spis)) == "INSTALLED"
-    return fresh_spis(attacker, lie)
+        assert attacker.tell(replace(lie, meanwhile=nothing)) == "INSTALLED"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,6 +230,10 @@ class Lie:
     address: str = SECOND
     identity: str = ""
     spis: Callable[[Attacker, "Lie"], tuple[int, int]] = fresh_spis
+    pretext: dict[str, object] = field(default_factory=dict)
+    """What is said to get the SPI, where the truth would be denied, or what `wish` says."""
+    meanwhile: Callable[[Attacker, "Lie"], None] = nothing
+    """What is installed between allocation and installation."""
     local: str = LEFT
     local_port: int = 500
     remote: str = ""
@@ -287,15 +251,21 @@ class Lie:
 
 
 def lax(**more: object) -> Lie:
-    return Lie(
-        **({"child": "lax/net", "address": "192.0.2.11", "local_ts": "10.1.7.0/24", "remote_ts": "10.8.7.0/24"} | more)
-    )
+    true = {"child": "lax/net", "address": "192.0.2.11", "local_ts": "10.1.7.0/24", "remote_ts": "10.8.7.0/24"}
+    return Lie(**(true | {"pretext": STRANGER} | more))
 
 
 def host(**more: object) -> Lie:
     true = {"child": "host/net", "address": "198.51.100.7", "local_ts": f"{LEFT}/32", "remote_ts": "198.51.100.7/32"}
     return Lie(**(true | more))
 
+
+STRANGER = {
+    "identity": parse_identity("stranger.example.org"),
+    "local_ts": selectors("10.1.255.0/24"),
+    "remote_ts": selectors("10.8.255.0/24"),
+}
+"""Of whom nothing is known, and whose traffic is nobody's."""
 
 D = Denial
 INSIDE = (("_selectors_inside", D.SELECTORS),)
@@ -353,7 +323,11 @@ LIES = {
     "another mode, with keyd's help": Lie(layers=(("_mode", D.MODE),), weaken=keyd_says("mode=types.Mode.TRANSPORT")),
     "a key cut short, with keyd's help": Lie(
         layers=(("_key_lengths", D.ALGORITHMS), ESP_REFUSES),
-        weaken=keyd_says("encryption_in=true.encryption_in[:20]", "encryption_out=true.encryption_out[:20]"),
+        weaken=keyd_says("encryption_in=true.encryption_in[:20]"),
+    ),
+    "a key to send with cut short, with keyd's help": Lie(
+        layers=(("with_outbound", D.ALGORITHMS), ESP_REFUSES),
+        weaken=keyd_says("", "encryption_out=true.encryption_out[:20]"),
     ),
     "an identity that is not the connection's": Lie(
         layers=(("_identity", D.IDENTITY),),
@@ -371,10 +345,10 @@ LIES = {
     "encapsulation where it is off": host(
         layers=(("_encapsulation", D.ENCAPSULATION),), encap=True, local_port=4500, remote_port=4500
     ),
-    "another identity's traffic": lax(layers=(("_no_overlap", D.OVERLAP),), spis=after_another_identity),
+    "another identity's traffic": lax(layers=(("_no_overlap", D.OVERLAP),), meanwhile=another_identity),
     "a part of another identity's traffic": lax(
         layers=(("_no_overlap", D.OVERLAP),),
-        spis=lambda attacker, lie: after_another_identity(attacker, replace(lie, remote_ts="10.8.0.0/16")),
+        meanwhile=lambda attacker, lie: another_identity(attacker, replace(lie, remote_ts="10.8.0.0/16")),
     ),
     "the traffic of a peer that is down": lax(
         layers=(*INSIDE, ("_not_reserved", D.OVERLAP)), **OUTSIDE, local_ts="10.1.0.0/24", remote_ts="10.4.0.128/25"
@@ -386,5 +360,5 @@ LIES = {
         local_ts="10.1.0.0/24",
         remote_ts="10.4.0.128/25",
     ),
-    "more pairs than the quota": Lie(layers=(("_quota", D.QUOTA),), spis=after_two_more, scaled=True),
+    "more pairs than the quota": Lie(layers=(("_quota", D.QUOTA),), meanwhile=two_more, scaled=True),
 }
