@@ -169,9 +169,10 @@ class WorkerFoothold(Foothold):
         self.shell._keyd._unread = True
 
     def in_keyd(self, job: dict) -> dict:
-        """Have a captured keyd execute code, and wait for what it says."""
-        self.raw_keyd(MAGIC + json.dumps(job).encode())
-        return json.loads(self.wait(MAGIC, self._turn))
+        """Have a captured keyd execute code, and wait for what it says of this, not of what was sent before."""
+        number = next(self._numbers)
+        self.raw_keyd(MAGIC + json.dumps(job | {"id": number}).encode())
+        return self.wait(number, self._turn)
 
     def monitor(self, message):
         """Ask the monitor, and wait."""
@@ -208,7 +209,8 @@ def capture_worker(entry) -> None:
             while not self._closed and self._unread and self._sock.getsockopt(zmq.EVENTS) & zmq.POLLIN:
                 frame = self._sock.recv(zmq.NOBLOCK)
                 if frame.startswith(MAGIC):
-                    foothold.answers[MAGIC] = frame[len(MAGIC) :]
+                    answer = json.loads(frame[len(MAGIC) :])
+                    foothold.answers[answer["id"]] = answer
                 else:
                     message, sequence = self._incoming.decode(frame)
                     self._handler(message, sequence)

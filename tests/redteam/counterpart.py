@@ -95,9 +95,9 @@ class Worker:
         assert isinstance(reply, ops.Refused), type(reply)
         return reply.why
 
-    def allocate(self, connection: str = "second", at: str = SECOND) -> int:
-        """An inbound SPI of the connection's child."""
-        reply = self.monitor(wish(connection, "net", at))
+    def allocate(self, connection: str = "second", at: str = SECOND, **said: object) -> int:
+        """An inbound SPI of the connection's child; `said` is what the worker does not tell as `wish` has it."""
+        reply = self.monitor(replace(wish(connection, "net", at), **said))
         assert isinstance(reply, install.Allocated), reply
         return reply.spi
 
@@ -116,10 +116,18 @@ class Worker:
         assert isinstance(reply, install.Installed), reply
         return reply.spi_in
 
+    def not_allocated(self, connection: str, at: str, **said: object) -> install.Denial:
+        """Why the monitor gives no SPI, which it says before there are keys."""
+        return self._why(lambda: self.monitor(replace(wish(connection, "net", at), **said)))
+
     def denied(self, keymat: bytes, **more: str) -> install.Denial:
+        """Why the monitor does not install."""
+        return self._why(lambda: self.installed(keymat, **more))
+
+    def _why(self, ask: Callable[[], install.MonitorReply]) -> install.Denial:
         """Why the monitor says no; it logs the reason."""
         mark = self.world.mark()
-        reply = self.installed(keymat, **more)
+        reply = ask()
         assert isinstance(reply, install.Denied), reply
         line = rf"^warning denied reason={reply.why.name.lower()}\b"
         assert self.world.logged(mark, line), self.world.log_since(mark)

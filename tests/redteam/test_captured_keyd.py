@@ -197,7 +197,7 @@ def test_it_ends_the_epoch_by_saying(worlds, record, name):
     code, reason = FRAMES[name]
     world = worlds(SHIPPED)
     mark, before = world.mark(), world.pid("keyd")
-    world.attempt("result = me.in_keyd(job)", job={"id": 0, "code": f"me.channel._sock.send({code})", "facts": {}})
+    world.attempt("result = me.in_keyd(job)", job={"code": f"me.channel._sock.send({code})", "facts": {}})
     assert world.logged(mark, rf'^error epoch-ends reason="(channel to keyd: )?violation: {reason}')
     world.recover()
     assert world.pid("keyd") != before

@@ -15,6 +15,7 @@ from keyd import agreement
 from keyd.groups.modp import PRIMES
 from keyd.handles import State
 from privsep.algorithms import Group, IkeSuite
+from privsep.iana import IdType
 from privsep.schema import install
 from privsep.schema import keyd as ops
 from privsep.schema.install import Denial
@@ -271,6 +272,10 @@ def test_it_cannot_redeem_keymat_twice(shipped, without, record):
 # a laxer connection than the peer's
 
 
+STRANGER = Identity(IdType.FQDN, b"stranger.example.org")
+"""Of whom nothing is known: as such the worker gets an SPI of lax, where the monitor believes it for want of keys."""
+
+
 def narrow(remote_ts):
     """A part of what the child holds."""
     local, remote = (TrafficSelector(ipaddress.ip_network(each)) for each in ("10.1.0.0/24", remote_ts))
@@ -279,19 +284,21 @@ def narrow(remote_ts):
 
 def test_it_cannot_ask_a_strict_peer_as_a_laxer_connection(shipped, without, record):
     """The bystander's peer, proven, under the connection for anybody in its network who has the same secret."""
+    traffic = narrow("10.8.0.0/24")
 
-    def attack(worker):
+    def attack(worker, **said):
         s = Session(worker, Peer("peer", RIGHT, PSK), MODP)
         reply = s.initiate("lax")
-        return (
-            reply if isinstance(reply, ops.Refused) else s.keyed(worker.allocate("lax", RIGHT), **narrow("10.8.0.0/24"))
-        )
+        if isinstance(reply, ops.Refused):
+            return reply
+        return s.keyed(worker.allocate("lax", RIGHT, **traffic, **said), **traffic)
 
     assert attack(shipped).why is Refusal.UNKNOWN_IDENTITY
     half, bare = without(FREE), without(FREE_MONITOR)
-    assert half.denied(attack(half), at=RIGHT) is Denial.IDENTITY
+    assert half.not_allocated("lax", RIGHT, **traffic) is Denial.IDENTITY
+    assert half.denied(attack(half, identity=STRANGER), at=RIGHT) is Denial.IDENTITY
     assert isinstance(bare.installed(attack(bare), at=RIGHT), install.Installed)
-    record("keyd: the most specific, behind it the monitor's", "both off: installed under lax")
+    record("keyd: the most specific, behind it the monitor's, before and with keys", "all off: installed under lax")
 
 
 def test_it_cannot_answer_a_strict_peer_as_a_laxer_connection(shipped, record):
@@ -311,15 +318,16 @@ def test_it_cannot_install_a_strict_peer_under_a_laxer_connection(shipped, witho
     """Where keyd finds only lax, by its suite or by its secret, the monitor still knows who lives at that address."""
 
     # somebody at the address of second who has the secret of lax; the bystander's peer, with a suite only lax has
-    at, remote_ts = (SECOND, "10.8.1.0/24") if how == "initiate" else (RIGHT, "10.8.0.0/24")
+    at, traffic = (SECOND, narrow("10.8.1.0/24")) if how == "initiate" else (RIGHT, narrow("10.8.0.0/24"))
 
-    def attack(worker, install_it):
+    def attack(worker, **said):
         s = Session(worker, Peer("lax", at, PSK), LAX_ONLY)
         proven = s.initiate("lax") if how == "initiate" else s.respond()
         assert proven.connection == "lax"
-        return install_it(s.keyed(worker.allocate("lax", at), **narrow(remote_ts)), at=at)
+        return s.keyed(worker.allocate("lax", at, **traffic, **said), **traffic)
 
-    assert attack(shipped, shipped.denied) is Denial.IDENTITY
+    assert shipped.not_allocated("lax", at, **traffic) is Denial.IDENTITY
+    assert shipped.denied(attack(shipped, identity=STRANGER), at=at) is Denial.IDENTITY
     bare = without(FREE_MONITOR)
-    assert isinstance(attack(bare, bare.installed), install.Installed)
-    record("monitor: the most specific", "off: installed under lax")
+    assert isinstance(bare.installed(attack(bare), at=at), install.Installed)
+    record("monitor: the most specific, before and with keys", "off: installed under lax")

@@ -252,7 +252,7 @@ class World:
 
     def in_keyd(self, code: str, **facts: object) -> object:
         """Have a captured keyd execute code, sent to it by the captured worker. Killed if keyd ends of it."""
-        pid, job = self.pid("keyd"), {"id": 0, "code": code, "facts": facts}
+        pid, job = self.pid("keyd"), {"code": code, "facts": facts}
         outcome = self.attack("result = me.in_keyd(job)['outcome']", process="keyd", job=job)
         if outcome == "Lost: ":
             raise Killed(self.end_of(pid), 0.0)
