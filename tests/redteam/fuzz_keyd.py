@@ -229,7 +229,10 @@ class KeydFuzzer(Fuzzer):
         if random.random() < 0.005:
             fitting = entries
         if fitting:
-            handle = random.choice(fitting).handle
+            # who has the most children is nearest to their quota
+            begins = kind in (ops.QuickOffer, ops.QuickOpen)
+            named = max(fitting, key=lambda each: len(each.children)) if begins else random.choice(fitting)
+            handle = named.handle
             fixed = {"ike": handle, "quick": handle, "handle": handle}
         elif kind not in (ops.IkeOffer, ops.IkeAnswer):
             # no such handle: an unknown one, now and then

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 from unittest.mock import patch
 
 from books import (
@@ -44,6 +44,8 @@ MAX_OPEN, MAX_PENDING = 12, 6
 CPIS = range(0x500, 0x506)
 """Of peers; few, so that they meet."""
 HALF_A_KEY = 12
+SAYABLE: tuple[type, ...] = get_args(ops.WorkerRequest | ops.WorkerReply)
+"""All that a worker has words for."""
 
 
 class MonitorFuzzer(Fuzzer):
@@ -163,6 +165,7 @@ class MonitorFuzzer(Fuzzer):
         choices: tuple[tuple[Callable[[], None], int], ...] = (
             (self._allocate, 20),
             (self._install, 40),
+            (self._roam, 6),
             (self._confirm, 6),
             (self._remove, 8),
             (self._any, 6),
@@ -234,12 +237,36 @@ class MonitorFuzzer(Fuzzer):
         port = 4500 if connection.encap is Encap.FORCE else self.random.choice((500, 4500))
         return Endpoint(here, port), Endpoint(there, port)
 
-    def _install(self) -> None:
+    def _roam(self) -> None:
+        """A peer that is in comes again, with the same traffic, from wherever it may be by now."""
+        sending = [self.books.installed[spi][1].redeemed for spi in sorted(self.books.settled & self.books.sending)]
+        travels = [each for each in sending if each.connection not in self.books.fixed_names]
+        if not travels:
+            return
+        same, before = self.random.choice(travels), set(self.books.allocated)
+        connection, child = named(same.connection, same.child)
+        local, remote = self._ends(connection)
+        self._ask(
+            ops.AllocateSpi(
+                connection=connection.name,
+                child=child.name,
+                identity=same.identity,
+                local=local,
+                remote=remote,
+                local_ts=same.local_ts,
+                remote_ts=same.remote_ts,
+            )
+        )
+        for spi in set(self.books.allocated) - before:
+            self._install(spi, same)
+
+    def _install(self, spi: int | None = None, same: Redeemed | None = None) -> None:
         """A keymat that keyd derived, or was made to derive, and an installation that fits it, or almost."""
         random = self.random
-        if not self.books.allocated:
-            return
-        spi = random.choice(list(self.books.allocated))
+        if spi is None:
+            if not self.books.allocated:
+                return
+            spi = random.choice(list(self.books.allocated))
         allocated = self.books.allocated[spi]
         connection, child = named(allocated.connection, allocated.child)
         identity = connection.remote_id or identity_named(random.choice(NAMES))
@@ -265,9 +292,14 @@ class MonitorFuzzer(Fuzzer):
                 integrity_in=b"",
             )
         )
+        if same is not None:
+            redeemed = replace(redeemed, identity=same.identity, local_ts=same.local_ts, remote_ts=same.remote_ts)
         outbound = self._sends(redeemed)
         if child.ipcomp and random.random() < 0.7:
             cpi = next((cpi for cpi, asked in self.books.cpis.items() if asked is allocated), None)
+            if random.random() < 0.1:
+                # another child's, or nobody's
+                cpi = random.choice((*self.books.cpis, 0x450))
             redeemed = replace(redeemed, cpi_in=cpi, cpi_out=random.choice(CPIS))
         if random.random() < 0.35:
             redeemed = self._fooled(redeemed)
@@ -336,7 +368,8 @@ class MonitorFuzzer(Fuzzer):
             case 4:
                 return replace(redeemed, spi_out=random.choice((redeemed.spi_in, *outbound)))
             case 5:
-                return replace(redeemed, mode=random.choice(list(Mode)), encap=random.random() < 0.5)
+                other_mode = replace(redeemed, mode=random.choice(list(Mode)))
+                return random.choice((other_mode, replace(redeemed, encap=not redeemed.encap)))
             case 6:
                 taken = [pair.ipcomp.inbound for pair, _ in self.books.installed.values() if pair.ipcomp is not None]
                 return replace(redeemed, cpi_in=random.choice((None, *self.books.cpis, *taken, 0x450)))
@@ -357,8 +390,7 @@ class MonitorFuzzer(Fuzzer):
         self._ask(ops.Remove(spi_in=spi))
 
     def _any(self) -> None:
-        kinds = (ops.AllocateSpi, ops.InstallInbound, ops.InstallOutbound, ops.Remove, ops.Progress, ops.Completed)
-        kind = self.random.choice(kinds)
+        kind = self.random.choice([each for each in SAYABLE if each is not ops.Described])
         message = self.generator.message(kind, self.random.choice((0.05, 0.3, 1.0)))
         if isinstance(message, ops.Progress | ops.Completed) and self.random.random() < 0.9:
             return
@@ -366,17 +398,7 @@ class MonitorFuzzer(Fuzzer):
         self._ask(message, odd)
 
     def _frame(self) -> None:
-        kind = self.random.choice(
-            (
-                ops.AllocateSpi,
-                ops.InstallInbound,
-                ops.InstallOutbound,
-                ops.Remove,
-                ops.Progress,
-                ops.Completed,
-                ops.Described,
-            )
-        )
+        kind = self.random.choice(SAYABLE)
         message = self.generator.message(kind, 0.05)
         self.spelled_out(message)
         admitted = self.spoilt_frame(message)

@@ -5,7 +5,7 @@ import ipaddress
 import types
 import typing
 from collections import defaultdict, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from enum import Enum
 from random import Random
 from typing import Annotated, Any
@@ -248,7 +248,7 @@ _FOREIGN: tuple[Any, ...] = (
 
 def spoilt(random: Random, frame: bytes) -> bytes:
     """A frame that was one message and may not be any more."""
-    return random.choice((_flipped, _cut, _longer, _restructured, _restructured, _bomb, _fat))(random, frame)
+    return random.choice((_flipped, _cut, _longer, _restructured, _restructured, _resized, _bomb, _fat))(random, frame)
 
 
 def _flipped(random: Random, frame: bytes) -> bytes:
@@ -288,6 +288,27 @@ def _restructured(random: Random, frame: bytes) -> bytes:
         case _:
             parent[where] = random.choice(_FOREIGN)
     return msgpack.packb(tree, use_bin_type=True)
+
+
+def _resized(random: Random, frame: bytes) -> bytes:
+    """One text, octet string or list is empty, or a little shorter or longer than it was, or very much longer."""
+    tree = msgpack.unpackb(frame, raw=False)
+    places = list(_sized_places(tree))
+    if not places:
+        return _longer(random, frame)
+    parent, where = random.choice(places)
+    value = parent[where]
+    parent[where] = random.choice((value[:0], value[:-1], value + value[-1:], value * 70))
+    return msgpack.packb(tree, use_bin_type=True)
+
+
+def _sized_places(tree: list[Any]) -> Iterator[tuple[list[Any], int]]:
+    """Where something stands that has a length, at any depth."""
+    for where, value in enumerate(tree):
+        if type(value) in (str, bytes, list):
+            yield tree, where
+        if type(value) is list:
+            yield from _sized_places(value)
 
 
 def _fat(random: Random, frame: bytes) -> bytes:
