@@ -249,19 +249,26 @@ class KernelDataplane:
         return settled(lambda: self._remove(Ends.of(pair)))
 
     def _remove(self, ends: Ends) -> None:
-        self._delete_all(tuple(each for each in ends.every if each in self._installed))
+        self._delete_all(self._of(ends))
         self._forget(ends)
 
+    def _of(self, ends: Ends) -> tuple[SaId, ...]:
+        """SAs that were installed for this very pair. By the name of the outbound one of a half another may stand."""
+        return tuple(each for each in ends.every if each in self._installed and self._installed[each].is_of(ends))
+
     def _forget(self, ends: Ends) -> None:
-        held = self._held.pop(ends.outbound, None)
-        if held is not None:
+        held = self._held.get(ends.outbound)
+        if held is not None and Ends.of(held.pair).is_of(ends):
             held.timer.cancel()
-        senders = self._senders.get(ends.flow, set())
-        senders.discard(ends.outbound)
-        if not senders:
-            self._senders.pop(ends.flow, None)
-        for each in ends.every:
-            self._installed.pop(each, None)
+            del self._held[ends.outbound]
+        stands = self._installed.get(ends.outbound)
+        if stands is None or stands.is_of(ends):
+            senders = self._senders.get(ends.flow, set())
+            senders.discard(ends.outbound)
+            if not senders:
+                self._senders.pop(ends.flow, None)
+        for each in self._of(ends):
+            del self._installed[each]
 
     def _delete_all(self, names: Iterable[SaId]) -> None:
         for each in names:

@@ -35,6 +35,10 @@ class Ends:
             compressing=SaId(remote, ProtocolId.IPCOMP, Spi(cpis.outbound), mark) if cpis is not None else None,
         )
 
+    def is_of(self, other: "Ends") -> bool:
+        """Whether the two are of one pair: an inbound SPI is allocated for one alone."""
+        return self.inbound == other.inbound
+
     @property
     def both(self) -> tuple[SaId, SaId]:
         """Inbound, outbound."""

@@ -250,6 +250,25 @@ def test_an_outbound_sa_that_exists_is_not_replaced_and_nothing_stays(kit, kerne
     assert plane.owner(SaId(pair.remote.address, ProtocolId.ESP, pair.spi_out)) is None
 
 
+def test_a_half_pair_that_goes_leaves_the_sa_that_stood_in_its_way(kit, kernel, plane):
+    """Its own outbound SA was refused, as one of that name is another pair's."""
+    first = kit.pair()
+    second = replace(first, spi_in=Spi(0x1001))
+    for pair in (first, second):
+        kernel.spi = pair.spi_in
+        plane.allocate_spi(pair.local, pair.remote, pair.suite.protocol)
+        kit.result(plane.install_inbound(pair))
+    kit.result(plane.install_outbound(first))
+    kernel.refuse[Type.NEWSA] = errno.EEXIST
+    with pytest.raises(DataplaneError, match="EEXIST"):
+        kit.result(plane.install_outbound(second))
+    kit.result(plane.remove(second))
+    assert kernel.spis(Type.DELSA) == [0x1001]
+    assert plane.owner(SaId(first.remote.address, ProtocolId.ESP, first.spi_out)) == first.spi_in
+    kit.result(plane.remove(first))
+    assert kernel.spis(Type.DELSA) == [0x1001, 0x1000, 0x2000]
+
+
 def test_a_refused_inbound_sa_takes_the_larval_one_along(kit, kernel, plane):
     pair = kit.pair()
     plane.allocate_spi(pair.local, pair.remote, pair.suite.protocol)
