@@ -142,10 +142,12 @@ def tell(world, lie: Lie) -> str:
     finally:
         world.in_keyd(HONEST)
     found = re.search(r"installed|denied reason=\w+", verdict)
-    outcome = HALF if found is None else found[0]
+    if found is None:
+        assert world.in_esp(f"result = {known['elsewhere']} in me.database._by_spi")
+        return HALF
     # a half of it goes when the worker has heard of the refusal
-    assert wait_for(lambda: pairs(world) - before == (outcome in (INSTALLED, HALF)), 5)
-    return outcome
+    assert wait_for(lambda: pairs(world) - before == (found[0] == INSTALLED), 5)
+    return found[0]
 
 
 @pytest.mark.parametrize("name", LIES)
