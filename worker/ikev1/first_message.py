@@ -101,7 +101,7 @@ def parse_message(received: Received, number: int) -> list[Payload]:
 
 
 def association(payloads: list[Payload]) -> SecurityAssociation:
-    """The payload that messages 1 and 2 begin with (RFC 2409 section 5)."""
+    """The payload that messages 1 and 2 begin with, and what is read of Quick Mode (RFC 2409 sections 5 and 5.5)."""
     first = payloads[0]
     if not isinstance(first, SecurityAssociation):
         raise PeerError("message begins with the wrong payload", NotifyType.INVALID_PAYLOAD_TYPE)

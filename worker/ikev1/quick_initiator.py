@@ -5,7 +5,7 @@ from collections.abc import Collection
 from privsep.algorithms import Group
 from privsep.errors import PeerError
 from privsep.iana import ExchangeType, PayloadType, ProtocolId
-from privsep.isakmp.payloads import Payload, parse_payload
+from privsep.isakmp.payloads import parse_payload
 from privsep.payloads import split_chain
 from privsep.schema.install import Allocated, InstallOutbound
 from privsep.schema.keyd import QuickAccept, QuickAgreed, QuickFinish, QuickKeyed, QuickOffer, QuickOffered, Refusal
@@ -116,7 +116,7 @@ class _Initiator:
             exchange.report(f"-> {peer} Quick Mode 1/3 for {child.name}: {exchange.selectors}, offering {offering}")
             message = exchange.sealed(PayloadType.HASH, offered.ciphertext)
             agreed = await exchange.ask(message, self._message_2, f"Quick Mode 1/3 for {child.name}")
-            _parse(2, agreed)
+            _check(agreed)
             exchange.theirs = Spi(agreed.spi_out)
             exchange.report(f"<- {peer} Quick Mode 2/3 for {child.name}: chose {_described(agreed)}")
 
@@ -171,8 +171,10 @@ def _described(agreed: QuickAgreed) -> str:
     return agreed.suite.described + (" with IPComp" if agreed.cpi_out is not None else "")
 
 
-def _parse(number: int, opened: QuickAgreed) -> list[Payload]:
-    row = rules.expected(ExchangeType.QUICK_MODE, number, encrypted=True)
-    listed = split_chain(opened.next_payload, opened.payloads)
+def _check(agreed: QuickAgreed) -> None:
+    """PeerError unless message 2 has the payloads that it may have, well-formed. What SA and IDs say keyd has read."""
+    row = rules.expected(ExchangeType.QUICK_MODE, 2, encrypted=True)
+    listed = split_chain(agreed.next_payload, agreed.payloads)
     rules.check(row, (kind for kind, _ in listed))
-    return [parse_payload(kind, body) for kind, body in listed]
+    for kind, body in listed:
+        parse_payload(kind, body)

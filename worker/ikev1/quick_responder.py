@@ -2,7 +2,6 @@
 
 from privsep.errors import PeerError
 from privsep.iana import ExchangeType, NotifyType, PayloadType, ProtocolId
-from privsep.isakmp.association import SecurityAssociation
 from privsep.isakmp.identification import parse_selector
 from privsep.isakmp.payloads import Identification, Payload, parse_payload
 from privsep.log import Level
@@ -16,6 +15,7 @@ from worker.context import Context
 from worker.errors import Failed, KeydRefused, MonitorDenied
 from worker.exchange import Exchange, Received
 from worker.ikev1 import informational
+from worker.ikev1.first_message import association
 from worker.ikev1.quick import Terms, adopt, allocate, ignored_for, install_inbound, original_addresses, refuse
 from worker.isakmp_sa import IkeSa
 from worker.moving import authenticated_from
@@ -105,7 +105,7 @@ class _Responder:
         listed = split_chain(self._opened.next_payload, self._opened.payloads)
         rules.check(row, (kind for kind, _ in listed))
         payloads = [parse_payload(kind, body) for kind, body in listed]
-        offer = _sa(payloads)
+        offer = association(payloads)
         self.offered = (offer.proposals[0].protocol, offer.proposals[0].spi)
         local_ts, remote_ts = _selectors(sa, payloads)
         pfs = any(kind == PayloadType.KE for kind, _ in listed)
@@ -165,13 +165,6 @@ async def _withdraw(context: Context, sa: IkeSa, protocol: ProtocolId, spi: Spi)
         await informational.delete_spis(context, sa, ((protocol, spi),))
     except Failed as failed:
         context.log_rarely(Level.INFO, "notification-unsent", **sa.label, reason=failed.reason)
-
-
-def _sa(payloads: list[Payload]) -> SecurityAssociation:
-    first = payloads[0]
-    if not isinstance(first, SecurityAssociation):
-        raise PeerError("message begins with the wrong payload", NotifyType.INVALID_PAYLOAD_TYPE)
-    return first
 
 
 def _selectors(sa: IkeSa, payloads: list[Payload]) -> tuple[TrafficSelector, TrafficSelector]:
