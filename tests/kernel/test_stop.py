@@ -1,37 +1,11 @@
 """What a clean stop leaves in a real kernel until the next start, and in an XFRM interface's routes (`on_stop`)."""
 
-import re
-import signal
-import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import pytest
-from lab import Wiretap, launch, run
+from lab import launch, none_in_clear, run
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(600)]
 
 IKE, GCM = "aes256-sha256-modp2048", "aes256gcm16-modp2048"
-INTERVAL = "0.05"
-
-
-@contextmanager
-def none_in_clear(network) -> Iterator[None]:
-    """Of twenty pings a second meanwhile, with a default route that would take them."""
-    tap = Wiretap(network)
-    left, right = network.left, network.right
-    words = left.command("ping", "-n", "-q", "-i", INTERVAL, "-I", left.inner, right.inner)
-    sender = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
-    try:
-        yield
-    finally:
-        sender.send_signal(signal.SIGINT)
-        output, _ = sender.communicate(timeout=30)
-        clear = tap.counts()["cleartext"]
-    sent = int(re.search(r"(\d+) packets transmitted", output).group(1))
-    print(f"{clear} of {sent} pings in clear")
-    assert sent > 5
-    assert clear == 0
 
 
 def test_policies_stand_over_a_clean_restart_and_are_taken_over_rfc4301_4_4_1(network, ours, theirs):
@@ -42,7 +16,7 @@ def test_policies_stand_over_a_clean_restart_and_are_taken_over_rfc4301_4_4_1(ne
     ours.order("up")
     assert network.left.ping(network.right.inner) == 3
     before = ours.xfrm("policy")
-    with none_in_clear(network):
+    with none_in_clear(network, least=5):
         assert ours.stop() == 0
         assert (ours.xfrm("state"), ours.xfrm("policy")) == ("", before)
         assert network.wait_for(lambda: theirs.children() == [])
@@ -63,7 +37,7 @@ def test_an_interface_keeps_its_routes_over_a_stop_and_goes_when_no_child_has_it
     ours.config.write_text(with_interface)
     ours.launch()
     network.ip(network.left, "route", "add", network.right.inner, "dev", "ipsec0")
-    with none_in_clear(network):
+    with none_in_clear(network, least=5):
         assert ours.stop() == 0
         assert "ipsec0" in network.ip(network.left, "route")
     ours.config.write_text(plain)

@@ -1,17 +1,12 @@
 """What a clean stop leaves: refusal until the next start (`on_stop`), and how it ends for good."""
 
 import re
-import signal
-import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
-from lab import Wiretap
+from lab import none_in_clear
 
 pytestmark = pytest.mark.root
 
-PING_INTERVAL = "0.05"
 DONE, FAILED = 0, 1
 
 
@@ -22,34 +17,12 @@ def ours(network, ours):
     return ours
 
 
-@contextmanager
-def pings_refused(network) -> Iterator[None]:
-    """Twenty pings a second meanwhile: a good number is sent, and none of them is seen on the wire in clear."""
-    tap = Wiretap(network)
-    left, right = network.left, network.right
-    sender = subprocess.Popen(
-        left.command("ping", "-n", "-q", "-i", PING_INTERVAL, "-I", left.inner, right.inner),
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        yield
-    finally:
-        sender.send_signal(signal.SIGINT)
-        output, _ = sender.communicate(timeout=10)
-        clear = tap.counts()["cleartext"]
-    sent = int(re.search(r"(\d+) packets transmitted", output).group(1))
-    print(f"{clear} of {sent} pings in clear")
-    assert sent > 20
-    assert clear == 0
-
-
 def in_place(network) -> bool:
     return "unreachable" in network.ip(network.left, "route", "show", "table", "all")
 
 
 def test_no_ping_leaves_in_clear_over_a_clean_restart_with_a_default_route(network, tunnel, theirs):
-    with pings_refused(network):
+    with none_in_clear(network, least=20):
         assert tunnel.stop() == DONE
         # told that it is gone (RFC 2408 section 5.15)
         assert network.wait_for(lambda: theirs.children() == [])

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -137,6 +138,25 @@ class Wiretap:
     def close(self) -> None:
         self._process.kill()
         self._process.communicate()
+
+
+@contextmanager
+def none_in_clear(network: Network, *, least: int) -> Iterator[None]:
+    """Twenty pings a second meanwhile, of which more than `least` are sent and none is seen on the wire in clear."""
+    tap = Wiretap(network)
+    left, right = network.left, network.right
+    words = left.command("ping", "-n", "-q", "-i", "0.05", "-I", left.inner, right.inner)
+    sender = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    try:
+        yield
+    finally:
+        sender.send_signal(signal.SIGINT)
+        output, _ = sender.communicate(timeout=30)
+        clear = tap.counts()["cleartext"]
+    sent = int(re.search(r"(\d+) packets transmitted", output).group(1))
+    print(f"{clear} of {sent} pings in clear")
+    assert sent > least
+    assert clear == 0
 
 
 CONNECTION = """\
